@@ -1,0 +1,69 @@
+"""Which experts stay: one file per published method, and the table that names them."""
+
+import difflib
+import types
+from dataclasses import MISSING, fields
+from typing import Any, get_args, get_type_hints
+
+from lynx_moe.policies.lynx import Lynx
+from lynx_moe.policies.lynx_v1 import LynxV1
+from lynx_moe.policies.oea import Oea
+from lynx_moe.policies.policy import ModelShape, Policy
+from lynx_moe.policies.random import Random
+from lynx_moe.policies.vanilla import Vanilla
+
+POLICIES: dict[str, type[Policy]] = {p.name: p for p in (Vanilla, Lynx, LynxV1, Oea, Random)}
+
+__all__ = ["POLICIES", "ModelShape", "Policy", "knobs", "make_policy"]
+
+
+def knobs(policy: type[Policy]) -> dict[str, tuple[type, Any]]:
+    """A policy's knobs: name -> (type, default), the default being MISSING where one must be given."""
+    hints = get_type_hints(policy)
+    return {f.name: (_plain(hints[f.name]), f.default) for f in fields(policy)}
+
+
+def make_policy(spec: str) -> Policy:
+    """The policy that a spec string names: `name` or `name:knob=value,knob=value`.
+
+    Raises ValueError that says what was given, what is allowed and the nearest valid name.
+    """
+    name, _, rest = spec.strip().partition(":")
+    if name not in POLICIES:
+        raise ValueError(f"unknown policy {name!r} in {spec!r}{_nearest(name, list(POLICIES))}")
+    allowed = knobs(POLICIES[name])
+    given: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in rest.split(","))):
+        key, sign, text = (p.strip() for p in part.partition("="))
+        if key not in allowed:
+            raise ValueError(f"{name} has no knob {key!r} in {spec!r}{_nearest(key, list(allowed))}")
+        if key in given:
+            raise ValueError(f"{name}: knob {key!r} is given twice in {spec!r}")
+        if not sign:
+            raise ValueError(f"{name}: {part!r} in {spec!r} lacks a value; write {key}=VALUE")
+        given[key] = _parse(name, key, text, allowed[key][0])
+    missing = [key for key, (_, default) in allowed.items() if default is MISSING and key not in given]
+    if missing:
+        raise ValueError(f"{name} needs {', '.join(missing)}: write {name}:{','.join(f'{k}=VALUE' for k in missing)}")
+    return POLICIES[name](**given)
+
+
+def _parse(name: str, key: str, text: str, kind: type) -> Any:
+    words = {"true": True, "false": False}
+    try:
+        return words[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        what = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
+        raise ValueError(f"{name}: {key}={text} must be {what}") from None
+
+
+def _plain(hint: Any) -> type:
+    """`int` of `int | None`."""
+    kinds: list[type] = [t for t in get_args(hint) or (hint,) if t is not types.NoneType]
+    return kinds[0]
+
+
+def _nearest(word: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(word, names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint} allowed: {', '.join(names) or 'none'}" if hint else f"; allowed: {', '.join(names) or 'none'}"

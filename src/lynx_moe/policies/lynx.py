@@ -1,0 +1,105 @@
+"""AffinityBinning: the policy of Lynx (arXiv 2411.08982, v3).
+
+Each voter sorts the experts into bins by their log-ratio to its favourite; what the other voters say only breaks ties
+inside a bin. The union of everybody's top-k under that order stays.
+
+    d[t,e] = L[t,e] - max_e L[t,e]
+    q[t,e] = max(ceil(alpha * d), -beta)                     bins 0, -1, ..., -beta
+    S[e]   = sum_t B ** q[t,e]                               B = number of voters
+    C[t]   = top-k of  q[t,e] + (S[e] - B ** q[t,e]) / B     equal values: lowest expert id
+    keep   = union of C[t]
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from lynx_moe.policies.policy import ModelShape, Policy, Step
+from lynx_moe.policies.published import alpha_beta
+from lynx_moe.routing import RouterSpec, order_key
+
+EXACT_BITS = 53  # float64 adds integers below 2**53 without rounding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lynx(Policy):
+    """alpha: bins per unit of log-ratio; beta: depth of the last bin, which everything further down shares. Experts
+    whose probability is below e**(-beta/alpha) of the favourite's are interchangeable: smaller beta/alpha saves more.
+
+    Left open, they are the authors' values for a model that has some (`published.py`); elsewhere beta = 1 where
+    k/N >= 1/4, else 2, and alpha = beta / depth, where depth is the router's own scale: the mean distance, over the
+    step's voters, from the favourite down to rank k // 2 (half of a token's experts are protected from the last bin).
+
+    The binned quantity is what the model ranks by: the logit, or the logarithm of the biased score where the router has
+    a selection bias. Experts outside a row's groups are in none of its bins.
+    pin_top1 also keeps every voter's favourite: a row with more than k experts in bin 0 can lose it otherwise.
+    """
+
+    name: ClassVar[str] = "lynx"
+    summary: ClassVar[str] = "AffinityBinning: bins of log-ratio to the favourite, ties by the batch's bins"
+    source: ClassVar[str] = "Lynx v3, arXiv 2411.08982"
+    alpha: float | None = None
+    beta: int | None = None
+    pin_top1: bool = False
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and not 0 < self.alpha < float("inf"):
+            raise ValueError(f"lynx: alpha={self.alpha:g} must be a finite number above 0, such as alpha=3")
+        if self.beta is not None and not 0 <= self.beta <= 16:
+            raise ValueError(f"lynx: beta={self.beta} must be a whole number from 0 to 16, such as beta=2")
+
+    def for_model(self, model: ModelShape) -> Self:
+        known = alpha_beta(model)
+        if known is None or self.alpha is not None or self.beta is not None:
+            return self
+        return type(self)(alpha=known[0], beta=known[1], pin_top1=self.pin_top1)
+
+    def keep(self, step: Step) -> Tensor:
+        value_TE = step.choice_TE if step.spec.bias is None else step.choice_TE.clamp(min=1e-30).log()
+        if step.allowed_TE is not None:
+            value_TE = value_TE.masked_fill(~step.allowed_TE, -torch.inf)
+        beta = self.beta if self.beta is not None else _default_beta(step.spec)
+        alpha = self.alpha if self.alpha is not None else beta / _depth(value_TE, step)
+        distance_TE = value_TE - value_TE.amax(-1, keepdim=True)
+        bin_TE = (alpha * distance_TE).ceil().clamp(min=-beta).long()
+        # (S - h) / B < 1 and h is constant inside a row's bin: the order is bin, then S, then lowest id.
+        place_E = _place(_popularity(bin_TE, beta, step.voters_T))
+        rank_TE = bin_TE * step.spec.num_experts - place_E
+        if step.allowed_TE is not None:
+            rank_TE = rank_TE.where(step.allowed_TE, torch.iinfo(torch.int64).min)
+        keep_E = step.union(rank_TE.topk(step.spec.top_k, -1).indices)
+        if self.pin_top1:
+            keep_E = keep_E | step.union(order_key(step.choice_TE, step.allowed_TE).argmax(-1, keepdim=True))
+        return keep_E
+
+
+def _popularity(bin_TE: Tensor, beta: int, voters_T: Tensor) -> Tensor:
+    """S * B**beta, float64 [E]: an integer sum, hence exact, whatever the order of the rows.
+
+    The powers of B stay below 2**53: above 1552 voters at beta = 4 (the deepest published) B is capped, never below.
+    """
+    base = voters_T.sum().clamp(max=int(2 ** (EXACT_BITS / (beta + 1)))).double()
+    power_Q = torch.cat([base.new_ones(1), base.expand(beta).cumprod(0)])
+    share_TE = power_Q[bin_TE + beta].where(voters_T[:, None], 0.0)
+    return share_TE.sum(0)
+
+
+def _place(value_E: Tensor) -> Tensor:
+    """int64 [E]: each expert's place in descending order, 0 the first; equal values: lowest id first."""
+    order_E = value_E.sort(descending=True, stable=True).indices
+    return torch.empty_like(order_E).scatter_(0, order_E, torch.arange(len(order_E), device=order_E.device))
+
+
+def _default_beta(spec: RouterSpec) -> int:
+    return 1 if 4 * spec.top_k >= spec.num_experts else 2
+
+
+def _depth(value_TE: Tensor, step: Step) -> Tensor:
+    """0-d: the voters' mean distance from rank 0 down to rank k // 2, in the unit of the binned quantity."""
+    rank = max(1, step.spec.top_k // 2)
+    top_TR = value_TE.topk(min(rank + 1, step.spec.num_experts), -1).values
+    gap_T = (top_TR[:, 0] - top_TR[:, -1]).double()
+    usable_T = step.voters_T & gap_T.isfinite()
+    return (gap_T.where(usable_T, 0.0).sum() / usable_T.sum().clamp(min=1)).clamp(min=1e-6).float()

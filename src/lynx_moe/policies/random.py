@@ -1,0 +1,45 @@
+"""The control: a random set of experts. A policy that does not beat it has no content."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lynx_moe.policies.policy import Policy, Step, check_num_keep
+from lynx_moe.routing import RouterSpec
+
+MIX = 0x2545F4914F6CDD1D  # xorshift64* multiplier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(Policy):
+    """num_keep of the experts that the step would load stay, drawn anew for every layer and step.
+
+    The draw is a hash of the voters' own choices, so every tensor-parallel rank draws alike and the order of the rows
+    does not matter; `seed` gives other draws.
+    """
+
+    name: ClassVar[str] = "random"
+    summary: ClassVar[str] = "a random set of the same size (the control)"
+    source: ClassVar[str] = "-"
+    num_keep: int
+    seed: int = 0
+
+    def check(self, spec: RouterSpec) -> None:
+        check_num_keep(self.name, self.num_keep, spec)
+
+    def keep(self, step: Step) -> Tensor:
+        votes_E = step.votes()
+        expert_E = torch.arange(1, len(votes_E) + 1, device=votes_E.device)
+        draw_E = _hash(expert_E + _hash((votes_E * _hash(expert_E + self.seed)).sum()))
+        draw_E = torch.where(votes_E > 0, draw_E, -1)
+        return draw_E >= draw_E.topk(min(self.num_keep, len(draw_E))).values[-1]
+
+
+def _hash(value: Tensor) -> Tensor:
+    """Non-negative int64 of the same shape; integer arithmetic wraps alike on every device."""
+    for _ in range(2):
+        value = value * MIX
+        value = value ^ (value >> 29)
+    return value & 0x7FFFFFFFFFFFFFFF

@@ -1,0 +1,170 @@
+"""What a routing decision is, and the two ways to make one: the model's own top-k, and a reroute into a kept set.
+
+Shapes: T rows (tokens of one step), E experts, K = top_k, G expert groups. All tensors of a step live on one device.
+Everything here has fixed shapes, no host sync and no data-dependent control flow: torch.compile traces it, CUDA graphs
+capture it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SCORINGS = ("softmax", "sigmoid", "sqrtsoftplus")
+INT32_MIN = -(2**31)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RouterSpec:
+    """How a model's router turns logits into experts and weights.
+
+    scoring      logits -> scores: "softmax" over all experts, or "sigmoid" / "sqrtsoftplus" of each logit alone.
+    renormalize  the chosen scores are divided by their sum (softmax over the chosen logits, as gpt-oss does, is this).
+    scale        routed scaling factor: multiplies the weights last.
+    bias         [E] selection bias (`e_score_correction_bias`): added to the scores for choosing, never for weights.
+    groups       (n_group, topk_group): only the best topk_group of n_group equal groups may be chosen from. A group's
+                 score is its best expert's, or the sum of its two best biased scores where there is a bias.
+
+    Raises ValueError when the values contradict one another.
+    """
+
+    num_experts: int
+    top_k: int
+    scoring: str = "softmax"
+    renormalize: bool = True
+    scale: float = 1.0
+    bias: Tensor | None = None
+    groups: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top_k <= self.num_experts:
+            raise ValueError(f"top_k={self.top_k} must lie between 1 and num_experts={self.num_experts}")
+        if self.scoring not in SCORINGS:
+            raise ValueError(f"scoring={self.scoring!r} is unknown; allowed: {', '.join(SCORINGS)}")
+        if self.bias is not None and self.bias.shape != (self.num_experts,):
+            raise ValueError(f"bias has shape {tuple(self.bias.shape)}, expected ({self.num_experts},)")
+        if self.groups is not None:
+            n_group, topk_group = self.groups
+            if n_group < 1 or self.num_experts % n_group or not 1 <= topk_group <= n_group:
+                raise ValueError(
+                    f"groups={self.groups}: n_group must divide num_experts={self.num_experts}, "
+                    "and topk_group must lie between 1 and n_group"
+                )
+            if self.bias is not None and self.num_experts // n_group < 2:
+                raise ValueError(f"groups={self.groups}: biased groups are scored by two experts, a group has one")
+            if topk_group * (self.num_experts // n_group) < self.top_k:
+                raise ValueError(f"groups={self.groups} leave fewer experts than top_k={self.top_k}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """Which rows of a step may change: bool masks of length T.
+
+    valid  False for padding: it neither votes nor counts nor loads experts. None: every row is valid.
+    remap  True where the policy may reroute (decode rows that are not exact). Valid rows that are not remap keep the
+           model's routing and donate the experts that they load. None: every valid row.
+    """
+
+    valid: Tensor | None = None
+    remap: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """What the expert kernel gets: ids [T, K] (int64) and weights [T, K] (float32)."""
+
+    ids: Tensor
+    weights: Tensor
+
+
+def order_key(value_TE: Tensor, tier_TE: Tensor | None = None) -> Tensor:
+    """int64 [T, E] keys, all different within a row, whose descending order is: tier, then value, then lowest id.
+
+    torch.topk promises nothing about ties; on these keys there are none. Values are compared as float32; +0 equals -0.
+    """
+    bits = value_TE.float().contiguous().view(torch.int32)
+    rank = torch.where(bits < 0, INT32_MIN - bits, bits).to(torch.int64)
+    num_experts = value_TE.shape[-1]
+    key = (rank << 16) + torch.arange(num_experts - 1, -1, -1, device=value_TE.device)
+    return key if tier_TE is None else key + (tier_TE.to(torch.int64) << 50)
+
+
+def scores(logits_TE: Tensor, spec: RouterSpec) -> Tensor:
+    """Float32 scores [T, E]: what the weights are made of."""
+    logits_TE = logits_TE.float()
+    if spec.scoring == "softmax":
+        return logits_TE.softmax(-1)
+    if spec.scoring == "sigmoid":
+        return logits_TE.sigmoid()
+    return torch.nn.functional.softplus(logits_TE).sqrt()
+
+
+def preference(logits_TE: Tensor, spec: RouterSpec) -> tuple[Tensor, Tensor | None]:
+    """What the model ranks by, float32 [T, E], and the experts that its groups allow, bool [T, E] (None: all).
+
+    The biased score where there is a bias, else the logit: every scoring is monotone in it.
+    """
+    choice_TE = logits_TE.float() if spec.bias is None else scores(logits_TE, spec) + spec.bias.float()
+    if spec.groups is None:
+        return choice_TE, None
+    n_group, topk_group = spec.groups
+    grouped = choice_TE.reshape(*choice_TE.shape[:-1], n_group, -1)
+    score_TG = grouped.amax(-1) if spec.bias is None else grouped.topk(2, -1).values.sum(-1)
+    best = order_key(score_TG).topk(topk_group, -1).indices
+    allowed_TG = torch.zeros_like(score_TG, dtype=torch.bool).scatter(-1, best, True)
+    return choice_TE, allowed_TG.repeat_interleave(choice_TE.shape[-1] // n_group, -1)
+
+
+def weigh(logits_TE: Tensor, ids_TK: Tensor, spec: RouterSpec, mass_T1: Tensor | None = None) -> Tensor:
+    """The model's weights rule on given ids: float32 [T, K].
+
+    mass_T1: what a row's weights shall sum to where the router does not renormalise a softmax (the row's original
+    top-k mass, Lynx's rule). Scores of independent experts (sigmoid) follow the model's rule as they are.
+    """
+    if spec.scoring == "softmax" and (spec.renormalize or mass_T1 is not None):
+        chosen = logits_TE.float().gather(-1, ids_TK).softmax(-1)
+        return chosen * (mass_T1 if mass_T1 is not None and not spec.renormalize else spec.scale)
+    chosen = scores(logits_TE, spec).gather(-1, ids_TK)
+    if spec.renormalize:
+        chosen = chosen / chosen.sum(-1, keepdim=True).clamp(min=1e-20)
+    return chosen * spec.scale
+
+
+def select(logits_TE: Tensor, spec: RouterSpec) -> Routing:
+    """The model's own routing: top-k of its preference (equal values: lowest expert id), its weights rule."""
+    choice_TE, allowed_TE = preference(logits_TE, spec)
+    ids_TK = order_key(choice_TE, allowed_TE).topk(spec.top_k, -1).indices
+    return Routing(ids_TK, weigh(logits_TE, ids_TK, spec))
+
+
+def reroute(
+    logits_TE: Tensor,
+    keep_E: Tensor,
+    spec: RouterSpec,
+    own: Routing,
+    ranked: tuple[Tensor, Tensor | None] | None = None,
+) -> Routing:
+    """Each row's top-k inside the kept experts, in the row's own order; weights by the model's rule.
+
+    A row whose own experts all stay is returned bit for bit. Where fewer than K kept experts lie in the groups that a
+    row may use, its own next choices fill up. `ranked` saves the work of `preference` if the caller has done it.
+    """
+    choice_TE, allowed_TE = ranked or preference(logits_TE, spec)
+    tier_TE = keep_E.long() if allowed_TE is None else allowed_TE * (1 + keep_E.long())
+    ids_TK = order_key(choice_TE, tier_TE).topk(spec.top_k, -1).indices
+    stays_T1 = keep_E[own.ids].all(-1, keepdim=True)
+    weights_TK = weigh(logits_TE, ids_TK, spec, own.weights.sum(-1, keepdim=True))
+    return Routing(torch.where(stays_T1, own.ids, ids_TK), torch.where(stays_T1, own.weights, weights_TK))
+
+
+def loaded(ids_TK: Tensor, num_experts: int, rows_T: Tensor | None = None) -> Tensor:
+    """bool [E]: the experts that the given rows (None: all) load."""
+    if rows_T is not None:
+        ids_TK = torch.where(rows_T[:, None], ids_TK, num_experts)
+    flags = torch.zeros(num_experts + 1, dtype=torch.bool, device=ids_TK.device)
+    return flags.scatter(0, ids_TK.flatten().long(), True)[:num_experts]
+
+
+def distinct(ids_TK: Tensor, num_experts: int, valid_T: Tensor | None = None) -> Tensor:
+    """0-d int64: how many different experts the valid rows load; what decode time is linear in."""
+    return loaded(ids_TK, num_experts, valid_T).sum()
