@@ -29,8 +29,8 @@ class Lynx(Policy):
     whose probability is below e**(-beta/alpha) of the favourite's are interchangeable: smaller beta/alpha saves more.
 
     Left open, they are the authors' values for a model that has some (`published.py`); elsewhere beta = 1 where
-    k/N >= 1/4, else 2, and alpha = beta / depth, where depth is the router's own scale: the mean distance, over the
-    step's voters, from the favourite down to rank k // 2 (half of a token's experts are protected from the last bin).
+    k/N >= 1/4, else 2, and alpha = beta / depth, where depth is the router's own scale: the median distance,
+    over the step's voters, from the favourite down to rank k // 2 (half of a token's experts are protected from the last bin).
 
     The binned quantity is what the model ranks by: the logit, or the logarithm of the biased score where the router has
     a selection bias. Experts outside a row's groups are in none of its bins.
@@ -97,9 +97,9 @@ def _default_beta(spec: RouterSpec) -> int:
 
 
 def _depth(value_TE: Tensor, step: Step) -> Tensor:
-    """0-d: the voters' mean distance from rank 0 down to rank k // 2, in the unit of the binned quantity."""
-    rank = max(1, step.spec.top_k // 2)
-    top_TR = value_TE.topk(min(rank + 1, step.spec.num_experts), -1).values
-    gap_T = (top_TR[:, 0] - top_TR[:, -1]).double()
-    usable_T = step.voters_T & gap_T.isfinite()
-    return (gap_T.where(usable_T, 0.0).sum() / usable_T.sum().clamp(min=1)).clamp(min=1e-6).float()
+    """[1]: the voters' median distance from rank 0 down to rank k // 2, in the unit of the binned quantity."""
+    rank = min(max(1, step.spec.top_k // 2), step.spec.num_experts - 1)
+    top_TR = value_TE.topk(rank + 1, -1).values
+    gap_T = (top_TR[:, 0] - top_TR[:, -1]).where(step.voters_T, torch.inf).sort().values
+    middle = ((step.voters_T.sum(dim=0, keepdim=True) - 1) // 2).clamp(min=0)
+    return gap_T.gather(0, middle).clamp(1e-6, 1e6)  # gather: indexing with a 0-d tensor would sync with the host

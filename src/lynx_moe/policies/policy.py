@@ -134,9 +134,9 @@ def _settle(proposed: Routing, step: Step, valid_T: Tensor | None) -> Routing:
 
 def _fill_padding(routing: Routing, valid_T: Tensor) -> Routing:
     """Padding rows repeat the first valid row's ids with weight 0, so that they load nothing of their own."""
-    first = valid_T.to(torch.int8).argmax()
+    first = valid_T.to(torch.int8).argmax(0, keepdim=True)
     return Routing(
-        torch.where(valid_T[:, None], routing.ids, routing.ids[first]),
+        torch.where(valid_T[:, None], routing.ids, routing.ids.index_select(0, first)),
         torch.where(valid_T[:, None], routing.weights, 0.0),
     )
 

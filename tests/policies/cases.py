@@ -1,0 +1,75 @@
+"""Random routing steps for the contract tests: logits of every awkward kind, router schemes, row masks."""
+
+from dataclasses import dataclass
+
+import hypothesis.strategies as st
+import torch
+from torch import Tensor
+
+from lynx_moe.routing import RouterSpec, Rows
+
+SIZES_T = (1, 2, 7, 64, 257)
+SIZES_E = (4, 60, 64, 128, 256)
+KINDS = ("normal", "flat", "ties", "equal", "extreme", "minus_inf", "nan", "bfloat16")
+SCHEMES = ("softmax", "softmax_raw", "sigmoid_bias", "grouped", "grouped_bias", "sqrtsoftplus_bias", "sigmoid")
+
+
+@dataclass
+class Case:
+    logits: Tensor
+    spec: RouterSpec
+    rows: Rows
+
+    @property
+    def valid(self) -> Tensor:
+        return torch.ones(len(self.logits), dtype=torch.bool) if self.rows.valid is None else self.rows.valid
+
+    @property
+    def voters(self) -> Tensor:
+        finite = self.logits.float().amax(-1).isfinite()
+        return finite & self.valid & (self.valid if self.rows.remap is None else self.rows.remap)
+
+
+def make_logits(kind: str, num_rows: int, num_experts: int, rng: torch.Generator) -> Tensor:
+    logits = torch.randn(num_rows, num_experts, generator=rng) * 2
+    some = torch.rand(num_rows, num_experts, generator=rng) < 0.5
+    if kind == "flat":
+        return logits * 0.01
+    if kind == "ties":
+        return logits.round()
+    if kind == "equal":
+        return torch.zeros_like(logits)
+    if kind == "extreme":
+        return logits * 1e30
+    if kind == "minus_inf":
+        return logits.masked_fill(some, -torch.inf)
+    if kind == "nan":
+        return logits.masked_fill(some & (torch.rand(num_rows, 1, generator=rng) < 0.3), torch.nan)
+    return logits.bfloat16() if kind == "bfloat16" else logits
+
+
+def make_spec(scheme: str, num_experts: int, rng: torch.Generator) -> RouterSpec:
+    top_k = {4: 2, 60: 4, 64: 8, 128: 8, 256: 8}[num_experts]
+    scoring = scheme.partition("_")[0].replace("grouped", "sigmoid" if scheme.endswith("bias") else "softmax")
+    return RouterSpec(
+        num_experts=num_experts,
+        top_k=top_k,
+        scoring=scoring,
+        renormalize=scheme not in ("softmax_raw", "grouped"),
+        scale=2.5 if "bias" in scheme else 1.0,
+        bias=torch.randn(num_experts, generator=rng) * 0.1 if "bias" in scheme else None,
+        groups=(2, 1) if "grouped" in scheme else None,
+    )
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    num_rows, num_experts = draw(st.sampled_from(SIZES_T)), draw(st.sampled_from(SIZES_E))
+    logits = make_logits(draw(st.sampled_from(KINDS)), num_rows, num_experts, rng)
+    spec = make_spec(draw(st.sampled_from(SCHEMES)), num_experts, rng)
+
+    def mask(share: float) -> Tensor | None:
+        return None if draw(st.booleans()) else torch.rand(num_rows, generator=rng) < share
+
+    return Case(logits, spec, Rows(valid=mask(0.8), remap=mask(0.7)))
