@@ -170,9 +170,8 @@ def test_masks_follow_the_scheduler_s_view_of_every_request(model, monkeypatch):
 
         def execute_model(self: Any, scheduled: Any, *args: Any) -> Any:
             nonlocal recomputed
-            computed = dict(
-                zip(scheduled.scheduled_cached_reqs.req_ids, scheduled.scheduled_cached_reqs.num_computed_tokens)
-            )
+            cached = scheduled.scheduled_cached_reqs
+            computed = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
             for new in scheduled.scheduled_new_reqs:
                 prompt_length[new.req_id] = len(new.prompt_token_ids)
                 computed[new.req_id] = new.num_computed_tokens

@@ -146,7 +146,9 @@ def test_the_log_line_comes_when_due_and_only_after_decode_steps():
         reroute(*own_routing(8), layer)
     line = plan.log_line()
     stats = plan.stats()
-    assert line.startswith(f"lynx_moe: {stats.mean_before:.1f} -> {stats.mean_after:.1f} distinct experts per layer, 1 ")
+    assert line.startswith(
+        f"lynx_moe: {stats.mean_before:.1f} -> {stats.mean_after:.1f} distinct experts per layer, 1 "
+    )
     assert plan.log_line() is None
 
 

@@ -99,12 +99,14 @@ def engine(model: str, policy: str | None = None, **kwargs: Any) -> Iterator[Any
     if policy is not None:
         kwargs.setdefault("additional_config", {"lynx_moe": {"policy": policy}})
     defaults = {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 16, "dtype": "bfloat16"}
-    llm = LLM(model=model, skip_tokenizer_init=True, **{**defaults, **kwargs})
     try:
-        yield llm
+        llm = LLM(model=model, skip_tokenizer_init=True, **{**defaults, **kwargs})
+        try:
+            yield llm
+        finally:
+            llm.llm_engine.engine_core.shutdown()
+            del llm
     finally:
-        llm.llm_engine.engine_core.shutdown()
-        del llm
         cleanup_dist_env_and_memory()
         gc.collect()
 
