@@ -1,4 +1,4 @@
-"""Imports go one way: cli -> lab -> engines -> control -> policies -> kernels -> routing; testbed serves cli and lab."""
+"""Imports go one way: cli, lab, engines, control, policies, kernels, routing; the testbed serves cli and lab."""
 
 import ast
 from pathlib import Path
