@@ -1,0 +1,30 @@
+"""vLLM: a plugin that decides between the router and the expert kernels of every MoE layer.
+
+Inert unless the engine is started with `additional_config={"lynx_moe": {"policy": "lynx:alpha=3,beta=2"}}`. The three
+functions here reach the engine of this process (VLLM_ENABLE_V1_MULTIPROCESSING=0); elsewhere the same is there as
+`llm.collective_rpc("lynx_stats")`, `"lynx_reset_stats"` and `"lynx_set_policy"`.
+"""
+
+from lynx_moe.engines.vllm.metrics import LayerStats, Stats, Tally
+from lynx_moe.engines.vllm.plan import active
+
+__all__ = ["LayerStats", "Stats", "Tally", "reset_stats", "set_policy", "stats"]
+
+
+def stats() -> Stats:
+    """What the policy did since the last reset, from the ids that the expert kernels got. Waits for the device."""
+    return active().stats()
+
+
+def reset_stats() -> None:
+    """Starts all counts at zero."""
+    active().reset_stats()
+
+
+def set_policy(spec: str) -> str:
+    """Switches the policy from the next step on, without rebuilding the engine; returns its full spec string.
+
+    Raises ValueError for a bad spec, and where CUDA graphs have recorded the policy: start those with
+    `enforce_eager=True`, or build one engine per policy.
+    """
+    return active().set_policy(spec)

@@ -1,0 +1,175 @@
+"""Where the plugin meets vLLM's model building and model runners."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import vllm.model_executor.layers.fused_moe.layer as moe_layer
+from vllm.logger import init_logger
+from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+from lynx_moe.engines.vllm.options import KEY, Options
+from lynx_moe.engines.vllm.plan import Layer, Plan
+from lynx_moe.engines.vllm.plugin import wrap
+from lynx_moe.engines.vllm.router import LynxRouter
+from lynx_moe.engines.vllm.rows import from_v1_runner, from_v2_batch
+from lynx_moe.engines.vllm.specs import Bypass, spec_of
+from lynx_moe.policies import ModelShape
+
+logger = init_logger(f"vllm.{KEY}")  # vLLM configures handlers for its own name only
+PLAN = "lynx_moe_plan"  # attribute of the model
+
+
+class Building:
+    """The model under construction: the plan, and what the factory made for it so far."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.reasons: dict[int, str] = {}  # id of a router that is left alone -> why
+
+
+_building: list[Building] = []
+
+
+def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> Any:
+    """Builds a model whose MoE layers route through a plan. Raises ValueError, before any weight is loaded, if none of
+    its layers can or the policy does not fit. A model inside the model (vision-language) shares the outer one's plan.
+    """
+    if _building:
+        return make_model()
+    install(vllm_config)
+    plan = Plan(
+        options=options,
+        shape=_shape(vllm_config.model_config),
+        max_rows=vllm_config.scheduler_config.max_num_batched_tokens,
+        device=torch.empty(0).device,  # models are built under their target device
+        graphs=_has_graphs(vllm_config),
+    )
+    building = Building(plan)
+    _building.append(building)
+    try:
+        model = make_model()
+    finally:
+        _building.clear()
+    _name_layers(model, building)
+    _refuse_without_layers(plan, vllm_config)
+    plan.seal()
+    setattr(model, PLAN, plan)
+    logger.info(
+        "%s: policy %s on %d MoE layers of %s", KEY, plan.policy.spec, len(plan.layers), vllm_config.model_config.model
+    )
+    return model
+
+
+def install(vllm_config: Any) -> None:
+    """Wraps the router factory and the model runner that this configuration uses."""
+    wrap(moe_layer, "create_fused_moe_router", _create_router)
+    if vllm_config.use_v2_model_runner:
+        from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
+
+        wrap(RunnerV2, "prepare_inputs", _prepare_inputs_v2)
+        wrap(RunnerV2, "_dummy_run", _dummy_run)
+    else:
+        from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
+
+        wrap(RunnerV1, "_prepare_inputs", _prepare_inputs_v1)
+        wrap(RunnerV1, "_dummy_run", _dummy_run)
+
+
+def _create_router(original: Callable[..., Any], **kwargs: Any) -> Any:
+    inner = original(**kwargs)
+    if not _building:
+        return inner
+    building = _building[0]
+    try:
+        spec = spec_of(inner, kwargs.get("num_logical_experts") or kwargs["global_num_experts"])
+    except Bypass as bypass:
+        building.reasons[id(inner)] = str(bypass)
+        return inner
+    building.plan.layers.append(Layer(name="", spec=spec))
+    return LynxRouter(inner, len(building.plan.layers) - 1)
+
+
+def _name_layers(model: Any, building: Building) -> None:
+    """Gives the plan vLLM's layer names, and warns of every layer that the policy does not reach."""
+    plan = building.plan
+    for name, module in model.named_modules():
+        if not isinstance(module, MoERunner):
+            continue
+        router = module.router
+        if isinstance(router, LynxRouter):
+            plan.layers[router.layer] = Layer(name=module.layer_name, spec=plan.layers[router.layer].spec)
+            if router.bias_vl is not None:
+                plan.bypassed[module.layer_name] = "image tokens have a selection bias of their own"
+                module.router = router.unwrap()
+            elif module.is_monolithic:
+                plan.bypassed[module.layer_name] = (
+                    f"its kernel ({type(module.routed_experts.quant_method).__name__}) routes by itself"
+                )
+        else:
+            reason = building.reasons.get(id(router), f"the model brings its own router {type(router).__name__}")
+            plan.bypassed[module.layer_name or name] = reason
+    for name, reason in plan.bypassed.items():
+        logger.warning("%s: layer %s keeps vLLM's own routing: %s", KEY, name, reason)
+
+
+def _refuse_without_layers(plan: Plan, vllm_config: Any) -> None:
+    reached = {layer.name for layer in plan.layers} - set(plan.bypassed)
+    if reached or vllm_config.parallel_config.pipeline_parallel_size > 1:
+        return
+    model = vllm_config.model_config.model
+    if plan.bypassed:
+        raise ValueError(f"{KEY}: no MoE layer of {model} can be remapped: {next(iter(plan.bypassed.values()))}")
+    raise ValueError(
+        f"{KEY}: {model} ({vllm_config.model_config.architecture}) has no MoE layer that vLLM routes, so there is "
+        f"nothing to remap; start it without additional_config[{KEY!r}]"
+    )
+
+
+def _shape(model_config: Any) -> ModelShape:
+    return ModelShape(
+        model_type=model_config.hf_text_config.model_type,
+        num_layers=model_config.get_total_num_hidden_layers(),
+        num_experts=model_config.get_num_experts(),
+        top_k=model_config.get_num_experts_per_tok(),
+        name=str(model_config.model),
+    )
+
+
+def _has_graphs(vllm_config: Any) -> bool:
+    from vllm.config import CUDAGraphMode
+    from vllm.platforms import current_platform
+
+    return not current_platform.is_cpu() and vllm_config.compilation_config.cudagraph_mode != CUDAGraphMode.NONE
+
+
+def _prepare_inputs_v1(original: Callable[..., Any], runner: Any, scheduler_output: Any, scheduled: Any) -> Any:
+    result = original(runner, scheduler_output, scheduled)
+    _begin_step(runner, lambda: from_v1_runner(runner, scheduled))
+    return result
+
+
+def _prepare_inputs_v2(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
+    batch = original(runner, *args, **kwargs)
+    _begin_step(runner, lambda: from_v2_batch(batch))
+    return batch
+
+
+def _begin_step(runner: Any, requests: Callable[[], tuple[np.ndarray, np.ndarray]]) -> None:
+    plan: Plan | None = getattr(runner.get_model(), PLAN, None)
+    if plan is None:
+        return
+    plan.rows.fill(*requests())
+    plan.begin_step()
+    line = plan.log_line()
+    if line:
+        logger.info(line)
+
+
+def _dummy_run(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
+    plan: Plan | None = getattr(runner.get_model(), PLAN, None)
+    if plan is not None:
+        plan.rows.idle()
+        plan.begin_step()
+    return original(runner, *args, **kwargs)

@@ -1,0 +1,91 @@
+"""Counting distinct experts per layer, from the ids that the expert kernels get.
+
+Shapes: L layers, T rows, K = top_k, E experts. Counts live in tensors on the device of the model and are only added to,
+so nothing waits for the device and a CUDA graph can record it.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KINDS = ("decode", "mixed")
+COLUMNS = ("before", "after", "changed_rows", "unchanged_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """Sums over the steps of one kind. before / after: distinct experts of all rows by the model's own routing / by the
+    final one. decode_rows: rows that the policy was allowed to remap. changed_rows: rows whose experts it changed (in
+    sum over steps). unchanged_steps: steps that kept the model's routing (nothing to gain, or the policy's guard)."""
+
+    steps: int = 0
+    rows: int = 0
+    decode_rows: int = 0
+    before: int = 0
+    after: int = 0
+    changed_rows: int = 0
+    unchanged_steps: int = 0
+
+    @property
+    def mean_before(self) -> float:
+        return self.before / max(self.steps, 1)
+
+    @property
+    def mean_after(self) -> float:
+        return self.after / max(self.steps, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStats:
+    """One MoE layer: steps of decode rows only (two or more), and steps that mix decode and prefill rows."""
+
+    name: str
+    decode: Tally
+    mixed: Tally
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """Steps by kind: decode and mixed ones reach the policy; prefill ones (no decode row) and single ones (one decode
+    row alone) have nothing to gain and are passed by. bypassed_layers: layer -> why it keeps vLLM's own routing."""
+
+    policy: str
+    steps: dict[str, int]
+    layers: tuple[LayerStats, ...]
+    bypassed_layers: dict[str, str]
+
+    @property
+    def mean_before(self) -> float:
+        """Distinct experts per layer and decode-only step, by the model's own routing."""
+        return sum(layer.decode.mean_before for layer in self.layers) / max(len(self.layers), 1)
+
+    @property
+    def mean_after(self) -> float:
+        """Distinct experts per layer and decode-only step that the expert kernels got."""
+        return sum(layer.decode.mean_after for layer in self.layers) / max(len(self.layers), 1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists and numbers (JSON), the two means included."""
+        return {**asdict(self), "mean_before": self.mean_before, "mean_after": self.mean_after}
+
+
+class Counters:
+    """The running sums, int64 [L, kinds, columns], and the kind of the current step as a one-hot [kinds, 1] beside
+    them: zero for steps that are not counted."""
+
+    def __init__(self, num_layers: int, device: torch.device) -> None:
+        self.totals = torch.zeros(num_layers, len(KINDS), len(COLUMNS), dtype=torch.int64, device=device)
+        self.kind = torch.zeros(len(KINDS), 1, dtype=torch.int64, device=device)
+
+    def add(self, layer: int, own_TK: Tensor, final_TK: Tensor, num_experts: int, valid_T: Tensor | None) -> None:
+        both = torch.stack((own_TK, final_TK))
+        changed_T = (own_TK != final_TK).any(-1)
+        if valid_T is not None:
+            both = both.where(valid_T[:, None], num_experts)
+            changed_T = changed_T & valid_T
+        flags = torch.zeros(2, num_experts + 1, dtype=torch.int64, device=both.device)
+        loaded = flags.scatter_(1, both.flatten(1), 1)[:, :num_experts].sum(1)
+        changed = changed_T.sum().view(1)
+        self.totals[layer].addcmul_(self.kind, torch.cat((loaded, changed, changed == 0)))

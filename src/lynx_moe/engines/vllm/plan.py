@@ -1,0 +1,145 @@
+"""What one vLLM engine does with a policy: its remapped layers, the rows of the current step, the counts.
+
+A plan is made while the model is built, and becomes the active one whenever its model runner prepares a step: the
+operator in the model's graph knows its layer only by number, so that compiled graphs are the same in every process.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lynx_moe.engines.vllm.metrics import COLUMNS, KINDS, Counters, LayerStats, Stats, Tally
+from lynx_moe.engines.vllm.options import Options
+from lynx_moe.engines.vllm.rows import Kind, StepRows
+from lynx_moe.policies import ModelShape, Policy, make_policy
+from lynx_moe.routing import RouterSpec, Routing
+
+_active: list["Plan"] = []
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Layer:
+    """A remapped MoE layer: vLLM's name of it, and its router's rule."""
+
+    name: str
+    spec: RouterSpec
+
+
+class Plan:
+    """See the module. `shape` is the model's, `graphs` whether CUDA graphs will record the policy."""
+
+    def __init__(
+        self, *, options: Options, shape: ModelShape, max_rows: int, device: torch.device, graphs: bool = False
+    ) -> None:
+        self.options, self.shape, self.device, self.graphs = options, shape, device, graphs
+        self.layers: list[Layer] = []
+        self.bypassed: dict[str, str] = {}
+        self.policy: Policy = options.make_policy().for_model(shape)
+        self.rows = StepRows(max_rows, device)
+        self.reset_stats()
+
+    def seal(self) -> None:
+        """All layers are known. Raises ValueError if the policy does not fit one of them."""
+        self._check(self.policy)
+        self.reset_stats()
+
+    def set_policy(self, spec: str) -> str:
+        if self.graphs:
+            raise ValueError(
+                f"cannot switch to {spec!r}: CUDA graphs have recorded {self.policy.spec!r}; "
+                "start the engine with enforce_eager=True, or build one engine per policy"
+            )
+        policy = make_policy(spec).for_model(self.shape)
+        self._check(policy)
+        self.policy = policy
+        return policy.spec
+
+    def _check(self, policy: Policy) -> None:
+        for layer in self.layers:
+            try:
+                policy.check(layer.spec)
+            except ValueError as error:
+                raise ValueError(f"{error} (layer {layer.name} of {self.shape.name})") from None
+
+    def begin_step(self) -> None:
+        """The masks of `rows` are those of the step that comes next."""
+        activate(self)
+        kind = self.rows.kind
+        self.counters.kind.zero_()
+        if kind is Kind.IDLE:
+            return
+        self.steps[kind.value] += 1
+        if kind.acts:
+            self.counters.kind[KINDS.index(kind.value)] = 1
+            self.row_sums[kind.value][0] += self.rows.num_rows
+            self.row_sums[kind.value][1] += self.rows.num_decode_rows
+
+    def reroute(self, logits_TE: Tensor, weights_TK: Tensor, ids_TK: Tensor, layer: int) -> Routing | None:
+        """The final routing of one layer, or None where it is the model's own.
+
+        On the CPU a step in which nothing can change is left at once. On a GPU a CUDA graph records what happens here:
+        only the persistent masks tell steps apart.
+        """
+        if not logits_TE.is_cuda and not self.rows.kind.acts:
+            return None
+        if self.policy.is_identity and not self.options.stats:
+            return None
+        spec, rows = self.layers[layer].spec, self.rows.masks(len(ids_TK))
+        own = Routing(ids_TK.long(), weights_TK)
+        final = own if self.policy.is_identity else self.policy.route(logits_TE, spec, rows, own)
+        if self.options.stats:
+            self.counters.add(layer, own.ids, final.ids, spec.num_experts, rows.valid if rows else None)
+        return None if final is own else final
+
+    def reset_stats(self) -> None:
+        self.counters = Counters(len(self.layers), self.device)
+        self.steps = {kind.value: 0 for kind in Kind if kind is not Kind.IDLE}
+        self.row_sums = {kind: [0, 0] for kind in KINDS}
+        self.last_log = (time.monotonic(), 0)
+
+    def stats(self) -> Stats:
+        totals = self.counters.totals.tolist()
+
+        def tally(layer: int, kind: int) -> Tally:
+            name = KINDS[kind]
+            rows, decode_rows = self.row_sums[name]
+            sums = dict(zip(COLUMNS, totals[layer][kind], strict=True))
+            return Tally(steps=self.steps[name], rows=rows, decode_rows=decode_rows, **sums)
+
+        layers = tuple(
+            LayerStats(name=layer.name, decode=tally(i, 0), mixed=tally(i, 1)) for i, layer in enumerate(self.layers)
+        )
+        return Stats(
+            policy=self.policy.spec, steps=dict(self.steps), layers=layers, bypassed_layers=dict(self.bypassed)
+        )
+
+    def log_line(self) -> str | None:
+        """What happened since counting began, if a line is due and there were decode steps since the last one."""
+        (then, steps_then), every = self.last_log, self.options.log_every
+        steps = self.steps["decode"]
+        if not every or not self.options.stats or time.monotonic() - then < every or steps == steps_then:
+            return None
+        self.last_log = (time.monotonic(), steps)
+        stats = self.stats()
+        return (
+            f"lynx_moe: {stats.mean_before:.1f} -> {stats.mean_after:.1f} distinct experts per layer, {steps} decode "
+            f"steps, {stats.steps['mixed']} mixed, {stats.steps['prefill']} prefill, {stats.steps['single']} with one "
+            f"row (policy {stats.policy})"
+        )
+
+
+def activate(plan: Plan) -> None:
+    _active[:] = [plan]
+
+
+def active() -> Plan:
+    """The plan of this process's engine. Raises RuntimeError if there is none."""
+    if not _active:
+        raise RuntimeError(
+            "no vLLM engine with lynx_moe runs in this process; start one with additional_config={'lynx_moe': "
+            "{'policy': ...}} and VLLM_ENABLE_V1_MULTIPROCESSING=0, or ask it by llm.collective_rpc('lynx_stats')"
+        )
+    return _active[0]
+

@@ -1,0 +1,72 @@
+"""The entry point `vllm.general_plugins: lynx_moe`. vLLM calls `register` in every process, before any engine exists.
+
+register() wraps two functions that are already imported by then; the rest follows when a model is built whose
+configuration asks for a policy:
+
+    EngineArgs.create_engine_config    refuses bad options in the front-end process, adds the worker methods
+    initialize_model                   makes the plan, while the model is built -> hooks.build
+      fused_moe.layer.create_fused_moe_router    every MoE layer gets its router from here -> LynxRouter
+      the model runner's input preparation       writes the masks of the step
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+MARK = "_lynx_moe_wraps"
+WORKER_EXTENSION = "lynx_moe.engines.vllm.worker.WorkerExtension"
+BUILDERS = (
+    "vllm.model_executor.model_loader.utils",
+    "vllm.model_executor.model_loader.base_loader",
+    "vllm.model_executor.model_loader.tensorizer_loader",
+    "vllm.model_executor.model_loader.weight_cache.ipc_loader",
+)
+
+
+def register() -> None:
+    """Idempotent. Without `additional_config["lynx_moe"]` both wrappers hand over to vLLM and do nothing else."""
+    import vllm.engine.arg_utils as arg_utils
+    import vllm.model_executor.model_loader.utils  # noqa: F401 - must be there to be wrapped
+
+    wrap(arg_utils.EngineArgs, "create_engine_config", _create_engine_config)
+    for name in BUILDERS:
+        if name in sys.modules:
+            wrap(sys.modules[name], "initialize_model", _initialize_model)
+
+
+def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
+    """Replaces owner.name by around(original, *args, **kwargs), once."""
+    original = getattr(owner, name)
+    if getattr(original, MARK, None) is around:
+        return
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    setattr(wrapper, MARK, around)
+    setattr(owner, name, wrapper)
+
+
+def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    vllm_config = original(*args, **kwargs)
+    from lynx_moe.engines.vllm.options import Options, check_engine
+
+    if Options.of(vllm_config) is not None:
+        check_engine(vllm_config)
+        parallel = vllm_config.parallel_config
+        parallel.worker_extension_cls = parallel.worker_extension_cls or WORKER_EXTENSION
+    return vllm_config
+
+
+def _initialize_model(original: Callable[..., Any], vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+    from lynx_moe.engines.vllm.options import Options, check_engine
+
+    options = Options.of(vllm_config)
+    if options is None:
+        return original(vllm_config, *args, **kwargs)
+    check_engine(vllm_config)
+    from lynx_moe.engines.vllm import hooks
+
+    return hooks.build(functools.partial(original, vllm_config, *args, **kwargs), vllm_config, options)

@@ -1,0 +1,18 @@
+"""Methods that vLLM's workers gain, so that `llm.collective_rpc("lynx_stats")` works with the engine in other processes."""
+
+from typing import Any
+
+from lynx_moe.engines.vllm.plan import active
+
+
+class WorkerExtension:
+    """Set as `worker_extension_cls` unless the user has one. Every answer is a list with one entry per worker."""
+
+    def lynx_stats(self) -> dict[str, Any]:
+        return active().stats().as_dict()
+
+    def lynx_reset_stats(self) -> None:
+        active().reset_stats()
+
+    def lynx_set_policy(self, spec: str) -> str:
+        return active().set_policy(spec)
