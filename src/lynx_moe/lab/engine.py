@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,18 +38,17 @@ def open_engine(model: Path | str, policy: str = "vanilla", **options: Any) -> A
     return LLM(model=str(model), additional_config={"lynx_moe": {"policy": policy, "log_every": 0}}, **options)
 
 
-def run_batch(
-    llm: Any, prompts: Sequence[list[int]], num_tokens: int, on_step: Callable[[], None] | None = None
-) -> Run:
-    """Decodes all prompts together for exactly num_tokens each, greedily, and times every step after the first token.
+def run_batch(llm: Any, prompts: Sequence[list[int]], num_tokens: int) -> Run:
+    """Decodes all prompts together for exactly num_tokens each, and times every step after the first token.
 
-    All requests start in one step and end in one, so each timed step is a pure decode step of the whole batch.
+    All requests start in one step and end in one, so each timed step is a pure decode step of the whole batch. Tokens
+    are sampled, each request by a seed of its own: greedy requests of a random model soon say all the same.
     """
     from vllm import SamplingParams
 
     engine = llm.llm_engine
-    params = SamplingParams(max_tokens=num_tokens, ignore_eos=True, temperature=0, detokenize=False)
     for number, prompt in enumerate(prompts):
+        params = SamplingParams(max_tokens=num_tokens, ignore_eos=True, temperature=1, seed=number, detokenize=False)
         engine.add_request(str(number), {"prompt_token_ids": prompt}, params)
     seconds: list[float] = []
     tokens: dict[str, list[int]] = {}
@@ -58,6 +57,4 @@ def run_batch(
         outputs = engine.step()
         seconds.append(time.perf_counter() - start)
         tokens.update({out.request_id: list(out.outputs[0].token_ids) for out in outputs})
-        if on_step:
-            on_step()
     return Run(step_seconds=seconds[-(num_tokens - 1) :], token_ids=[tokens[str(n)] for n in range(len(prompts))])

@@ -10,7 +10,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 from lynx_moe.engines.vllm.options import KEY, Options
-from lynx_moe.engines.vllm.plan import Layer, Plan
+from lynx_moe.engines.vllm.plan import Layer, Plan, activate
 from lynx_moe.engines.vllm.plugin import wrap
 from lynx_moe.engines.vllm.router import LynxRouter
 from lynx_moe.engines.vllm.rows import from_v1_runner, from_v2_batch
@@ -56,6 +56,7 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
     _refuse_without_layers(plan, vllm_config)
     plan.seal()
     setattr(model, PLAN, plan)
+    activate(plan)
     logger.info(
         "%s: policy %s on %d MoE layers of %s", KEY, plan.policy.spec, len(plan.layers), vllm_config.model_config.model
     )

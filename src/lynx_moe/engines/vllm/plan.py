@@ -142,4 +142,3 @@ def active() -> Plan:
             "{'policy': ...}} and VLLM_ENABLE_V1_MULTIPROCESSING=0, or ask it by llm.collective_rpc('lynx_stats')"
         )
     return _active[0]
-

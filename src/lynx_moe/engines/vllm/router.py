@@ -18,9 +18,7 @@ class LynxRouter(BaseRouter):  # type: ignore[misc]
     """`inner` is the router that vLLM made, `layer` the number of the layer in the plan."""
 
     def __init__(self, inner: BaseRouter, layer: int) -> None:
-        super().__init__(
-            top_k=inner.top_k, global_num_experts=inner.global_num_experts, eplb_state=inner.eplb_state
-        )
+        super().__init__(top_k=inner.top_k, global_num_experts=inner.global_num_experts, eplb_state=inner.eplb_state)
         self.inner = inner
         self.layer = layer
         self.bias_vl = inner.bias_vl

@@ -97,4 +97,3 @@ def from_v2_batch(batch: Any) -> tuple[np.ndarray, np.ndarray]:
     """The same from the InputBatch of Model Runner V2. Its notion of prefill includes what a preempted request
     computes again."""
     return ~batch.is_prefilling_np[: batch.num_reqs], batch.num_scheduled_tokens[: batch.num_reqs]
-
