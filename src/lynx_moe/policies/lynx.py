@@ -29,8 +29,8 @@ class Lynx(Policy):
     whose probability is below e**(-beta/alpha) of the favourite's are interchangeable: smaller beta/alpha saves more.
 
     Left open, they are the authors' values for a model that has some (`published.py`); elsewhere beta = 1 where
-    k/N >= 1/4, else 2, and alpha = beta / depth, where depth is the router's own scale: the median distance,
-    over the step's voters, from the favourite down to rank k // 2 (half of a token's experts are protected from the last bin).
+    k/N >= 1/4, else 2, and alpha = beta / depth, where depth is the router's own scale: the median distance, over the
+    step's voters, from the favourite down to rank k // 2 (so that half of a token's experts stay out of the last bin).
 
     The binned quantity is what the model ranks by: the logit, or the logarithm of the biased score where the router has
     a selection bias. Experts outside a row's groups are in none of its bins.

@@ -1,0 +1,119 @@
+"""The command line: `lynx-moe policies | serve | demo | bench | plot | testbed`."""
+
+import sys
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lynx_moe.policies import POLICIES, knobs, make_policy
+from lynx_moe.testbed.cli import app as testbed
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(testbed, name="testbed")
+Out = Annotated[Path, typer.Option(help="Folder for records and pictures.")]
+Shape = Annotated[str, typer.Option(help="Published layer shape to time: qwen3-30b or olmoe-1b-7b.")]
+Layers = Annotated[int | None, typer.Option(min=1, help="Layers of it (default: what fits in 3 GB).")]
+Rounds = Annotated[int, typer.Option(min=1, help="Interleaved rounds per batch size.")]
+
+
+@app.command()
+def policies() -> None:
+    """Every policy, its knobs with their defaults, and where it was published."""
+    table = Table("policy", "knobs", "what stays", "source")
+    for name, policy in POLICIES.items():
+        lines = [
+            f"{knob}: {kind.__name__}" + ("" if default is MISSING else f" = {'auto' if default is None else default}")
+            for knob, (kind, default) in knobs(policy).items()
+        ]
+        table.add_row(name, "\n".join(lines) or "-", policy.summary, policy.source)
+    Console().print(table)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Model folder or name, as for `vllm serve`.")],
+    policy: Annotated[str, typer.Option(help="Spec string, such as lynx:alpha=3,beta=2.")] = "lynx",
+) -> None:
+    """`vllm serve MODEL` with a policy on; all of vllm serve's own flags pass through."""
+    from lynx_moe.serve import serve as run
+
+    run(model, make_policy(policy).spec, context.args)
+
+
+@app.command()
+def demo(
+    out: Out = Path("out/demo"),
+    model: Annotated[str, typer.Option(help="Trained testbed model: a name or a folder.")] = "qwen3-moe",
+    shape: Shape = "qwen3-30b",
+    layers: Layers = None,
+    items_per_task: Annotated[int, typer.Option(min=1, help="Held-out items of each task.")] = 40,
+    rounds: Rounds = 5,
+) -> None:
+    """Lynx off and on: quality on a trained model, speed on a published layer shape. Under six minutes on two cores."""
+    from lynx_moe.lab.demo import demo as run
+    from lynx_moe.testbed import path
+
+    folder = Path(model) if Path(model).is_dir() else path(model)
+    run(model=folder, out=out, shape=shape, layers=layers, items_per_task=items_per_task, rounds=rounds)
+
+
+@app.command()
+def bench(
+    out: Out = Path("out/bench"),
+    shape: Shape = "qwen3-30b",
+    layers: Layers = None,
+    policies: Annotated[str, typer.Option(help="Spec strings between spaces; the first is the baseline.")] = (
+        "vanilla lynx:alpha=3,beta=2 oea:k0=3"
+    ),
+    batch_sizes: Annotated[str, typer.Option(help="Batch sizes between commas.")] = "1,2,4,8,16",
+    rounds: Rounds = 7,
+) -> None:
+    """Time per output token of policies, interleaved in one engine, on a published layer shape with random weights."""
+    from lynx_moe.lab import record, tables
+    from lynx_moe.lab.demo import run_speed
+
+    specs = [make_policy(text).spec for text in policies.split()]
+    try:
+        sizes = [int(size) for size in batch_sizes.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--batch-sizes {batch_sizes!r} must be whole numbers between commas, such as 1,4,16"
+        ) from None
+    path = out / "speed.json"
+    options = {"shape": shape, "layers": layers, "policies": specs, "batch_sizes": sizes, "rounds": rounds}
+    run_speed(path, options)
+    result = record.load(path)
+    tables.show(result["model"], tables.SPEED_HEAD, tables.speed_rows(result["summary"]), Console())
+    typer.echo(f"Record: {path}")
+
+
+@app.command()
+def plot(
+    saved: Annotated[Path, typer.Argument(help="A demo.json.")],
+    out: Annotated[Path | None, typer.Option(help="The picture (default: beside the record).")] = None,
+) -> None:
+    """Draws a saved record again, without running anything."""
+    from lynx_moe.lab import plots, record
+
+    loaded = record.load(saved)
+    if loaded["kind"] != "demo":
+        raise ValueError(f"{saved} is a record of kind {loaded['kind']!r}; only 'demo' records have a picture")
+    typer.echo(plots.demo(loaded, out or saved.with_suffix(".png")))
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends in one line and exit code 2."""
+    try:
+        app()
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"lynx-moe: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

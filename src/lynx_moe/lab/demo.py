@@ -1,0 +1,96 @@
+"""The demo: what Lynx does to quality (a trained model) and to speed (a published layer shape), measured here and now.
+
+Each half runs in a process of its own, because a vLLM engine does not leave a process as it found it.
+"""
+
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lynx_moe.lab import plots, quality, record, speed, tables
+
+QUALITY_POLICIES = ("vanilla", "lynx", "random")
+SPEED_POLICIES = ("vanilla", "lynx:alpha=3,beta=2")  # the authors' setting for the shape that is timed
+
+
+def bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), transient=False
+    )
+
+
+def run_speed(path: Path, options: dict[str, Any]) -> None:
+    """The speed half, with a progress bar; the record goes to `path`."""
+    total = len(options["batch_sizes"]) * len(options["policies"]) * (options["rounds"] + 1)
+    _run(speed.measure, path, options, total, "loading random weights")
+
+
+def run_quality(path: Path, options: dict[str, Any]) -> None:
+    """The quality half, with a progress bar; the record goes to `path`."""
+    _run(quality.measure, path, options, len(options["policies"]), "loading the trained model")
+
+
+def _run(measure: Any, path: Path, options: dict[str, Any], total: int, first: str) -> None:
+    with bar() as progress:
+        task = progress.add_task(first, total=total)
+        started = 0
+
+        def advance(message: str) -> None:
+            nonlocal started
+            progress.update(task, description=message, completed=started)
+            started += 1
+
+        result = measure(**options, advance=advance)
+        progress.update(task, description="done", completed=total)
+    record.save(result, path)
+
+
+def apart(target: Any, path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Runs a half in a process of its own and returns its record. Raises RuntimeError if it failed."""
+    process = multiprocessing.get_context("spawn").Process(target=target, args=(path, options))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"the measurement ended with exit code {process.exitcode}; its messages stand above")
+    return record.load(path)
+
+
+def demo(*, model: Path, out: Path, shape: str, layers: int | None, items_per_task: int, rounds: int) -> Path:
+    """Both halves, two tables, `demo.json` and `demo.png` in `out`; returns the path of the record."""
+    console = Console()
+    console.print("[bold]1. Quality[/]: a trained model answers held-out tasks through vLLM, 16 requests at a time")
+    options = {"model": model, "policies": QUALITY_POLICIES, "items_per_task": items_per_task, "concurrency": 16}
+    first = apart(run_quality, out / "quality.json", options)
+    tables.show(first["model"], tables.QUALITY_HEAD, tables.quality_rows(first["summary"]), console)
+    console.print("[bold]2. Speed[/]: a published layer shape with random weights (its answers mean nothing)")
+    options = {
+        "shape": shape,
+        "layers": layers,
+        "policies": SPEED_POLICIES,
+        "batch_sizes": (1, 4, 8, 16),
+        "rounds": rounds,
+    }
+    second = apart(run_speed, out / "speed.json", options)
+    tables.show(second["model"], tables.SPEED_HEAD, tables.speed_rows(second["summary"]), console)
+    path = record.save({"kind": "demo", "quality": first, "speed": second}, out / "demo.json")
+    picture = plots.demo(json.loads(path.read_text()), out / "demo.png")
+    console.print(verdict(second["summary"]))
+    console.print(f"Record: {path}   Picture: {picture}")
+    return path
+
+
+def verdict(summary: list[dict[str, Any]]) -> str:
+    """Where the policy won and where it did not, in words: a win is a speed-up above 1 in every round."""
+    rows = [row for row in summary if row["policy"] != summary[0]["policy"]]
+    wins = [str(row["batch"]) for row in rows if row["speedup_range"][0] > 1]
+    losses = [str(row["batch"]) for row in rows if row["speedup"] < 1]
+    text = f"Faster in every round at batch {', '.join(wins) or 'none'}."
+    if losses:
+        text += (
+            f" Slower at batch {', '.join(losses)}: nothing to share between one row, or the kernel is compute-bound."
+        )
+    return text

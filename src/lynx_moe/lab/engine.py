@@ -1,0 +1,60 @@
+"""A vLLM engine in this process, its policy switchable, and its steps timed."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # policy and statistics are reached in-process
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),  # vLLM serves with one thread in-process otherwise
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one batch of requests did: seconds of each decode step, in order, and each request's new token ids."""
+
+    step_seconds: list[float]
+    token_ids: list[list[int]]
+
+
+def open_engine(model: Path | str, policy: str = "vanilla", **options: Any) -> Any:
+    """A `vllm.LLM` with the plugin configured. Raises ValueError if vLLM is missing."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise ValueError(
+            f"vLLM cannot be imported ({error}); install it, or on a machine without GPU: pip install 'lynx-moe[cpu]', "
+            "then pip uninstall torchvision torchaudio torchcodec"
+        ) from None
+    return LLM(model=str(model), additional_config={"lynx_moe": {"policy": policy, "log_every": 0}}, **options)
+
+
+def run_batch(llm: Any, prompts: Sequence[list[int]], num_tokens: int) -> Run:
+    """Decodes all prompts together for exactly num_tokens each, and times every step after the first token.
+
+    All requests start in one step and end in one, so each timed step is a pure decode step of the whole batch. Tokens
+    are sampled, each request by a seed of its own: greedy requests of a random model soon say all the same.
+    """
+    from vllm import SamplingParams
+
+    engine = llm.llm_engine
+    for number, prompt in enumerate(prompts):
+        params = SamplingParams(max_tokens=num_tokens, ignore_eos=True, temperature=1, seed=number, detokenize=False)
+        engine.add_request(str(number), {"prompt_token_ids": prompt}, params)
+    seconds: list[float] = []
+    tokens: dict[str, list[int]] = {}
+    while engine.has_unfinished_requests():
+        start = time.perf_counter()
+        outputs = engine.step()
+        seconds.append(time.perf_counter() - start)
+        tokens.update({out.request_id: list(out.outputs[0].token_ids) for out in outputs})
+    return Run(step_seconds=seconds[-(num_tokens - 1) :], token_ids=[tokens[str(n)] for n in range(len(prompts))])

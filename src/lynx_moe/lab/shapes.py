@@ -1,0 +1,105 @@
+"""Published MoE layer shapes, filled with random weights: for speed only, since their answers mean nothing.
+
+Random gates route unlike trained ones, so they are drawn such that a batch loads about as many distinct experts as was
+published for Qwen3-30B-A3B (48.8 of 128 at batch 16, arXiv 2511.02237): every token's embedding shares a common part,
+which makes some experts popular. What a run really loaded is measured and reported with it.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LOAD_FORMAT = "lynx_moe_random"
+LOGIT_STD = 1.5  # spread of the router logits: top-1 about 0.12, top-8 of 128 about 0.4 of the softmax mass
+COMMON = 0.9  # length of the embeddings' common part, in units of their own part; set by the curve named above
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A model's published dimensions. The vocabulary is cut so that the output layer keeps its share of a step beside
+    fewer layers."""
+
+    title: str
+    config: dict[str, Any]
+    layers: int
+    expert_mib: float
+
+
+SHAPES = {
+    "qwen3-30b": Shape(
+        title="Qwen3-30B-A3B",
+        layers=2,
+        expert_mib=3 * 2048 * 768 * 2 / 2**20,
+        config={
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "model_type": "qwen3_moe",
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "moe_intermediate_size": 768,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 4,
+            "head_dim": 128,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "rope_theta": 1000000.0,
+        },
+    ),
+    "olmoe-1b-7b": Shape(
+        title="OLMoE-1B-7B",
+        layers=3,
+        expert_mib=3 * 2048 * 1024 * 2 / 2**20,
+        config={
+            "architectures": ["OlmoeForCausalLM"],
+            "model_type": "olmoe",
+            "hidden_size": 2048,
+            "intermediate_size": 1024,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "num_experts": 64,
+            "num_experts_per_tok": 8,
+            "norm_topk_prob": False,
+        },
+    ),
+}
+VOCABULARY = 8192
+
+
+def write_config(shape: Shape, layers: int, folder: Path) -> Path:
+    """A model folder with nothing but the shape's config.json."""
+    common = {
+        "vocab_size": VOCABULARY,
+        "num_hidden_layers": layers,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
+    (folder / "config.json").write_text(json.dumps({**shape.config, **common}))
+    return folder
+
+
+def register_loader() -> None:
+    """Teaches vLLM the load format LOAD_FORMAT: dummy weights, but embeddings and gates with real spread."""
+    import torch
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
+
+    @register_model_loader(LOAD_FORMAT)
+    class RandomLoader(DummyModelLoader):  # type: ignore[misc]
+        def load_weights(self, model: Any, model_config: Any) -> None:
+            super().load_weights(model, model_config)
+            rng = torch.Generator().manual_seed(0)
+            for name, weight in model.named_parameters():
+                if name.endswith("embed_tokens.weight"):
+                    noise = torch.randn(weight.shape, generator=rng)
+                    weight.data.copy_(noise + COMMON * torch.randn(weight.shape[1], generator=rng))
+                elif name.endswith("gate.weight"):
+                    noise = torch.randn(weight.shape, generator=rng)
+                    weight.data.copy_(noise * (LOGIT_STD / weight.shape[1] ** 0.5))
+                elif name.endswith("norm.weight"):
+                    weight.data.fill_(1.0)

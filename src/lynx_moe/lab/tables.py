@@ -1,0 +1,53 @@
+"""Records as tables, for a terminal (rich) and for Markdown."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+QUALITY_HEAD = ("policy", "exact match, 95 % interval", "difference, paired", "distinct experts")
+SPEED_HEAD = ("batch", "policy", "TPOT ms (range)", "tokens/s", "speed-up (range)", "distinct experts")
+
+
+def quality_rows(summary: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (
+            row["spec"],
+            f"{row['exact_match']:.1%} [{row['interval'][0]:.1%}, {row['interval'][1]:.1%}]",
+            f"{100 * row['difference']:+.1f} [{100 * row['difference_interval'][0]:+.1f}, "
+            f"{100 * row['difference_interval'][1]:+.1f}]",
+            _experts(row),
+        )
+        for row in summary
+    ]
+
+
+def speed_rows(summary: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (
+            str(row["batch"]),
+            row["policy"],
+            f"{row['tpot_ms']:.1f} ({row['tpot_range_ms'][0]:.1f}–{row['tpot_range_ms'][1]:.1f})",
+            f"{row['tokens_per_s']:.0f}",
+            f"{row['speedup']:.2f}x ({row['speedup_range'][0]:.2f}–{row['speedup_range'][1]:.2f})",
+            _experts(row),
+        )
+        for row in summary
+    ]
+
+
+def _experts(row: dict[str, Any]) -> str:
+    return "not remapped" if row["after"] is None else f"{row['before']:.1f} → {row['after']:.1f}"
+
+
+def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    table = Table(*head, title=title, title_justify="left")
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        table.add_row(*row, end_section=following is not None and head[0] == "batch" and following[0] != row[0])
+    console.print(table)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,91 @@
+"""The command line: what it lists, and that a mistake gets one clear line and a non-zero exit."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lynx_moe import serve
+from lynx_moe.policies import POLICIES
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lynx_moe.cli", *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def moe_folder(folder: Path, **config: object) -> str:
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_policies_lists_every_policy_with_its_knobs() -> None:
+    result = run("policies")
+    assert result.returncode == 0
+    for name in POLICIES:
+        assert name in result.stdout
+    assert "alpha: float = auto" in result.stdout
+    assert "num_keep: int" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [("linx", "did you mean 'lynx'"), ("lynx:alpha=0", "above 0"), ("lynx:beta=-1", "from 0"), ("oea:k0=9", "top_k=8")],
+)
+def test_serve_refuses_a_bad_policy(tmp_path: Path, policy: str, says: str) -> None:
+    model = moe_folder(tmp_path, model_type="qwen3_moe", num_experts=64, num_experts_per_tok=8)
+    result = run("serve", model, "--policy", policy)
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_serve_refuses_a_dense_model_and_a_missing_one(tmp_path: Path) -> None:
+    dense = run("serve", moe_folder(tmp_path, model_type="llama", hidden_size=64))
+    assert dense.returncode == 2
+    assert "dense model" in dense.stderr
+    missing = run("serve", str(tmp_path / "nowhere"))
+    assert missing.returncode == 2
+    assert "does not exist" in missing.stderr
+    assert len((dense.stderr + missing.stderr).strip().splitlines()) == 2
+
+
+def test_serve_refuses_a_port_in_use(tmp_path: Path) -> None:
+    model = moe_folder(tmp_path, model_type="qwen3_moe", num_experts=64, num_experts_per_tok=8)
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = run("serve", model, "--policy", "lynx", "--port", str(port))
+    assert result.returncode == 2
+    assert f"port {port} cannot be used" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_the_policy_joins_the_users_own_additional_config() -> None:
+    args = ["--port", "9", "--additional-config", '{"a": 1}', "--seed=3"]
+    merged = serve.with_policy(args, "lynx:alpha=3,beta=2")
+    assert merged[:3] == ["--port", "9", "--seed=3"]
+    assert json.loads(merged[-1]) == {"a": 1, "lynx_moe": {"policy": "lynx:alpha=3,beta=2"}}
+    for bad in ("{", "[]", '{"lynx_moe": {"policy": "vanilla"}}'):
+        with pytest.raises(ValueError, match="additional-config"):
+            serve.with_policy([f"--additional-config={bad}"], "lynx")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("bench", "--batch-sizes", "a"), "whole numbers"),
+        (("bench", "--shape", "gpt-9"), "qwen3-30b"),
+        (("bench", "--policies", "vanilla lynx:x=1"), "no knob 'x'"),
+        (("demo", "--model", "nowhere"), "nowhere"),
+        (("plot", "nowhere.json"), "not a readable record"),
+    ],
+)
+def test_measurements_refuse_bad_input(args: tuple[str, ...], says: str) -> None:
+    result = run(*args)
+    assert result.returncode == 2
+    assert says in result.stderr.strip().splitlines()[-1]

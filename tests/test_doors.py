@@ -1,0 +1,50 @@
+"""Imports go one way: cli, lab, engines, control, policies, kernels, routing; the testbed serves cli and lab."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import lynx_moe
+
+ROOT = Path(lynx_moe.__file__).parent
+ROOMS = ["routing", "kernels", "policies", "control", "engines", "lab", "cli"]
+MAY_USE = {room: set(ROOMS[: place + 1]) for place, room in enumerate(ROOMS)}
+MAY_USE |= {"testbed": {"testbed"}, "serve": {"policies", "routing"}}
+MAY_USE["lab"] |= {"testbed"}
+MAY_USE["cli"] |= {"testbed", "serve"}
+ENGINES = {"vllm", "transformers", "sglang"}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    part = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    return "policies" if part == "__init__" else part  # the package itself offers what policies and routing hold
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_doors_open_one_way(path: Path) -> None:
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("lynx_moe.")}
+    assert used <= MAY_USE[room_of(path)], f"{path.name} reaches up: {used - MAY_USE[room_of(path)]}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_below_engines_knows_one(path: Path) -> None:
+    if ROOMS.index(room_of(path)) < ROOMS.index("engines") if room_of(path) in ROOMS else False:
+        assert not {name.split(".")[0] for name in imports(path)} & ENGINES
+        calls = [
+            n.func.id
+            for n in ast.walk(ast.parse(path.read_text()))
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        ]
+        assert not {"print", "open"} & set(calls)
