@@ -47,12 +47,18 @@ def test_a_family_is_remapped_by_its_own_rule(family, tmp_path, monkeypatch):
     assert len(stats.layers) == 2
     assert not stats.bypassed_layers
     assert stats.mean_after < stats.mean_before
+    compared = 0
     for call in calls:
-        ours = select(call.logits, call.spec)  # equal logits are common in bfloat16: compare what they weigh, not who
-        torch.testing.assert_close(ours.weights.sort(-1).values, call.own_weights.sort(-1).values, rtol=2e-2, atol=2e-3)
+        clear_T = call.logits.float().sort(-1).values.diff(dim=-1).gt(0).all(-1)  # bfloat16 logits are often equal
+        compared += int(clear_T.sum())
+        ours = select(call.logits, call.spec)
+        assert torch.equal(ours.ids.sort(-1).values[clear_T], call.own_ids.long().sort(-1).values[clear_T])
+        mine, theirs = ours.weights.sort(-1).values, call.own_weights.sort(-1).values
+        torch.testing.assert_close(mine[clear_T], theirs[clear_T], rtol=2e-2, atol=2e-3)
         assert len(call.final_ids.unique()) <= len(call.own_ids.unique())
         assert all(len(set(row)) == call.spec.top_k for row in call.final_ids.tolist())
         assert call.final_weights.isfinite().all()
+    assert compared > 20
 
 
 @pytest.mark.parametrize(
