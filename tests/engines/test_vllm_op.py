@@ -102,8 +102,21 @@ def test_counts_equal_a_recount(policy):
     assert (tally.before, tally.after, tally.changed_rows, tally.unchanged_steps) == (before, after, changed, unchanged)
     assert (tally.steps, tally.rows, tally.decode_rows) == (4, 56, 56)
     assert plan.stats().steps == {"prefill": 1, "single": 0, "decode": 4, "mixed": 0}
+    totals = plan.counters.totals
     plan.reset_stats()
     assert plan.stats().layers[1].decode.before == 0
+    assert plan.counters.totals is totals  # a CUDA graph would go on adding to it
+
+
+def test_bypassed_layers_are_named_and_not_averaged():
+    plan = make_plan("lynx:alpha=0.3,beta=1")
+    plan.bypassed["layers.0"] = "its kernel routes by itself"
+    begin(plan, [True] * 8, [1] * 8)
+    reroute(*own_routing(8), 1)
+    stats = plan.stats()
+    assert [layer.name for layer in stats.layers] == ["layers.1"]
+    assert stats.mean_before == stats.layers[0].decode.before
+    assert stats.as_dict()["bypassed_layers"] == {"layers.0": "its kernel routes by itself"}
 
 
 def test_counting_can_be_switched_off():

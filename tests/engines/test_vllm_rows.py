@@ -1,10 +1,12 @@
 """Which rows of a step count as decode rows."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from lynx_moe.engines.vllm.rows import Kind, StepRows
+from lynx_moe.engines.vllm.rows import Kind, StepRows, from_v1_runner, from_v2_batch
 
 
 def filled(past_prompt: list[bool], scheduled: list[int]) -> StepRows:
@@ -52,3 +54,11 @@ def test_a_dummy_run_remaps_nothing():
     assert rows.kind is Kind.IDLE
     assert not rows.remap.any()
     assert rows.valid.all()
+
+
+def test_the_two_runners_tell_the_same_about_the_same_requests():
+    computed, prompt, scheduled = np.array([9, 4, 0, 99]), np.array([9, 5, 7, 1]), np.array([1, 1, 7])
+    batch = SimpleNamespace(num_reqs=3, num_computed_tokens_cpu=computed, num_prompt_tokens=prompt)
+    v1 = from_v1_runner(SimpleNamespace(input_batch=batch), scheduled)
+    v2 = from_v2_batch(SimpleNamespace(num_reqs=3, is_prefilling_np=computed < prompt, num_scheduled_tokens=scheduled))
+    assert [a.tolist() for a in v1] == [a.tolist() for a in v2] == [[True, False, False], [1, 1, 7]]

@@ -95,24 +95,33 @@ def _create_router(original: Callable[..., Any], **kwargs: Any) -> Any:
 def _name_layers(model: Any, building: Building) -> None:
     """Gives the plan vLLM's layer names, and warns of every layer that the policy does not reach."""
     plan = building.plan
-    for name, module in model.named_modules():
-        if not isinstance(module, MoERunner):
+    for module in _moe_layers(model):
+        router, name = module.router, module.layer_name
+        if not isinstance(router, LynxRouter):
+            _bypass(plan, name, building.reasons.get(id(router), f"the model brings its own {type(router).__name__}"))
             continue
-        router = module.router
-        if isinstance(router, LynxRouter):
-            plan.layers[router.layer] = Layer(name=module.layer_name, spec=plan.layers[router.layer].spec)
-            if router.bias_vl is not None:
-                plan.bypassed[module.layer_name] = "image tokens have a selection bias of their own"
-                module.router = router.unwrap()
-            elif module.is_monolithic:
-                plan.bypassed[module.layer_name] = (
-                    f"its kernel ({type(module.routed_experts.quant_method).__name__}) routes by itself"
-                )
-        else:
-            reason = building.reasons.get(id(router), f"the model brings its own router {type(router).__name__}")
-            plan.bypassed[module.layer_name or name] = reason
-    for name, reason in plan.bypassed.items():
+        plan.layers[router.layer] = Layer(name=name, spec=plan.layers[router.layer].spec)
+        if router.bias_vl is not None:
+            module.router = router.unwrap()
+            _bypass(plan, name, "image tokens have a selection bias of their own")
+    _note_monolithic(plan, model)
+
+
+def _note_monolithic(plan: Plan, model: Any) -> None:
+    """Kernels that route by themselves never ask a router. Some are chosen only once the weights are there."""
+    for module in _moe_layers(model):
+        if module.is_monolithic:
+            _bypass(plan, module.layer_name, f"{type(module.routed_experts.quant_method).__name__} routes by itself")
+
+
+def _bypass(plan: Plan, name: str, reason: str) -> None:
+    if name not in plan.bypassed:
+        plan.bypassed[name] = reason
         logger.warning("%s: layer %s keeps vLLM's own routing: %s", KEY, name, reason)
+
+
+def _moe_layers(model: Any) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, MoERunner)]
 
 
 def _refuse_without_layers(plan: Plan, vllm_config: Any) -> None:
@@ -161,6 +170,9 @@ def _begin_step(runner: Any, requests: Callable[[], tuple[np.ndarray, np.ndarray
     plan: Plan | None = getattr(runner.get_model(), PLAN, None)
     if plan is None:
         return
+    if not plan.has_begun:
+        plan.has_begun = True
+        _note_monolithic(plan, runner.get_model())
     plan.rows.fill(*requests())
     plan.begin_step()
     line = plan.log_line()

@@ -79,6 +79,10 @@ class Counters:
         self.totals = torch.zeros(num_layers, len(KINDS), len(COLUMNS), dtype=torch.int64, device=device)
         self.kind = torch.zeros(len(KINDS), 1, dtype=torch.int64, device=device)
 
+    def reset(self) -> None:
+        """Zero, in place: CUDA graphs hold on to these tensors."""
+        self.totals.zero_()
+
     def add(self, layer: int, own_TK: Tensor, final_TK: Tensor, num_experts: int, valid_T: Tensor | None) -> None:
         both = torch.stack((own_TK, final_TK))
         changed_T = (own_TK != final_TK).any(-1)

@@ -38,11 +38,13 @@ class Plan:
         self.bypassed: dict[str, str] = {}
         self.policy: Policy = options.make_policy().for_model(shape)
         self.rows = StepRows(max_rows, device)
-        self.reset_stats()
+        self.has_begun = False
+        self.seal()
 
     def seal(self) -> None:
-        """All layers are known. Raises ValueError if the policy does not fit one of them."""
+        """All layers are known: counting starts. Raises ValueError if the policy does not fit one of them."""
         self._check(self.policy)
+        self.counters = Counters(len(self.layers), self.device)
         self.reset_stats()
 
     def set_policy(self, spec: str) -> str:
@@ -94,7 +96,7 @@ class Plan:
         return None if final is own else final
 
     def reset_stats(self) -> None:
-        self.counters = Counters(len(self.layers), self.device)
+        self.counters.reset()
         self.steps = {kind.value: 0 for kind in Kind if kind is not Kind.IDLE}
         self.row_sums = {kind: [0, 0] for kind in KINDS}
         self.last_log = (time.monotonic(), 0)
@@ -109,7 +111,9 @@ class Plan:
             return Tally(steps=self.steps[name], rows=rows, decode_rows=decode_rows, **sums)
 
         layers = tuple(
-            LayerStats(name=layer.name, decode=tally(i, 0), mixed=tally(i, 1)) for i, layer in enumerate(self.layers)
+            LayerStats(name=layer.name, decode=tally(i, 0), mixed=tally(i, 1))
+            for i, layer in enumerate(self.layers)
+            if layer.name not in self.bypassed
         )
         return Stats(
             policy=self.policy.spec, steps=dict(self.steps), layers=layers, bypassed_layers=dict(self.bypassed)
