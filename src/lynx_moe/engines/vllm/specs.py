@@ -22,7 +22,7 @@ REASONS = {
 }
 
 
-class Bypass(Exception):  # noqa: N818 - an answer, not an error
+class Bypass(Exception):
     """This router keeps vLLM's own routing; the message says why."""
 
 

@@ -1,4 +1,4 @@
-"""Methods that vLLM's workers gain, so that `llm.collective_rpc("lynx_stats")` works with the engine in other processes."""
+"""Methods that vLLM's workers gain: `llm.collective_rpc("lynx_stats")` works with the engine in other processes."""
 
 from typing import Any
 

@@ -1,0 +1,169 @@
+"""The operator in the graph: eager and compiled alike, never aliasing its inputs, and counting what it returns."""
+
+import numpy as np
+import pytest
+import torch
+
+from lynx_moe.engines.vllm.op import reroute
+from lynx_moe.engines.vllm.options import Options
+from lynx_moe.engines.vllm.plan import Layer, Plan
+from lynx_moe.policies import ModelShape
+from lynx_moe.routing import RouterSpec, Routing, Rows, select
+
+E, K = 60, 4
+SPEC = RouterSpec(num_experts=E, top_k=K)
+
+
+def make_plan(policy: str, *, stats: bool = True, graphs: bool = False) -> Plan:
+    shape = ModelShape(model_type="tiny", num_layers=2, num_experts=E, top_k=K, name="tiny")
+    options = Options(policy=policy, stats=stats)
+    plan = Plan(options=options, shape=shape, max_rows=64, device=torch.device("cpu"), graphs=graphs)
+    plan.layers += [Layer(name="layers.0", spec=SPEC), Layer(name="layers.1", spec=SPEC)]
+    plan.seal()
+    return plan
+
+
+def begin(plan: Plan, past_prompt: list[bool], scheduled: list[int]) -> None:
+    plan.rows.fill(np.array(past_prompt), np.array(scheduled))
+    plan.begin_step()
+
+
+def own_routing(num_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    logits = torch.randn(num_rows, E) * 2
+    own = select(logits, SPEC)
+    return logits, own.weights, own.ids.int()
+
+
+@pytest.mark.parametrize("num_rows", [2, 7, 16])
+def test_it_returns_the_policy_s_routing_on_decode_rows(num_rows):
+    plan = make_plan("lynx:alpha=3,beta=2")
+    begin(plan, [True] * num_rows, [1] * num_rows)
+    logits, weights, ids = own_routing(num_rows)
+    expected = plan.policy.route(logits, SPEC, None, Routing(ids.long(), weights))
+    got_weights, got_ids = reroute(logits, weights, ids, 0)
+    assert got_ids.dtype == ids.dtype
+    assert got_weights.dtype == torch.float32
+    assert torch.equal(got_ids.long(), expected.ids)
+    assert torch.equal(got_weights, expected.weights)
+
+
+@pytest.mark.parametrize(
+    ("past_prompt", "scheduled"), [([True], [1]), ([False, False], [4, 3]), ([True, False], [5, 2])]
+)
+def test_steps_with_nothing_to_gain_are_copied_bit_for_bit(past_prompt, scheduled):
+    plan = make_plan("lynx:alpha=0.1,beta=1")
+    begin(plan, past_prompt, scheduled)
+    logits, weights, ids = own_routing(sum(scheduled))
+    got_weights, got_ids = reroute(logits, weights, ids, 0)
+    assert torch.equal(got_weights, weights)
+    assert torch.equal(got_ids, ids)
+    assert got_ids.data_ptr() != ids.data_ptr()
+    assert got_weights.data_ptr() != weights.data_ptr()
+
+
+def test_prefill_rows_of_a_mixed_step_are_untouched():
+    plan = make_plan("lynx:alpha=0.1,beta=1")
+    begin(plan, [True] * 6 + [False], [1] * 6 + [5])
+    logits, weights, ids = own_routing(11)
+    got_weights, got_ids = reroute(logits, weights, ids, 0)
+    assert torch.equal(got_ids[6:], ids[6:])
+    assert torch.equal(got_weights[6:], weights[6:])
+    assert not torch.equal(got_ids[:6], ids[:6])
+    rows = Rows(remap=torch.arange(11) < 6)
+    assert torch.equal(got_ids.long(), plan.policy.route(logits, SPEC, rows, Routing(ids.long(), weights)).ids)
+
+
+def test_padding_rows_load_and_count_nothing():
+    plan = make_plan("lynx:alpha=0.1,beta=1")
+    begin(plan, [True] * 4, [1] * 4)
+    logits, weights, ids = own_routing(8)
+    _, got_ids = reroute(logits, weights, ids, 1)
+    _, alone = reroute(logits[:4], weights[:4], ids[:4], 0)
+    assert torch.equal(got_ids[:4], alone)
+    first, second = plan.stats().layers
+    assert first.decode == second.decode
+    assert set(got_ids[4:].flatten().tolist()) <= set(alone.flatten().tolist())
+
+
+@pytest.mark.parametrize("policy", ["vanilla", "lynx:alpha=0.3,beta=1"])
+def test_counts_equal_a_recount(policy):
+    plan = make_plan(policy)
+    before = after = changed = unchanged = 0
+    for num_rows in (2, 5, 16, 33):
+        begin(plan, [True] * num_rows, [1] * num_rows)
+        logits, weights, ids = own_routing(num_rows)
+        _, final = reroute(logits, weights, ids, 1)
+        before, after = before + len(ids.unique()), after + len(final.unique())
+        moved = int((ids != final).any(-1).sum())
+        changed, unchanged = changed + moved, unchanged + (moved == 0)
+    begin(plan, [False], [9])
+    reroute(*own_routing(9), 1)
+    tally = plan.stats().layers[1].decode
+    assert (tally.before, tally.after, tally.changed_rows, tally.unchanged_steps) == (before, after, changed, unchanged)
+    assert (tally.steps, tally.rows, tally.decode_rows) == (4, 56, 56)
+    assert plan.stats().steps == {"prefill": 1, "single": 0, "decode": 4, "mixed": 0}
+    plan.reset_stats()
+    assert plan.stats().layers[1].decode.before == 0
+
+
+def test_counting_can_be_switched_off():
+    plan = make_plan("lynx:alpha=0.3,beta=1", stats=False)
+    begin(plan, [True] * 8, [1] * 8)
+    reroute(*own_routing(8), 0)
+    assert plan.stats().layers[0].decode.before == 0
+
+
+def test_dynamo_traces_through_it_and_state_is_read_at_run_time():
+    plan = make_plan("vanilla")
+    logits, weights, ids = own_routing(16)
+    compiled = torch.compile(lambda *args: reroute(*args, 0), fullgraph=True, backend="aot_eager")
+    begin(plan, [True] * 16, [1] * 16)
+    assert torch.equal(compiled(logits, weights, ids)[1], ids)
+    plan.set_policy("lynx:alpha=0.1,beta=1")
+    assert torch.equal(compiled(logits, weights, ids)[1], reroute(logits, weights, ids, 0)[1])
+    assert not torch.equal(compiled(logits, weights, ids)[1], ids)
+    torch.library.opcheck(reroute, (logits, weights, ids, 0))
+
+
+def test_the_policy_can_be_switched_unless_cuda_graphs_recorded_it():
+    plan = make_plan("vanilla")
+    assert plan.set_policy("lynx:alpha=3,beta=2") == "lynx:alpha=3,beta=2"
+    with pytest.raises(ValueError, match="did you mean 'lynx'"):
+        plan.set_policy("linx")
+    with pytest.raises(ValueError, match=r"layer layers\.0 of tiny"):
+        plan.set_policy("oea:k0=9")
+    assert plan.policy.spec == "lynx:alpha=3,beta=2"
+    with pytest.raises(ValueError, match="enforce_eager=True"):
+        make_plan("vanilla", graphs=True).set_policy("lynx")
+
+
+def test_the_log_line_comes_when_due_and_only_after_decode_steps():
+    plan = make_plan("lynx:alpha=0.3,beta=1")
+    plan.last_log = (-1e9, 0)
+    assert plan.log_line() is None
+    begin(plan, [True] * 8, [1] * 8)
+    for layer in (0, 1):
+        reroute(*own_routing(8), layer)
+    line = plan.log_line()
+    stats = plan.stats()
+    assert line.startswith(
+        f"lynx_moe: {stats.mean_before:.1f} -> {stats.mean_after:.1f} distinct experts per layer, 1 "
+    )
+    assert plan.log_line() is None
+
+
+def test_without_an_engine_the_functions_say_so(monkeypatch):
+    from lynx_moe.engines.vllm import plan, stats
+
+    monkeypatch.setattr(plan, "_active", [])
+    with pytest.raises(RuntimeError, match="no vLLM engine with lynx_moe"):
+        stats()
+
+
+@pytest.fixture(autouse=True)
+def _no_plan_stays_active():
+    from lynx_moe.engines.vllm import plan
+
+    before = list(plan._active)
+    yield
+    plan._active[:] = before

@@ -1,0 +1,118 @@
+"""Bad requests are refused, each by one line that says what to do; importing the plugin costs nothing."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from lynx_moe.engines.vllm.options import Options, check_engine
+
+
+def config(extra=None, **parallel):
+    defaults = {
+        "data_parallel_size": 1,
+        "prefill_context_parallel_size": 1,
+        "use_sequence_parallel_moe": False,
+        "use_ubatching": False,
+    }
+    return SimpleNamespace(
+        additional_config=extra,
+        speculative_config=None,
+        parallel_config=SimpleNamespace(**{**defaults, **parallel}),
+        cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
+    )
+
+
+@pytest.mark.parametrize("extra", [None, {}, {"other": 1}])
+def test_no_options_means_inert(extra):
+    assert Options.of(config(extra)) is None
+
+
+def test_options_have_defaults():
+    options = Options.of(config({"lynx_moe": {"policy": "lynx:alpha=3,beta=2"}}))
+    assert options == Options(policy="lynx:alpha=3,beta=2", stats=True, log_every=60.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("lynx", "expected a dictionary"),
+        ({}, "no policy is named"),
+        ({"policy": "lynx", "polcy": 1}, "unknown key 'polcy'; allowed: policy, stats, log_every"),
+        ({"policy": 3}, "policy=3 must be a spec string"),
+        ({"policy": "lnyx"}, "did you mean 'lynx'"),
+        ({"policy": "lynx:alpha=x"}, "must be a number"),
+        ({"policy": "lynx", "stats": "yes"}, "stats='yes' must be true or false"),
+        ({"policy": "lynx", "log_every": -1}, "log_every=-1 must be a number of seconds"),
+    ],
+)
+def test_bad_options_are_refused(given, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        Options.of(config({"lynx_moe": given}))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"data_parallel_size": 2}, "data_parallel_size=2"),
+        ({"prefill_context_parallel_size": 2}, "prefill_context_parallel_size=2"),
+        ({"use_sequence_parallel_moe": True}, "all2all_backend"),
+        ({"use_ubatching": True}, "enable_dbo"),
+    ],
+)
+def test_settings_that_would_feed_wrong_rows_are_refused(changed, message):
+    check_engine(config())
+    with pytest.raises(ValueError, match=message):
+        check_engine(config(**changed))
+
+
+def test_speculative_decoding_is_refused():
+    vllm_config = config()
+    vllm_config.speculative_config = object()
+    with pytest.raises(ValueError, match="start without speculative_config"):
+        check_engine(vllm_config)
+
+
+def test_fast_prefill_is_refused():
+    vllm_config = config()
+    vllm_config.cache_config.kv_sharing_fast_prefill = True
+    with pytest.raises(ValueError, match="kv_sharing_fast_prefill"):
+        check_engine(vllm_config)
+
+
+def test_batch_invariance_is_refused(monkeypatch):
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    from vllm import envs
+
+    if hasattr(envs.__getattr__, "cache_clear"):
+        envs.__getattr__.cache_clear()
+    with pytest.raises(ValueError, match="VLLM_BATCH_INVARIANT=1"):
+        check_engine(config())
+
+
+@pytest.mark.parametrize("version", [(0, 31, 2), (0, 34, 0), (1, 0, 0)])
+def test_other_versions_are_refused(monkeypatch, version):
+    import vllm
+
+    monkeypatch.setattr(vllm, "__version_tuple__", version)
+    with pytest.raises(ValueError, match=r"supported: 0\.32 to 0\.33 \(tested: 0\.32\.0\)"):
+        check_engine(config())
+
+
+def test_importing_the_plugin_does_not_import_vllm():
+    code = "import sys, lynx_moe.engines.vllm.plugin; sys.exit('vllm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_registering_twice_wraps_once():
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.model_loader import base_loader
+
+    from lynx_moe.engines.vllm.plugin import register
+
+    register()
+    first = EngineArgs.create_engine_config, base_loader.initialize_model
+    register()
+    assert (EngineArgs.create_engine_config, base_loader.initialize_model) == first
