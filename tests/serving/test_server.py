@@ -1,0 +1,84 @@
+"""A real server, started as an operator would, asked by a real OpenAI client with concurrent requests."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+
+from lynx_moe.testbed import path
+from lynx_moe.testbed.tasks import TASKS, test_items
+
+START_SECONDS = 240
+POLICY = "lynx:alpha=3,beta=2"
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Base URL and log file of `lynx-moe serve`, with flags of vLLM's own passed through."""
+    port, log = free_port(), tmp_path_factory.mktemp("server") / "log.txt"
+    command = [sys.executable, "-m", "lynx_moe.cli", "serve", str(path("qwen3-moe")), "--policy", POLICY]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "testbed", "--enforce-eager"]
+    command += ["--max-model-len", "512", "--additional-config", json.dumps({"lynx_moe": {"log_every": 1}})]
+    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as process:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=2)
+                break
+            except OSError:
+                assert process.poll() is None, f"the server ended:\n{log.read_text()[-3000:]}"
+                assert time.monotonic() < deadline, f"the server did not start:\n{log.read_text()[-3000:]}"
+                time.sleep(1)
+        yield url, log
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+def test_concurrent_clients_get_right_answers_while_experts_are_shared(server: tuple[str, Path]) -> None:
+    url, log = server
+    client = OpenAI(base_url=f"{url}/v1", api_key="none")
+    items = [item for task in TASKS for item in test_items(task, 8, seed=3)]
+
+    def ask(prompt: str) -> str:
+        answer = client.completions.create(model="testbed", prompt=prompt, max_tokens=96, temperature=0)
+        return answer.choices[0].text
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, [item.prompt for item in items]))
+    right = sum(answer.strip() == item.answer.strip() for answer, item in zip(answers, items, strict=True))
+    assert right / len(items) > 0.6, f"{right} of {len(items)}"
+    time.sleep(1.1)
+    ask(items[0].prompt)
+    lines = re.findall(r"lynx_moe: ([\d.]+) -> ([\d.]+) distinct experts per layer, (\d+) decode", log.read_text())
+    assert lines, log.read_text()[-3000:]
+    before, after, steps = map(float, lines[-1])
+    assert steps > 10
+    assert after < 0.95 * before
+    assert f"policy {POLICY} on 4 MoE layers" in log.read_text()
+
+
+def test_a_streamed_answer_equals_the_whole_one(server: tuple[str, Path]) -> None:
+    url, _ = server
+    client = OpenAI(base_url=f"{url}/v1", api_key="none")
+    item = test_items("code", 1)[0]
+    whole = client.completions.create(model="testbed", prompt=item.prompt, max_tokens=64, temperature=0).choices[0].text
+    parts = client.completions.create(model="testbed", prompt=item.prompt, max_tokens=64, temperature=0, stream=True)
+    assert "".join(part.choices[0].text for part in parts) == whole
+    assert whole.strip()
