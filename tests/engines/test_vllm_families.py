@@ -76,6 +76,18 @@ def test_a_model_that_cannot_be_remapped_is_refused(family, message, tmp_path, m
         pass
 
 
+def test_kernels_that_route_by_themselves_are_named(tmp_path, monkeypatch):
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+    monkeypatch.setattr(MoERunner, "is_monolithic", property(lambda layer: "layers.1" in layer.layer_name))
+    with engine(save_model("mixtral", tmp_path), "lynx"):
+        stats = lynx_vllm.stats()
+    (name,) = stats.bypassed_layers
+    assert name == "model.layers.1.block_sparse_moe.experts"
+    assert "routes by itself" in stats.bypassed_layers[name]
+    assert [layer.name for layer in stats.layers] == ["model.layers.0.block_sparse_moe.experts"]
+
+
 def test_a_knob_that_does_not_fit_the_model_is_refused(tmp_path):
     with (
         pytest.raises(ValueError, match=r"layer model\.layers\.0\.block_sparse_moe\.experts"),
