@@ -11,7 +11,7 @@ from lynx_moe.lab.quality import summarise as summarise_quality
 from lynx_moe.lab.speed import summarise
 
 SAMPLES = [
-    {"batch": batch, "policy": policy, "tpot_ms": tpot, "before": 40.0, "after": after}
+    {"batch": batch, "policy": policy, "tpot_ms": tpot, "before": 40.0, "after": after, "decision_us": 200.0}
     for batch, factor in ((1, 1.0), (8, 2.0))
     for policy, after, tpots in (("vanilla", 40.0, (10, 11, 30)), ("lynx", 16.0, (9, 10, 15)))
     for tpot in (factor * t for t in tpots)

@@ -86,6 +86,7 @@ def _sample(batch: int, number: int, policy: str, full_spec: str, seconds: list[
         "tpot_ms": 1e3 * statistics.median(seconds),
         "before": None if alone else stats.mean_before,
         "after": None if alone else stats.mean_after,
+        "decision_us": stats.decision_us,
     }
 
 
@@ -113,6 +114,7 @@ def summarise(
                     "speedup_range": [min(ratio), max(ratio)],
                     "before": None if batch == 1 else statistics.mean(s["before"] for s in mine),
                     "after": None if batch == 1 else statistics.mean(s["after"] for s in mine),
+                    "decision_us": None if batch == 1 else statistics.median(s["decision_us"] for s in mine),
                 }
             )
     return rows

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 QUALITY_HEAD = ("policy", "exact match, 95 % interval", "difference, paired", "distinct experts")
-SPEED_HEAD = ("batch", "policy", "TPOT ms (range)", "tokens/s", "speed-up (range)", "distinct experts")
+SPEED_HEAD = ("batch", "policy", "TPOT ms (range)", "tokens/s", "speed-up (range)", "distinct experts", "decision")
 
 
 def quality_rows(summary: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -32,6 +32,7 @@ def speed_rows(summary: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
             f"{row['tokens_per_s']:.0f}",
             f"{row['speedup']:.2f}x ({row['speedup_range'][0]:.2f}–{row['speedup_range'][1]:.2f})",
             _experts(row),
+            "-" if row["decision_us"] is None else f"{row['decision_us']:.0f} µs a layer",
         )
         for row in summary
     ]

@@ -49,12 +49,15 @@ class LayerStats:
 @dataclass(frozen=True, kw_only=True)
 class Stats:
     """Steps by kind: decode and mixed ones reach the policy; prefill ones (no decode row) and single ones (one decode
-    row alone) have nothing to gain and are passed by. bypassed_layers: layer -> why it keeps vLLM's own routing."""
+    row alone) have nothing to gain and are passed by. bypassed_layers: layer -> why it keeps vLLM's own routing.
+    decision_us: mean microseconds of a decision (one layer, one step), counting included; None on a GPU, where the host
+    does not wait for it."""
 
     policy: str
     steps: dict[str, int]
     layers: tuple[LayerStats, ...]
     bypassed_layers: dict[str, str]
+    decision_us: float | None = None
 
     @property
     def mean_before(self) -> float:

@@ -88,17 +88,21 @@ class Plan:
             return None
         if self.policy.is_identity and not self.options.stats:
             return None
+        start = time.perf_counter()
         spec, rows = self.layers[layer].spec, self.rows.masks(len(ids_TK))
         own = Routing(ids_TK.long(), weights_TK)
         final = own if self.policy.is_identity else self.policy.route(logits_TE, spec, rows, own)
         if self.options.stats:
             self.counters.add(layer, own.ids, final.ids, spec.num_experts, rows.valid if rows else None)
+        self.decisions += 1
+        self.decision_seconds += time.perf_counter() - start
         return None if final is own else final
 
     def reset_stats(self) -> None:
         self.counters.reset()
         self.steps = {kind.value: 0 for kind in Kind if kind is not Kind.IDLE}
         self.row_sums = {kind: [0, 0] for kind in KINDS}
+        self.decisions, self.decision_seconds = 0, 0.0
         self.last_log = (time.monotonic(), 0)
 
     def stats(self) -> Stats:
@@ -115,8 +119,13 @@ class Plan:
             for i, layer in enumerate(self.layers)
             if layer.name not in self.bypassed
         )
+        timed = self.decisions and self.device.type == "cpu"
         return Stats(
-            policy=self.policy.spec, steps=dict(self.steps), layers=layers, bypassed_layers=dict(self.bypassed)
+            policy=self.policy.spec,
+            steps=dict(self.steps),
+            layers=layers,
+            bypassed_layers=dict(self.bypassed),
+            decision_us=1e6 * self.decision_seconds / self.decisions if timed else None,
         )
 
     def log_line(self) -> str | None:
