@@ -83,10 +83,10 @@ def order_key(value_TE: Tensor, tier_TE: Tensor | None = None) -> Tensor:
     torch.topk promises nothing about ties; on these keys there are none. Values are compared as float32; +0 equals -0.
     """
     bits = value_TE.float().contiguous().view(torch.int32)
-    rank = torch.where(bits < 0, INT32_MIN - bits, bits).to(torch.int64)
-    num_experts = value_TE.shape[-1]
-    key = (rank << 16) + torch.arange(num_experts - 1, -1, -1, device=value_TE.device)
-    return key if tier_TE is None else key + (tier_TE.to(torch.int64) << 50)
+    rank = torch.where(bits < 0, INT32_MIN - bits, bits)
+    lowest_first = torch.arange(value_TE.shape[-1] - 1, -1, -1, device=value_TE.device)
+    key = lowest_first.add(rank, alpha=1 << 16)
+    return key if tier_TE is None else key.add(tier_TE, alpha=1 << 50)
 
 
 def scores(logits_TE: Tensor, spec: RouterSpec) -> Tensor:
@@ -147,10 +147,11 @@ def reroute(
     """Each row's top-k inside the kept experts, in the row's own order; weights by the model's rule.
 
     A row whose own experts all stay is returned bit for bit. Where fewer than K kept experts lie in the groups that a
-    row may use, its own next choices fill up. `ranked` saves the work of `preference` if the caller has done it.
+    row may use and above -inf (a logit that says never), its own next choices fill up. `ranked` saves the work of `preference` if the caller has done it.
     """
     choice_TE, allowed_TE = ranked or preference(logits_TE, spec)
-    tier_TE = keep_E.long() if allowed_TE is None else allowed_TE * (1 + keep_E.long())
+    keep_TE = keep_E & (choice_TE > -torch.inf)
+    tier_TE = keep_TE if allowed_TE is None else allowed_TE * (1 + keep_TE.long())
     ids_TK = order_key(choice_TE, tier_TE).topk(spec.top_k, -1).indices
     stays_T1 = keep_E[own.ids].all(-1, keepdim=True)
     weights_TK = weigh(logits_TE, ids_TK, spec, own.weights.sum(-1, keepdim=True))
@@ -162,7 +163,7 @@ def loaded(ids_TK: Tensor, num_experts: int, rows_T: Tensor | None = None) -> Te
     if rows_T is not None:
         ids_TK = torch.where(rows_T[:, None], ids_TK, num_experts)
     flags = torch.zeros(num_experts + 1, dtype=torch.bool, device=ids_TK.device)
-    return flags.scatter(0, ids_TK.flatten().long(), True)[:num_experts]
+    return flags.scatter_(0, ids_TK.flatten().long(), True)[:num_experts]
 
 
 def distinct(ids_TK: Tensor, num_experts: int, valid_T: Tensor | None = None) -> Tensor:

@@ -123,12 +123,13 @@ class Policy:
 def _settle(proposed: Routing, step: Step, valid_T: Tensor | None) -> Routing:
     """The proposal on the voters' rows, or the model's own routing if the step gains nothing or loads more."""
     own, num_experts = step.own, step.spec.num_experts
-    ids_TK = torch.where(step.voters_T[:, None], proposed.ids, own.ids)
+    voters_T1 = step.voters_T[:, None]
+    ids_TK = torch.where(voters_T1, proposed.ids, own.ids)
     gains = (step.voters_T.sum() > 1) | step.free_E.any()
     fewer = distinct(ids_TK, num_experts, valid_T) <= distinct(own.ids, num_experts, valid_T)
-    act_T1 = step.voters_T[:, None] & gains & fewer
+    act = gains & fewer
     return Routing(
-        torch.where(act_T1, proposed.ids, own.ids), torch.where(act_T1, proposed.weights, own.weights).float()
+        torch.where(act, ids_TK, own.ids), torch.where(voters_T1 & act, proposed.weights, own.weights).float()
     )
 
 
