@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -9,6 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from lynx_moe.testbed import tasks
 from lynx_moe.testbed.data import Packer, encode_item
+from lynx_moe.testbed.families import FAMILIES
+
+FAMILY = FAMILIES["qwen3-moe"]
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
@@ -34,7 +38,7 @@ def test_about_one_exercise_in_sixteen_is_held_out(task: str) -> None:
 
 
 def test_packed_rows_hold_no_held_out_prompt(tokenizer: PreTrainedTokenizerFast, texts: list[list[list[int]]]) -> None:
-    packer = Packer(tokenizer, texts, rows=8, length=192, seed=0)
+    packer = Packer(tokenizer, texts, replace(FAMILY, batch_rows=8, row_length=192, seed=0))
     prompts = set()
     for step in range(20):
         for row in packer.batch(step).ids_BL:

@@ -1,5 +1,7 @@
 """The tokenizer and the packed rows."""
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,7 +9,10 @@ from transformers import PreTrainedTokenizerFast
 
 from lynx_moe.testbed import tasks
 from lynx_moe.testbed.data import Packer, encode_item
+from lynx_moe.testbed.families import FAMILIES
 from lynx_moe.testbed.tokenizer import VOCAB_SIZE
+
+FAMILY = FAMILIES["qwen3-moe"]
 
 
 def test_tokenizer_gives_back_any_text(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -36,7 +41,7 @@ def test_prompt_and_answer_split_cleanly(tokenizer: PreTrainedTokenizerFast) -> 
 def test_rows_are_full_positions_restart_and_prompts_are_not_learnt(
     tokenizer: PreTrainedTokenizerFast, texts: list[list[list[int]]]
 ) -> None:
-    packer = Packer(tokenizer, texts, rows=5, length=97, seed=2)
+    packer = Packer(tokenizer, texts, replace(FAMILY, batch_rows=5, row_length=97, seed=2))
     batch = packer.batch(3)
     assert batch.ids_BL.shape == (5, 97)
     assert not (batch.ids_BL == tokenizer.pad_token_id).any()
@@ -52,7 +57,18 @@ def test_rows_are_full_positions_restart_and_prompts_are_not_learnt(
     assert not torch.equal(batch.ids_BL, packer.batch(4).ids_BL)
 
 
+def test_late_rows_draw_other_shares(tokenizer: PreTrainedTokenizerFast, texts: list[list[list[int]]]) -> None:
+    packer = Packer(tokenizer, texts, replace(FAMILY, batch_rows=40, num_tokens=40 * 192 * 100))
+    counts = []
+    for step in (50, 60):
+        text = " ".join(tokenizer.batch_decode(packer.batch(step).ids_BL))
+        counts.append({task: text.count(f"<bos>{task}") for task in tasks.TASKS})
+    early, late = counts
+    assert early["caesar"] > 1.5 * late["caesar"]
+    assert late["translate"] > 1.5 * early["translate"]
+
+
 def test_workers_share_out_every_row_once(tokenizer: PreTrainedTokenizerFast, texts: list[list[list[int]]]) -> None:
-    batch = Packer(tokenizer, texts, rows=5, length=50, seed=0).batch(0)
+    batch = Packer(tokenizer, texts, replace(FAMILY, batch_rows=5, row_length=50, seed=0)).batch(0)
     shares = [batch.rows(worker, 2).ids_BL for worker in range(2)]
     assert sorted(torch.cat(shares).tolist()) == sorted(batch.ids_BL.tolist())

@@ -1,6 +1,7 @@
 """Training: the loss, the experts' fast forward pass, and resuming."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ from transformers import PreTrainedTokenizerFast
 
 from lynx_moe.testbed import experts
 from lynx_moe.testbed.data import Packer
-from lynx_moe.testbed.families import Family
+from lynx_moe.testbed.families import FAMILIES, Family
 from lynx_moe.testbed.loss import balance_loss, losses
 from lynx_moe.testbed.train import TEXTS, build_model, rate, train
 
+FAMILY = FAMILIES["qwen3-moe"]
 Texts = list[list[list[int]]]
 
 
@@ -46,7 +48,7 @@ def test_documents_do_not_see_their_neighbours(
     tiny_family: Family, tokenizer: PreTrainedTokenizerFast, texts: Texts
 ) -> None:
     model = build_model(tiny_family, tokenizer).eval()
-    batch = Packer(tokenizer, texts, rows=1, length=64, seed=5).batch(0)
+    batch = Packer(tokenizer, texts, replace(FAMILY, batch_rows=1, row_length=64, seed=5)).batch(0)
     starts = (batch.positions_BL[0] == 0).nonzero().flatten().tolist()
     packed = model.model(input_ids=batch.ids_BL, position_ids=batch.positions_BL, use_cache=False).last_hidden_state
     for start, end in zip(starts, [*starts[1:], 64], strict=True):
@@ -82,7 +84,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
 def test_two_workers_do_what_one_does(tiny_family: Family, tokenizer: PreTrainedTokenizerFast, texts: Texts) -> None:
     """The shares' losses add up to the whole batch's, so summed gradients are the whole batch's gradient."""
     model = build_model(tiny_family, tokenizer)
-    batch = Packer(tokenizer, texts, rows=4, length=64, seed=0).batch(0)
+    batch = Packer(tokenizer, texts, replace(FAMILY, batch_rows=4, row_length=64, seed=0)).batch(0)
     whole, _ = losses(model, batch)
     shares = [losses(model, batch.rows(worker, 2))[0] for worker in range(2)]
     assert sum(shares).item() == pytest.approx(whole.item(), rel=1e-5)

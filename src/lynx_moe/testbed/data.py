@@ -13,10 +13,27 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from lynx_moe.testbed import corpus
+from lynx_moe.testbed.families import Family
 from lynx_moe.testbed.tasks import TASKS, Item, train_item
 
-# Exercises drawn per task, relative to 1 for the rest; more for the tasks that the models learn last.
+# Exercises drawn per task, relative to 1 for the rest: at first by how hard a task is to learn at all; after LATE_FROM of
+# the budget fewer of what the models know by then and more of what they learn last.
 SHARES = {"add": 1.5, "caesar": 1.5, "chain": 1.5, "recall": 2.0, "code": 0.5, "spell": 0.7, "translate": 0.7}
+LATE_SHARES = {
+    "brackets": 1.5,
+    "caesar": 0.5,
+    "code": 0.7,
+    "convert": 1.8,
+    "recall": 2.5,
+    "reverse": 0.8,
+    "sequence": 2.0,
+    "sort": 1.8,
+    "spell": 1.5,
+    "tomorrow": 0.5,
+    "translate": 2.0,
+    "walk": 0.7,
+}
+LATE_FROM = 0.55
 TEXT_ROWS = 0.08
 
 Texts = list[list[list[int]]]
@@ -55,32 +72,33 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, cache: Path) -> Texts:
 class Packer:
     """Draws batches of exercises and text."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: Texts, rows: int, length: int, seed: int) -> None:
-        self.tokenizer, self.texts, self.rows, self.length, self.seed = tokenizer, texts, rows, length, seed
-        self.shares = [SHARES.get(task, 1.0) for task in TASKS]
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: Texts, family: Family) -> None:
+        self.tokenizer, self.texts, self.family = tokenizer, texts, family
 
     def batch(self, step: int) -> Batch:
         """The batch of optimizer step `step`."""
-        rng = Random(f"train/{self.seed}/{step}")
-        ids, positions, learn = zip(*(self._row(rng) for _ in range(self.rows)), strict=True)
+        rng = Random(f"train/{self.family.seed}/{step}")
+        table = LATE_SHARES if step >= LATE_FROM * self.family.num_steps else SHARES
+        shares = [table.get(task, 1.0) for task in TASKS]
+        ids, positions, learn = zip(*(self._row(rng, shares) for _ in range(self.family.batch_rows)), strict=True)
         return Batch(torch.tensor(ids), torch.tensor(positions), torch.tensor(learn))
 
-    def _row(self, rng: Random) -> tuple[list[int], list[int], list[bool]]:
+    def _row(self, rng: Random, shares: list[float]) -> tuple[list[int], list[int], list[bool]]:
         ids: list[int] = []
         positions: list[int] = []
         learn: list[bool] = []
         while rng.random() >= TEXT_ROWS or ids:
-            item = train_item(rng.choices(list(TASKS), self.shares)[0], rng)
+            item = train_item(rng.choices(list(TASKS), shares)[0], rng)
             document, num_given = encode_item(item, self.tokenizer)
-            if len(ids) + len(document) > self.length:
+            if len(ids) + len(document) > self.family.row_length:
                 break
             ids += document
             positions += range(len(document))
             learn += [False] * num_given + [True] * (len(document) - num_given)
-        while len(ids) < self.length:
+        while len(ids) < self.family.row_length:
             text = rng.choice(rng.choice(self.texts))
-            start = rng.randrange(max(1, len(text) - (self.length - len(ids))))
-            document = [self.tokenizer.bos_token_id, *text[start : start + self.length - len(ids) - 1]]
+            start = rng.randrange(max(1, len(text) - (self.family.row_length - len(ids))))
+            document = [self.tokenizer.bos_token_id, *text[start : start + self.family.row_length - len(ids) - 1]]
             ids += document
             positions += range(len(document))
             learn += [False] + [True] * (len(document) - 1)

@@ -49,6 +49,6 @@ _QWEN3 = {
 
 FAMILIES: dict[str, Family] = {
     "qwen3-moe": Family(
-        config_class=Qwen3MoeConfig, model_class=Qwen3MoeForCausalLM, config=_QWEN3, num_tokens=16_000_000
+        config_class=Qwen3MoeConfig, model_class=Qwen3MoeForCausalLM, config=_QWEN3, num_tokens=18_432_000
     ),
 }

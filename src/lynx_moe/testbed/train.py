@@ -111,7 +111,7 @@ def work_through(
         meeting = f"file://{(work / 'rendezvous').resolve()}-{os.getppid()}"
         distributed.init_process_group("gloo", init_method=meeting, rank=worker, world_size=num_workers)
     run = Run(family, tokenizer, work)
-    packer = Packer(tokenizer, encode_texts(tokenizer, work / TEXTS), family.batch_rows, family.row_length, family.seed)
+    packer = Packer(tokenizer, encode_texts(tokenizer, work / TEXTS), family)
     last = family.num_steps if stop_after is None else min(family.num_steps, run.step + stop_after)
     items = {task: test_items(task, EVALUATE_ITEMS, seed=1) for task in TASKS}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
