@@ -16,8 +16,8 @@ from lynx_moe.testbed import corpus
 from lynx_moe.testbed.families import Family
 from lynx_moe.testbed.tasks import TASKS, Item, train_item
 
-# Exercises drawn per task, relative to 1 for the rest: at first by how hard a task is to learn at all; after LATE_FROM of
-# the budget fewer of what the models know by then and more of what they learn last.
+# Exercises drawn per task, relative to 1 for the rest: at first by how hard a task is to learn at all; after LATE_FROM
+# of the budget fewer of what the models know by then and more of what they learn last.
 SHARES = {"add": 1.5, "caesar": 1.5, "chain": 1.5, "recall": 2.0, "code": 0.5, "spell": 0.7, "translate": 0.7}
 LATE_SHARES = {
     "brackets": 1.5,
