@@ -1,0 +1,3 @@
+from lynx_moe.testbed.cli import app
+
+app()

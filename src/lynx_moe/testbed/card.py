@@ -1,0 +1,77 @@
+"""The model card: everything measured goes to `scores.json`, and README.md is drawn from that file alone."""
+
+import hashlib
+import json
+import platform
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from lynx_moe.testbed import corpus, router
+from lynx_moe.testbed.evaluate import bits_per_byte, exact_match
+from lynx_moe.testbed.families import FAMILIES, Family
+from lynx_moe.testbed.render import render
+from lynx_moe.testbed.tasks import TASKS, test_items
+
+ITEMS_PER_TASK, TEXTS_PER_KIND, ITEMS_FOR_ROUTER = 250, 400, 40
+
+
+def measure_exact(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, int]]:
+    """Right answers among the first `ITEMS_PER_TASK` held-out exercises of every task."""
+    items = {task: test_items(task, ITEMS_PER_TASK) for task in TASKS}
+    return {task: {"right": sum(exact_match(model, tokenizer, i)), "n": len(i)} for task, i in items.items()}
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Everything the card tells about the weights in `folder`, run in float32."""
+    model = FAMILIES[folder.name].model_class.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    mixed = [item for task in TASKS for item in test_items(task, ITEMS_FOR_ROUTER)]
+    text: dict[str, dict[str, float]] = {}
+    for kind in corpus.KINDS:
+        bits = torch.tensor(bits_per_byte(model, tokenizer, corpus.chunks(kind, held_out=True)[:TEXTS_PER_KIND]))
+        text[kind] = {"bits_per_byte": bits.mean().item(), "se": bits.std().item() / len(bits) ** 0.5, "n": len(bits)}
+    top_k = model.config.num_experts_per_tok
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "exact": measure_exact(model, tokenizer),
+        "text": text,
+        "router": router.health(router.decode_logits(model, tokenizer, mixed), top_k),
+        "denying": router.cost_of_denying(model, tokenizer, mixed),
+        "denying_n": len(mixed),
+        "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+    }
+
+
+def training_record(log: Path, family: Family) -> dict[str, Any]:
+    """What the run cost, from its log; `seconds` there restarts at every resumption and is added up here."""
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    ends = [a["seconds"] for a, b in pairwise(records) if b["seconds"] < a["seconds"]]
+    steps = records[-1]["step"]
+    return {
+        "steps": steps,
+        "tokens": steps * family.batch_rows * family.row_length,
+        "seconds": sum(ends) + records[-1]["seconds"],
+        "seed": family.seed,
+        "machine": processor(),
+    }
+
+
+def write_card(folder: Path, **extra: Any) -> None:
+    """Measure the model in `folder`; the facts in `extra` stay in `scores.json` from one writing to the next."""
+    file = folder / "scores.json"
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    scores = {**known, **extra, **measure(folder)}
+    file.write_text(json.dumps(scores, indent=1) + "\n")
+    (folder / "README.md").write_text(render(folder.name, scores))
+
+
+def processor() -> str:
+    """The processor's name, as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

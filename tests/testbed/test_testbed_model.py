@@ -1,0 +1,86 @@
+"""The shipped models: they load from their folder alone and do what their cards say."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from lynx_moe.testbed import path, router, tasks
+from lynx_moe.testbed.cli import app
+from lynx_moe.testbed.evaluate import exact_match
+from lynx_moe.testbed.families import FAMILIES
+from lynx_moe.testbed.interval import wilson
+from lynx_moe.testbed.render import render
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerFast, dict]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def loaded(request: pytest.FixtureRequest) -> Loaded:
+    folder = path(request.param)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(folder), json.loads((folder / "scores.json").read_text())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_folder_is_whole_small_and_matches_its_card(name: str) -> None:
+    folder = path(name)
+    scores = json.loads((folder / "scores.json").read_text())
+    assert (folder / "README.md").read_text() == render(name, scores)
+    assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() == scores["sha256"]
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 9_000_000
+    shared = folder.parent / "tokenizer" / "tokenizer.json"
+    assert (folder / "tokenizer.json").read_bytes() == shared.read_bytes()
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_scores_of_the_card_are_reproduced(loaded: Loaded, task: str) -> None:
+    model, tokenizer, scores = loaded
+    n = 40
+    low, high = wilson(sum(exact_match(model, tokenizer, tasks.test_items(task, n))), n)
+    told = scores["exact"][task]
+    assert low <= told["right"] / told["n"] <= high
+
+
+def test_most_tasks_are_solved(loaded: Loaded) -> None:
+    solved = [row["right"] >= 0.8 * row["n"] for row in loaded[2]["exact"].values()]
+    assert sum(solved) > len(solved) / 2
+
+
+def test_teacher_forcing_equals_greedy_generation(loaded: Loaded) -> None:
+    model, tokenizer, _ = loaded
+    items = [item for task in ("brackets", "caesar", "convert", "reverse") for item in tasks.test_items(task, 5)]
+    for item, right in zip(items, exact_match(model, tokenizer, items), strict=True):
+        ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(item.prompt)["input_ids"]]])
+        written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
+        assert (tokenizer.decode(written[0, ids.shape[1] :]) == item.answer + "<eos>") is right
+
+
+def test_routing_matters(loaded: Loaded) -> None:
+    model, tokenizer, _ = loaded
+    items = [item for task in tasks.TASKS for item in tasks.test_items(task, 3)]
+    before = exact_match(model, tokenizer, items)
+    cost = router.cost_of_denying(model, tokenizer, items)
+    assert cost["rank 0 denied"] < cost["as trained"] - 0.1
+    assert cost["random half denied"] < cost["as trained"] - 0.1
+    assert exact_match(model, tokenizer, items) == before
+
+
+def test_path_names_what_was_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    monkeypatch.setenv("LYNX_MOE_MODELS", str(tmp_path))
+    assert path("mine") == tmp_path / "mine"
+    with pytest.raises(ValueError, match=r"no trained model 'yours' in .* \(found: mine.*LYNX_MOE_MODELS"):
+        path("yours")
+
+
+def test_command_line_lists_and_finds_models() -> None:
+    assert "64 experts, top-8" in CliRunner().invoke(app, ["list"]).output
+    assert CliRunner().invoke(app, ["path", "qwen3-moe"]).output.strip() == str(path("qwen3-moe"))
+    assert CliRunner().invoke(app, ["path", "nothing"]).exit_code == 2
+    assert CliRunner().invoke(app, ["train", "nothing"]).exit_code == 2
