@@ -3,16 +3,14 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
-from lynx_moe.testbed.card import measure_exact, training_record, write_card
-from lynx_moe.testbed.families import FAMILIES, Family
 from lynx_moe.testbed.locate import path as model_path
-from lynx_moe.testbed.tokenizer import load_or_train_tokenizer
-from lynx_moe.testbed.train import train as run_training
+
+if TYPE_CHECKING:  # transformers takes seconds to import; only the commands that need it do
+    from lynx_moe.testbed.families import Family
 
 app = typer.Typer(help="Small trained MoE models with real routers.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="a family; `list` shows them")]
@@ -26,6 +24,12 @@ def train(
     workers: Annotated[int, typer.Option(help="processes of one thread each; the shipped models had one")] = 1,
 ) -> None:
     """Train one model from nothing, or go on with a run that was interrupted."""
+    import torch
+
+    from lynx_moe.testbed.card import measure_exact, training_record, write_card
+    from lynx_moe.testbed.tokenizer import load_or_train_tokenizer
+    from lynx_moe.testbed.train import train as run_training
+
     family = _family(name)
     tokenizer = load_or_train_tokenizer(out / "tokenizer")
     family = family if tokens is None else replace(family, num_tokens=tokens)
@@ -42,6 +46,8 @@ def train(
 @app.command("card")
 def card(name: Name) -> None:
     """Measure a trained model again and rewrite its scores.json and README.md."""
+    from lynx_moe.testbed.card import write_card
+
     _family(name)
     write_card(_found(name))
 
@@ -53,7 +59,9 @@ def _found(name: str) -> Path:
         raise typer.BadParameter(str(error)) from None
 
 
-def _family(name: str) -> Family:
+def _family(name: str) -> "Family":
+    from lynx_moe.testbed.families import FAMILIES
+
     if name not in FAMILIES:
         raise typer.BadParameter(f"{name!r} is not a family; the families are {', '.join(FAMILIES)}")
     return FAMILIES[name]
@@ -68,6 +76,8 @@ def path(name: Name) -> None:
 @app.command("list")
 def list_families() -> None:
     """Print every family with its size and budget, and whether it is trained."""
+    from lynx_moe.testbed.families import FAMILIES
+
     for name, family in FAMILIES.items():
         try:
             where = str(model_path(name))
