@@ -147,7 +147,8 @@ def reroute(
     """Each row's top-k inside the kept experts, in the row's own order; weights by the model's rule.
 
     A row whose own experts all stay is returned bit for bit. Where fewer than K kept experts lie in the groups that a
-    row may use and above -inf (a logit that says never), its own next choices fill up. `ranked` saves the work of `preference` if the caller has done it.
+    row may use and above -inf (a logit that says never), its own next choices fill up. `ranked` saves the work of
+    `preference` if the caller has done it.
     """
     choice_TE, allowed_TE = ranked or preference(logits_TE, spec)
     keep_TE = keep_E & (choice_TE > -torch.inf)
