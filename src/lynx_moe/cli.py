@@ -1,9 +1,9 @@
-"""The command line: `lynx-moe policies | serve | demo | bench | plot | testbed`."""
+"""The command line: `lynx-moe policies | serve | demo | eval | bench | plot | testbed`."""
 
 import sys
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -92,14 +92,67 @@ def bench(
     typer.echo(f"Record: {path}")
 
 
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model folder, hub name, or the name of a testbed model.")],
+    policies: Annotated[str, typer.Option(help="Spec strings between spaces; the first is the baseline.")] = (
+        "vanilla lynx"
+    ),
+    tasks: Annotated[str, typer.Option(help="lm-evaluation-harness tasks or groups between commas.")] = "lynx_testbed",
+    limit: Annotated[int | None, typer.Option(min=1, help="Items per task (default: all).")] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests that run at once.")] = 16,
+    mix: Annotated[str, typer.Option(help="heterogeneous: tasks share batches; homogeneous: task after task.")] = (
+        "heterogeneous"
+    ),
+    engine: Annotated[Literal["vllm"], typer.Option(help="What generates.")] = "vllm",
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples per question (default: the task's).")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the model's chat template.")] = False,
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="Run code that the model writes.")] = False,
+    model_args: Annotated[str, typer.Option(help="name=value,... for lm-eval's vLLM class and vLLM.")] = "",
+    out: Out = Path("out/eval"),
+) -> None:
+    """Any lm-evaluation-harness task under several policies, on the same items; goes on with what --out holds."""
+    from lynx_moe.lab import evaluation, plot_evaluation, scores, tables
+    from lynx_moe.serve import check_model
+    from lynx_moe.testbed import path as testbed_path
+
+    specs = [make_policy(text).spec for text in policies.split()]
+    if not Path(model).is_dir() and "/" not in model:
+        model = str(testbed_path(model))
+    for spec in specs:
+        check_model(model, spec)
+    settings = evaluation.Settings(
+        model=model,
+        tasks=tuple(tasks.split(",")),
+        limit=limit,
+        concurrency=concurrency,
+        mix=mix,
+        num_fewshot=num_fewshot,
+        chat=chat,
+        model_args=model_args,
+        engine=engine,
+    )
+    console, file = Console(), out / "eval.jsonl"
+    result = evaluation.evaluate(settings, specs, file, allow_code=allow_code, advance=console.print)
+    tables.show(model, *tables.task_table(result["results"]), console)
+    if overall := scores.overall(result["results"]):
+        head = ("policy", f"mean of {overall[0]['num_tasks']} tasks, 95 % interval", *tables.QUALITY_HEAD[2:])
+        tables.show(f"n = {overall[0]['n']}", head, tables.quality_rows(overall, "value"), console)
+        console.print(f"Picture: {plot_evaluation.draw(result, file.with_suffix('.png'))}")
+    console.print(f"Record: {file}")
+
+
 @app.command()
 def plot(
-    saved: Annotated[Path, typer.Argument(help="A demo.json.")],
+    saved: Annotated[Path, typer.Argument(help="A demo.json, or the .jsonl of `lynx-moe eval`.")],
     out: Annotated[Path | None, typer.Option(help="The picture (default: beside the record).")] = None,
 ) -> None:
     """Draws a saved record again, without running anything."""
-    from lynx_moe.lab import plots, record
+    from lynx_moe.lab import evaluation, plot_evaluation, plots, record
 
+    if saved.suffix == ".jsonl":
+        typer.echo(plot_evaluation.draw(evaluation.load(saved), out or saved.with_suffix(".png")))
+        return
     loaded = record.load(saved)
     if loaded["kind"] != "demo":
         raise ValueError(f"{saved} is a record of kind {loaded['kind']!r}; only 'demo' records have a picture")

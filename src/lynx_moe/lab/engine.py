@@ -24,18 +24,27 @@ class Run:
     token_ids: list[list[int]]
 
 
-def open_engine(model: Path | str, policy: str = "vanilla", **options: Any) -> Any:
-    """A `vllm.LLM` with the plugin configured. Raises ValueError if vLLM is missing."""
+def import_vllm() -> Any:
+    """vLLM, imported with ENVIRONMENT set where the user has not. Raises ValueError if it is missing."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        from vllm import LLM
+        import vllm
+
+        vllm.LLM  # noqa: B018  (vLLM imports most of itself at this first access)
     except ImportError as error:
         raise ValueError(
             f"vLLM cannot be imported ({error}); install it, or on a machine without GPU: pip install 'lynx-moe[cpu]', "
             "then pip uninstall torchvision torchaudio torchcodec"
         ) from None
-    return LLM(model=str(model), additional_config={"lynx_moe": {"policy": policy, "log_every": 0}}, **options)
+    return vllm
+
+
+def open_engine(model: Path | str, policy: str = "vanilla", **options: Any) -> Any:
+    """A `vllm.LLM` with the plugin configured. Raises ValueError if vLLM is missing."""
+    return import_vllm().LLM(
+        model=str(model), additional_config={"lynx_moe": {"policy": policy, "log_every": 0}}, **options
+    )
 
 
 def run_batch(llm: Any, prompts: Sequence[list[int]], num_tokens: int) -> Run:

@@ -17,13 +17,17 @@ def demo(record: dict[str, Any], path: Path) -> Path:
     _quality(left, record["quality"])
     _layers(middle, record["quality"])
     _speed(right, record["speed"])
-    env = record["speed"]["environment"]
+    save(figure, record["speed"]["environment"], path)
+    plt.close(figure)
+    return path
+
+
+def save(figure: Any, env: dict[str, Any], path: Path) -> None:
+    """Writes the figure with the machine and the day of its record below it; folders are made."""
     figure.text(0.01, 0.01, f"{env['cpu']}, {env['cores']} cores · {env['date'][:10]}", fontsize=7, color="#666666")
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
 
 
 def _quality(axes: Any, record: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Records as tables, for a terminal (rich) and for Markdown."""
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,17 +11,47 @@ QUALITY_HEAD = ("policy", "exact match, 95 % interval", "difference, paired", "d
 SPEED_HEAD = ("batch", "policy", "TPOT ms (range)", "tokens/s", "speed-up (range)", "distinct experts", "decision")
 
 
-def quality_rows(summary: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
+def quality_rows(summary: Iterable[dict[str, Any]], value: str = "exact_match") -> list[tuple[str, ...]]:
     return [
         (
             row["spec"],
-            f"{row['exact_match']:.1%} [{row['interval'][0]:.1%}, {row['interval'][1]:.1%}]",
+            f"{row[value]:.1%} [{row['interval'][0]:.1%}, {row['interval'][1]:.1%}]",
             f"{100 * row['difference']:+.1f} [{100 * row['difference_interval'][0]:+.1f}, "
             f"{100 * row['difference_interval'][1]:+.1f}]",
             _experts(row),
         )
         for row in summary
     ]
+
+
+def task_table(results: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows of an evaluation: a row per task and metric, a column per policy. A cell holds the value with its
+    interval, and below it the paired difference to the first policy; shares are in percent. What the names of all tasks
+    begin with is left out."""
+    tasks = list(dict.fromkeys(line["task"] for line in results))
+    shared = os.path.commonprefix(tasks).rfind("_") + 1 if len(tasks) > 1 else 0
+    specs = {line["policy"]: line["spec"] for line in results}
+    lines = {(line["task"], line["policy"]): line for line in results}
+    rows = []
+    for task in tasks:
+        mine = [lines[task, policy] for policy in specs]
+        for name in mine[0]["metrics"]:
+            title = task[shared:] + ("" if len(mine[0]["metrics"]) == 1 else f"\n{name}")
+            cells = [_value(line["metrics"][name], number > 0) for number, line in enumerate(mine)]
+            rows.append((title, str(mine[0]["n"]), *cells))
+    return ("task", "n", *specs.values()), rows
+
+
+def _value(metric: dict[str, Any], paired: bool) -> str:
+    share = all(0 <= item <= 1 for item in metric["items"] or [2])
+    scale, digits = (100, 1) if share else (1, 3)
+
+    def text(value: float, interval: list[float] | None, sign: str) -> str:
+        edges = "" if interval is None else f" [{', '.join(f'{scale * edge:{sign}.{digits}f}' for edge in interval)}]"
+        return f"{scale * value:{sign}.{digits}f}{edges}"
+
+    below = "\n" + text(metric["difference"], metric["difference_interval"], "+") if paired else ""
+    return text(metric["value"], metric["interval"], "") + below
 
 
 def speed_rows(summary: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:

@@ -73,6 +73,14 @@ def path(name: Name) -> None:
     typer.echo(_found(name))
 
 
+@app.command("tasks-path")
+def tasks_path() -> None:
+    """Print the folder of the testbed's tasks for lm-evaluation-harness: its --include_path."""
+    from lynx_moe.testbed.harness import FOLDER
+
+    typer.echo(FOLDER)
+
+
 @app.command("list")
 def list_families() -> None:
     """Print every family with its size and budget, and whether it is trained."""

@@ -1,0 +1,143 @@
+"""`lynx-moe eval`: any lm-evaluation-harness task under several policies, on the same items, in one vLLM engine.
+
+The record is a JSONL file: a line of settings, then a line per policy and task. It is written after every policy, so an
+interrupted run goes on where it stopped. Its first policy is the baseline of all differences.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lynx_moe.lab import harness, record, scores
+from lynx_moe.policies import make_policy
+
+Record = dict[str, Any]
+GIVEN = ("pretrained", "additional_config", "max_num_seqs", "max_batch_size", "data_parallel_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides a result besides the policy.
+
+    tasks        names of harness tasks, groups or tags.
+    limit        items per task; None: all of them.
+    concurrency  requests that run at once (vLLM's max_num_seqs).
+    mix          "heterogeneous": all tasks share the batches; "homogeneous": task after task.
+    num_fewshot  examples before each question; None: the task's own number.
+    chat         whether prompts go through the model's chat template.
+    engine       what generates; so far vLLM.
+    model_args   `name=value,name=value` for the harness's vLLM class and vLLM, such as tensor_parallel_size=4.
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    limit: int | None = None
+    concurrency: int = 16
+    mix: str = "heterogeneous"
+    num_fewshot: int | None = None
+    chat: bool = False
+    model_args: str = ""
+    engine: str = "vllm"
+
+    def __post_init__(self) -> None:
+        if self.mix not in harness.MIXES:
+            raise ValueError(f"mix {self.mix!r} is not one of {', '.join(harness.MIXES)}")
+        if self.concurrency < 2:
+            raise ValueError(f"concurrency={self.concurrency}: a request alone shares with nobody; use 2 or more")
+        if not self.tasks:
+            raise ValueError("no task is named; lynx_testbed needs no data, `lm_eval ls tasks` shows all others")
+        given = {part.partition("=")[0].strip() for part in self.model_args.split(",")}
+        if given.intersection(GIVEN):
+            raise ValueError(f"--model-args cannot set {', '.join(sorted(given.intersection(GIVEN)))}: it is set here")
+
+
+def evaluate(
+    settings: Settings,
+    policies: Sequence[str],
+    path: Path,
+    *,
+    allow_code: bool = False,
+    advance: Callable[[str], None] = lambda message: None,
+) -> Record:
+    """Evaluates the policies that the record at `path` lacks, and returns the whole of it.
+
+    Raises ValueError before anything is loaded for a bad policy, task or setting, and for a record of other settings.
+    """
+    specs = [make_policy(policy).spec for policy in policies]
+    if not specs or len(set(specs)) < len(specs):
+        raise ValueError(f"name at least one policy, and each of them once; given: {', '.join(specs) or 'none'}")
+    whole = _resume(path, settings)
+    missing = [spec for spec in specs if spec not in {line["policy"] for line in whole["results"]}]
+    if not missing:
+        return whole
+    from lm_eval.utils import simple_parse_args_string
+
+    tasks = harness.load_tasks(settings.tasks, allow_code=allow_code)
+    advance("loading the model")
+    lm = harness.open_model(
+        settings.model,
+        concurrency=settings.concurrency,
+        mix=settings.mix,
+        vision=any(getattr(task, "MULTIMODAL", False) for task in tasks.values()),
+        options=simple_parse_args_string(settings.model_args),
+    )
+    # each is set once before any runs, so that one that does not fit this model is refused now
+    full = {spec: lm.model.collective_rpc("lynx_set_policy", args=(spec,))[0] for spec in missing}
+    for number, spec in enumerate(missing, 1):
+        advance(f"policy {number} of {len(missing)}: {full[spec]}")
+        lm.model.collective_rpc("lynx_set_policy", args=(spec,))
+        start = time.perf_counter()
+        results = harness.run(
+            lm,
+            tasks,
+            limit=settings.limit,
+            num_fewshot=settings.num_fewshot,
+            chat=settings.chat,
+            allow_code=allow_code,
+        )
+        seconds = round(time.perf_counter() - start, 1)
+        new = [line | {"seconds": seconds} for line in scores.lines(spec, full[spec], results, lm.parts)]
+        whole["results"] = scores.compare([*whole["results"], *new])
+        _save(whole, path)
+    return whole
+
+
+def load(path: Path) -> Record:
+    """The record of a JSONL file: `settings`, `environment`, `results`. Raises ValueError if it is none."""
+    try:
+        first, *lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return {**{key: first[key] for key in ("kind", "settings", "environment")}, "results": lines}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a readable record of lynx-moe eval: {error}") from None
+
+
+def _save(whole: Record, path: Path) -> None:
+    first = {key: value for key, value in whole.items() if key != "results"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(line) + "\n" for line in [first, *whole["results"]]))
+    part.replace(path)
+
+
+def _resume(path: Path, settings: Settings) -> Record:
+    """The record at `path`, or an empty one. Raises ValueError if it was made with other settings or versions."""
+    environment = record.environment()
+    now = asdict(settings) | {"tasks": list(settings.tasks), "weights": _weights(Path(settings.model))}
+    now |= {"versions": environment["versions"] | {"lm-eval": metadata.version("lm-eval")}}
+    if not path.exists():
+        return {"kind": "evaluation", "settings": now, "environment": environment, "results": []}
+    whole = load(path)
+    for name, value in now.items():
+        if (before := whole["settings"].get(name)) != value:
+            raise ValueError(f"{path} was made with {name}={before!r}, now it is {value!r}; give another --out")
+    return whole
+
+
+def _weights(folder: Path) -> int | None:
+    """Seconds since 1970 when the newest weights of a folder were written; None for a model of the hub."""
+    times = [int(file.stat().st_mtime) for file in folder.glob("*.safetensors")]
+    return max(times, default=None)
