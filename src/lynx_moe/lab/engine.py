@@ -27,7 +27,7 @@ class Run:
 
 
 def prepare() -> None:
-    """Sets ENVIRONMENT where the user has not. Some of it is read as a process starts: call this before starting one."""
+    """Sets ENVIRONMENT where the user has not. Some is read as a process starts: call this before starting one."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 

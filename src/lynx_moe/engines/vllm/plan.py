@@ -91,7 +91,7 @@ class Plan:
         start = time.perf_counter()
         spec, rows = self.layers[layer].spec, self.rows.masks(len(ids_TK))
         own = Routing(ids_TK.long(), weights_TK)
-        final = own if self.policy.is_identity else self.policy.route(logits_TE, spec, rows, own)
+        final = own if self.policy.is_identity else self.policy.decide(logits_TE, spec, rows, own)
         if self.options.stats:
             self.counters.add(layer, own.ids, final.ids, spec.num_experts, rows.valid if rows else None)
         self.decisions += 1
