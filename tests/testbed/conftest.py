@@ -26,4 +26,5 @@ def tiny_family() -> Family:
 @pytest.fixture
 def texts(tokenizer: PreTrainedTokenizerFast) -> list[list[list[int]]]:
     """A stand-in for the text corpus, whose reading takes half a minute."""
-    return [tokenizer([f"{kind} text, number {i}. " * 20 for i in range(9)])["input_ids"] for kind in ("An", "More")]
+    kinds = [[f"{kind} text, number {i}. " * 20 for i in range(9)] for kind in ("An", "More")]
+    return [tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in kinds]

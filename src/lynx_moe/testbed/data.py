@@ -56,14 +56,16 @@ class Batch:
 
 def encode_item(item: Item, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], int]:
     """Tokens `<bos> prompt answer <eos>`, and how many of them come before the answer."""
-    prompt = [tokenizer.bos_token_id, *tokenizer(item.prompt)["input_ids"]]
-    return [*prompt, *tokenizer(item.answer)["input_ids"], tokenizer.eos_token_id], len(prompt)
+    prompt = tokenizer(item.prompt)["input_ids"]
+    answer = tokenizer(item.answer, add_special_tokens=False)["input_ids"]
+    return [*prompt, *answer, tokenizer.eos_token_id], len(prompt)
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerFast, cache: Path) -> Texts:
     """The training text as tokens, a list per kind; kept in the file `cache`, for reading the sources takes long."""
     if not cache.is_file():
-        texts = [tokenizer(list(corpus.chunks(kind, held_out=False)))["input_ids"] for kind in corpus.KINDS]
+        pieces = [list(corpus.chunks(kind, held_out=False)) for kind in corpus.KINDS]
+        texts = [tokenizer(kind, add_special_tokens=False)["input_ids"] for kind in pieces]
         cache.write_text(json.dumps(texts))
     loaded: Texts = json.loads(cache.read_text())
     return loaded

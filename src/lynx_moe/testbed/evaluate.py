@@ -44,7 +44,7 @@ def exact_match(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, item
 @torch.inference_mode()
 def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[float]:
     """Bits per UTF-8 byte of each text, read from its beginning after `<bos>`."""
-    documents = [[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]] for text in texts]
+    documents = [tokenizer(text)["input_ids"] for text in texts]
     bits: list[float] = []
     for ids_BL in padded(documents, tokenizer.pad_token_id):
         logits = model(input_ids=ids_BL, use_cache=False).logits[:, :-1]
