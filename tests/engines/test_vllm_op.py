@@ -39,7 +39,7 @@ def test_it_returns_the_policy_s_routing_on_decode_rows(num_rows):
     plan = make_plan("lynx:alpha=3,beta=2")
     begin(plan, [True] * num_rows, [1] * num_rows)
     logits, weights, ids = own_routing(num_rows)
-    expected = plan.policy.route(logits, SPEC, None, Routing(ids.long(), weights))
+    expected = plan.policy.decide(logits, SPEC, None, Routing(ids.long(), weights))
     got_weights, got_ids = reroute(logits, weights, ids, 0)
     assert got_ids.dtype == ids.dtype
     assert got_weights.dtype == torch.float32
@@ -70,7 +70,7 @@ def test_prefill_rows_of_a_mixed_step_are_untouched():
     assert torch.equal(got_weights[6:], weights[6:])
     assert not torch.equal(got_ids[:6], ids[:6])
     rows = Rows(remap=torch.arange(11) < 6)
-    assert torch.equal(got_ids.long(), plan.policy.route(logits, SPEC, rows, Routing(ids.long(), weights)).ids)
+    assert torch.equal(got_ids.long(), plan.policy.decide(logits, SPEC, rows, Routing(ids.long(), weights)).ids)
 
 
 def test_padding_rows_load_and_count_nothing():

@@ -19,7 +19,7 @@ from torch import Tensor
 from lynx_moe.kernels import cpu
 from lynx_moe.policies.policy import ModelShape, Policy, Step
 from lynx_moe.policies.published import alpha_beta
-from lynx_moe.routing import RouterSpec, Routing, Rows, order_key
+from lynx_moe.routing import RouterSpec, Routing, Rows, order_key, select
 
 EXACT_BITS = 53  # float64 adds integers below 2**53 without rounding
 
@@ -60,20 +60,16 @@ class Lynx(Policy):
     def decide(
         self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
     ) -> Routing:
-        if not cpu.fits(logits_TE, spec):
-            return self.route(logits_TE, spec, rows, own)
+        own = own or select(logits_TE, spec)
+        own = Routing(own.ids.long(), own.weights.float())
         beta = self.beta if self.beta is not None else _default_beta(spec)
-        return cpu.affinity_binning(
-            logits_TE,
-            spec,
-            rows,
-            own,
-            alpha=self.alpha,
-            beta=beta,
-            rank=_default_rank(spec),
-            max_base=_max_base(beta),
-            pin_top1=self.pin_top1,
-        )
+        settings = {"beta": beta, "rank": _default_rank(spec), "max_base": _max_base(beta)}
+        fast = None
+        if cpu.fits(logits_TE, spec):
+            fast = cpu.affinity_binning(
+                logits_TE, spec, rows, own, alpha=self.alpha, pin_top1=self.pin_top1, **settings
+            )
+        return fast or self.route(logits_TE, spec, rows, own)
 
     def keep(self, step: Step) -> Tensor:
         value_TE = step.choice_TE if step.spec.bias is None else step.choice_TE.clamp(min=1e-30).log()

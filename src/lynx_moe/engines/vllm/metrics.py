@@ -7,8 +7,11 @@ so nothing waits for the device and a CUDA graph can record it.
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from lynx_moe.kernels import cpu
 
 KINDS = ("decode", "mixed")
 COLUMNS = ("before", "after", "changed_rows", "unchanged_steps")
@@ -87,6 +90,12 @@ class Counters:
         self.totals.zero_()
 
     def add(self, layer: int, own_TK: Tensor, final_TK: Tensor, num_experts: int, valid_T: Tensor | None) -> None:
+        """Counts one layer of the current step: int64 ids [T, K], rows of padding left out."""
+        if own_TK.device.type == "cpu":
+            valid = None if valid_T is None else valid_T.numpy()
+            before, after, rows = cpu.count(own_TK.numpy(), final_TK.numpy(), num_experts, valid)
+            self.totals.numpy()[layer] += self.kind.numpy() * np.array((before, after, rows, rows == 0))
+            return
         both = torch.stack((own_TK, final_TK))
         changed_T = (own_TK != final_TK).any(-1)
         if valid_T is not None:
