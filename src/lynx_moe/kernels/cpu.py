@@ -78,18 +78,20 @@ def affinity_binning(
     mass_V1 = spec.scale if spec.renormalize else own_weights[moved].sum(1, keepdims=True)
     ids[moved] = kept_N[best_VK]
     weights[moved] = exp_VK / exp_VK.sum(1, keepdims=True) * mass_V1
-    before, after, _ = count(own_ids, ids, spec.num_experts, valid)
+    before, after = (len(set((i if valid is None else i[valid]).ravel().tolist())) for i in (own_ids, ids))
+    counts = before, after, len(moved)
     if after > before:
-        ids, weights = own_ids.copy(), own_weights.copy()
-    return _padded(ids, weights, valid)
+        ids, weights, counts = own_ids.copy(), own_weights.copy(), (before, before, 0)
+    return _padded(ids, weights, valid, counts)
 
 
-def count(own_TK: Array, final_TK: Array, num_experts: int, valid_T: Array | None) -> tuple[int, int, int]:
+def count(own_TK: Tensor, final_TK: Tensor, valid_T: Tensor | None) -> tuple[int, int, int]:
     """Distinct experts of the valid rows before and after, and how many of these rows changed."""
+    own, final = own_TK.tolist(), final_TK.tolist()
     if valid_T is not None:
-        own_TK, final_TK = own_TK[valid_T], final_TK[valid_T]
-    before, after = (int(_flags(ids, num_experts).sum()) for ids in (own_TK, final_TK))
-    return before, after, int((own_TK != final_TK).any(1).sum())
+        own, final = ([row for row, ok in zip(rows, valid_T.tolist(), strict=True) if ok] for rows in (own, final))
+    before, after = (len(set().union(*rows)) for rows in (own, final))
+    return before, after, sum(a != b for a, b in zip(own, final, strict=True))
 
 
 def _flags(ids: Array, num_experts: int) -> Array:
@@ -99,9 +101,9 @@ def _flags(ids: Array, num_experts: int) -> Array:
     return flags
 
 
-def _padded(ids: Array, weights: Array, valid: Array | None) -> Routing:
+def _padded(ids: Array, weights: Array, valid: Array | None, counts: tuple[int, int, int] | None = None) -> Routing:
     """Padding rows repeat the first valid row's ids with weight 0."""
     if valid is not None and not valid.all():
         ids = np.where(valid[:, None], ids, ids[valid.argmax()])
         weights = np.where(valid[:, None], weights, np.float32(0))
-    return Routing(torch.from_numpy(ids), torch.from_numpy(weights))
+    return Routing(torch.from_numpy(ids), torch.from_numpy(weights), counts)
