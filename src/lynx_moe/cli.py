@@ -133,7 +133,7 @@ def evaluate(
         engine=engine,
     )
     console, file = Console(), out / "eval.jsonl"
-    result = evaluation.evaluate(settings, specs, file, allow_code=allow_code, advance=console.print)
+    result = evaluation.apart(settings, specs, file, allow_code=allow_code)
     tables.show(model, *tables.task_table(result["results"]), console)
     if overall := scores.overall(result["results"]):
         head = ("policy", f"mean of {overall[0]['num_tasks']} tasks, 95 % interval", *tables.QUALITY_HEAD[2:])

@@ -71,10 +71,15 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Routing:
-    """What the expert kernel gets: ids [T, K] (int64) and weights [T, K] (float32)."""
+    """What the expert kernel gets: ids [T, K] (int64) and weights [T, K] (float32).
+
+    counts: distinct experts of the valid rows before and after, and how many of them changed, where a kernel on the
+    host has counted them anyway.
+    """
 
     ids: Tensor
     weights: Tensor
+    counts: tuple[int, int, int] | None = None
 
 
 def order_key(value_TE: Tensor, tier_TE: Tensor | None = None) -> Tensor:

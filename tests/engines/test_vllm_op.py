@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from lynx_moe.engines.vllm.metrics import Counters, HostCounters
 from lynx_moe.engines.vllm.op import reroute
 from lynx_moe.engines.vllm.options import Options
 from lynx_moe.engines.vllm.plan import Layer, Plan
-from lynx_moe.policies import ModelShape
+from lynx_moe.policies import ModelShape, make_policy
 from lynx_moe.routing import RouterSpec, Routing, Rows, select
 
 E, K = 60, 4
@@ -39,7 +40,7 @@ def test_it_returns_the_policy_s_routing_on_decode_rows(num_rows):
     plan = make_plan("lynx:alpha=3,beta=2")
     begin(plan, [True] * num_rows, [1] * num_rows)
     logits, weights, ids = own_routing(num_rows)
-    expected = plan.policy.route(logits, SPEC, None, Routing(ids.long(), weights))
+    expected = plan.policy.decide(logits, SPEC, None, Routing(ids.long(), weights))
     got_weights, got_ids = reroute(logits, weights, ids, 0)
     assert got_ids.dtype == ids.dtype
     assert got_weights.dtype == torch.float32
@@ -70,7 +71,7 @@ def test_prefill_rows_of_a_mixed_step_are_untouched():
     assert torch.equal(got_weights[6:], weights[6:])
     assert not torch.equal(got_ids[:6], ids[:6])
     rows = Rows(remap=torch.arange(11) < 6)
-    assert torch.equal(got_ids.long(), plan.policy.route(logits, SPEC, rows, Routing(ids.long(), weights)).ids)
+    assert torch.equal(got_ids.long(), plan.policy.decide(logits, SPEC, rows, Routing(ids.long(), weights)).ids)
 
 
 def test_padding_rows_load_and_count_nothing():
@@ -102,10 +103,27 @@ def test_counts_equal_a_recount(policy):
     assert (tally.before, tally.after, tally.changed_rows, tally.unchanged_steps) == (before, after, changed, unchanged)
     assert (tally.steps, tally.rows, tally.decode_rows) == (4, 56, 56)
     assert plan.stats().steps == {"prefill": 1, "single": 0, "decode": 4, "mixed": 0}
-    totals = plan.counters.totals
     plan.reset_stats()
     assert plan.stats().layers[1].decode.before == 0
-    assert plan.counters.totals is totals  # a CUDA graph would go on adding to it
+
+
+def test_counts_on_a_device_equal_those_on_the_host():
+    device, host = Counters(2, torch.device("cpu")), HostCounters(2)
+    policy, totals = make_policy("lynx:alpha=0.3,beta=1"), device.totals
+    for step, kind in enumerate((0, 1, None, 0)):
+        logits = torch.randn(9, E)
+        own, valid = select(logits, SPEC), torch.arange(9) < 5 + step
+        for final in (own, policy.route(logits, SPEC, Rows(valid=valid), own), policy.decide(logits, SPEC, None, own)):
+            for counters in (device, host):
+                counters.begin(kind)
+                counters.add(1, own, final, E, valid if final.counts is None else None)
+    assert device.read() == host.read()
+    assert device.read()[1][0][0] > device.read()[1][0][1] > 0
+    assert device.read()[0] == [[0] * 4] * 2
+    device.reset()
+    host.reset()
+    assert device.read() == host.read() == [[[0] * 4] * 2] * 2
+    assert device.totals is totals  # a CUDA graph would go on adding to it
 
 
 def test_bypassed_layers_are_named_and_not_averaged():

@@ -31,7 +31,8 @@ def test_a_summary_takes_medians_and_pairs_the_rounds() -> None:
     assert eight["speedup_range"] == pytest.approx([11 / 10, 2.0])
     assert eight["tokens_per_s"] == 400
     assert rows[1]["after"] is None  # one row is never remapped
-    assert "Faster in every round at batch 1, 8" in verdict(rows)
+    said = verdict(rows, layers=2)
+    assert "lynx: faster in every round at batch 8. The decision takes 200 µs a layer at batch 8 (2.0 % of" in said
 
 
 def test_intervals_hold_the_estimate_and_narrow_with_n() -> None:

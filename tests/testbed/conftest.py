@@ -27,4 +27,4 @@ def tiny_family() -> Family:
 def texts(tokenizer: PreTrainedTokenizerFast) -> list[list[list[int]]]:
     """A stand-in for the text corpus, whose reading takes half a minute."""
     kinds = [[f"{kind} text, number {i}. " * 20 for i in range(9)] for kind in ("An", "More")]
-    return [tokenizer(chunks, add_special_tokens=False)["input_ids"] for chunks in kinds]
+    return [tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in kinds]

@@ -55,7 +55,7 @@ def test_teacher_forcing_equals_greedy_generation(loaded: Loaded) -> None:
     model, tokenizer, _ = loaded
     items = [item for task in ("brackets", "caesar", "convert", "reverse") for item in tasks.test_items(task, 5)]
     for item, right in zip(items, exact_match(model, tokenizer, items), strict=True):
-        ids = torch.tensor([tokenizer(item.prompt)["input_ids"]])
+        ids = tokenizer(item.prompt, return_tensors="pt")["input_ids"]
         written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
         assert (tokenizer.decode(written[0, ids.shape[1] :]) == item.answer + "<eos>") is right
 

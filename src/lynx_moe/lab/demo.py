@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lynx_moe.lab import plots, quality, record, speed, tables
+from lynx_moe.lab.engine import prepare
 
-QUALITY_POLICIES = ("vanilla", "lynx", "random")
-SPEED_POLICIES = ("vanilla", "lynx:alpha=3,beta=2")  # the authors' setting for the shape that is timed
+AUTHORS = "lynx:alpha=3,beta=2"  # the authors' setting for the model whose shape is timed
+QUALITY_POLICIES = ("vanilla", "lynx", "random", AUTHORS)  # random: at as many experts as lynx
+SPEED_POLICIES = ("vanilla", "lynx", AUTHORS)
 
 
 def bar() -> Progress:
@@ -51,6 +53,7 @@ def _run(measure: Any, path: Path, options: dict[str, Any], total: int, first: s
 
 def apart(target: Any, path: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Runs a half in a process of its own and returns its record. Raises RuntimeError if it failed."""
+    prepare()
     process = multiprocessing.get_context("spawn").Process(target=target, args=(path, options))
     process.start()
     process.join()
@@ -78,19 +81,26 @@ def demo(*, model: Path, out: Path, shape: str, layers: int | None, items_per_ta
     tables.show(second["model"], tables.SPEED_HEAD, tables.speed_rows(second["summary"]), console)
     path = record.save({"kind": "demo", "quality": first, "speed": second}, out / "demo.json")
     picture = plots.demo(json.loads(path.read_text()), out / "demo.png")
-    console.print(verdict(second["summary"]))
+    console.print(verdict(second["summary"], second["layers"]), highlight=False)
     console.print(f"Record: {path}   Picture: {picture}")
     return path
 
 
-def verdict(summary: list[dict[str, Any]]) -> str:
-    """Where the policy won and where it did not, in words: a win is a speed-up above 1 in every round."""
-    rows = [row for row in summary if row["policy"] != summary[0]["policy"]]
-    wins = [str(row["batch"]) for row in rows if row["speedup_range"][0] > 1]
-    losses = [str(row["batch"]) for row in rows if row["speedup"] < 1]
-    text = f"Faster in every round at batch {', '.join(wins) or 'none'}."
-    if losses:
-        text += (
-            f" Slower at batch {', '.join(losses)}: nothing to share between one row, or the kernel is compute-bound."
-        )
-    return text
+def verdict(summary: list[dict[str, Any]], layers: int) -> str:
+    """Where the policies won and where they did not, in words; a win or a loss shows in every round."""
+    lines = []
+    for policy in dict.fromkeys(row["policy"] for row in summary[1:] if row["policy"] != summary[0]["policy"]):
+        rows = [row for row in summary if row["policy"] == policy and row["after"] is not None]
+        kinds = {
+            "faster in every round": [r["batch"] for r in rows if r["speedup_range"][0] > 1],
+            "slower in every round": [r["batch"] for r in rows if r["speedup_range"][1] < 1],
+            "no clear difference": [r["batch"] for r in rows if r["speedup_range"][0] <= 1 <= r["speedup_range"][1]],
+        }
+        parts = [f"{words} at batch {', '.join(map(str, batches))}" for words, batches in kinds.items() if batches]
+        costs = [
+            f"{row['decision_us']:.0f} µs a layer at batch {row['batch']} "
+            f"({100 * layers * row['decision_us'] / 1e3 / row['tpot_ms']:.1f} % of the step)"
+            for row in rows
+        ]
+        lines.append(f"{policy}: {'; '.join(parts)}. The decision takes {', '.join(costs)}.")
+    return "\n".join([*lines, "One request alone is never remapped: there is nothing to share."])

@@ -10,7 +10,9 @@ from typing import Any
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # policy and statistics are reached in-process
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore",  # vLLM's and torch's, about themselves
     "VLLM_NO_USAGE_STATS": "1",
     "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),  # vLLM serves with one thread in-process otherwise
 }
@@ -24,10 +26,15 @@ class Run:
     token_ids: list[list[int]]
 
 
-def import_vllm() -> Any:
-    """vLLM, imported with ENVIRONMENT set where the user has not. Raises ValueError if it is missing."""
+def prepare() -> None:
+    """Sets ENVIRONMENT where the user has not. Some is read as a process starts: call this before starting one."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def import_vllm() -> Any:
+    """vLLM, imported with ENVIRONMENT set. Raises ValueError if it is missing."""
+    prepare()
     try:
         import vllm
 

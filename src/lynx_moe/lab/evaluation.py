@@ -7,12 +7,15 @@ interrupted run goes on where it stopped. Its first policy is the baseline of al
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from lynx_moe.lab import harness, record, scores
+from lynx_moe.lab.engine import prepare
 from lynx_moe.policies import make_policy
 
 Record = dict[str, Any]
@@ -104,6 +107,13 @@ def evaluate(
         whole["results"] = scores.compare([*whole["results"], *new])
         _save(whole, path)
     return whole
+
+
+def apart(settings: Settings, policies: Sequence[str], path: Path, *, allow_code: bool = False) -> Record:
+    """`evaluate` in a process of its own, which starts with the environment that vLLM wants; prints how far it is."""
+    prepare()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(evaluate, settings, policies, path, allow_code=allow_code, advance=print).result()
 
 
 def load(path: Path) -> Record:

@@ -56,7 +56,8 @@ def _layers(axes: Any, record: dict[str, Any]) -> None:
     axes.set_xlabel("layer")
     axes.set_ylabel("distinct experts per decode step")
     axes.set_title("Distinct experts, trained model", fontsize=10)
-    axes.legend(fontsize=8)
+    axes.set_ylim(top=1.35 * max(max(result["after_by_layer"]) for result in record["results"]))
+    axes.legend(fontsize=8, loc="upper right")
 
 
 def _speed(axes: Any, record: dict[str, Any]) -> None:

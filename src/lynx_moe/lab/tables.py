@@ -4,11 +4,12 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-QUALITY_HEAD = ("policy", "exact match, 95 % interval", "difference, paired", "distinct experts")
-SPEED_HEAD = ("batch", "policy", "TPOT ms (range)", "tokens/s", "speed-up (range)", "distinct experts", "decision")
+QUALITY_HEAD = ("policy", "exact match, 95 % interval", "paired difference", "distinct experts")
+SPEED_HEAD = ("batch", "policy", "TPOT, ms", "tokens/s", "speed-up", "distinct experts")
 
 
 def quality_rows(summary: Iterable[dict[str, Any]], value: str = "exact_match") -> list[tuple[str, ...]]:
@@ -59,11 +60,10 @@ def speed_rows(summary: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
         (
             str(row["batch"]),
             row["policy"],
-            f"{row['tpot_ms']:.1f} ({row['tpot_range_ms'][0]:.1f}–{row['tpot_range_ms'][1]:.1f})",
+            f"{row['tpot_ms']:.1f} ({row['tpot_range_ms'][0]:.1f} to {row['tpot_range_ms'][1]:.1f})",
             f"{row['tokens_per_s']:.0f}",
-            f"{row['speedup']:.2f}x ({row['speedup_range'][0]:.2f}–{row['speedup_range'][1]:.2f})",
+            f"{row['speedup']:.2f}x ({row['speedup_range'][0]:.2f} to {row['speedup_range'][1]:.2f})",
             _experts(row),
-            "-" if row["decision_us"] is None else f"{row['decision_us']:.0f} µs a layer",
         )
         for row in summary
     ]
@@ -74,7 +74,9 @@ def _experts(row: dict[str, Any]) -> str:
 
 
 def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
-    table = Table(*head, title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for name in head:
+        table.add_column(name, no_wrap=name == "policy")
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         table.add_row(*row, end_section=following is not None and head[0] == "batch" and following[0] != row[0])
     console.print(table)

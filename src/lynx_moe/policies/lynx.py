@@ -16,9 +16,10 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from lynx_moe.kernels import cpu
 from lynx_moe.policies.policy import ModelShape, Policy, Step
 from lynx_moe.policies.published import alpha_beta
-from lynx_moe.routing import RouterSpec, order_key
+from lynx_moe.routing import RouterSpec, Routing, Rows, order_key, select
 
 EXACT_BITS = 53  # float64 adds integers below 2**53 without rounding
 
@@ -56,6 +57,20 @@ class Lynx(Policy):
             return self
         return type(self)(alpha=known[0], beta=known[1], pin_top1=self.pin_top1)
 
+    def decide(
+        self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
+    ) -> Routing:
+        own = own or select(logits_TE, spec)
+        own = Routing(own.ids.long(), own.weights.float())
+        beta = self.beta if self.beta is not None else _default_beta(spec)
+        settings = {"beta": beta, "rank": _default_rank(spec), "max_base": _max_base(beta)}
+        fast = None
+        if cpu.fits(logits_TE, spec):
+            fast = cpu.affinity_binning(
+                logits_TE, spec, rows, own, alpha=self.alpha, pin_top1=self.pin_top1, **settings
+            )
+        return fast or self.route(logits_TE, spec, rows, own)
+
     def keep(self, step: Step) -> Tensor:
         value_TE = step.choice_TE if step.spec.bias is None else step.choice_TE.clamp(min=1e-30).log()
         if step.allowed_TE is not None:
@@ -80,7 +95,7 @@ def _popularity(bin_TE: Tensor, beta: int, voters_T: Tensor) -> Tensor:
 
     The powers of B stay below 2**53: above 1552 voters at beta = 4 (the deepest published) B is capped, never below.
     """
-    base = voters_T.sum().clamp(max=int(2 ** (EXACT_BITS / (beta + 1)))).double()
+    base = voters_T.sum().clamp(max=_max_base(beta)).double()
     power_Q = torch.cat([base.new_ones(1), base.expand(beta).cumprod(0)])
     share_TE = power_Q[bin_TE + beta].where(voters_T[:, None], 0.0)
     return share_TE.sum(0)
@@ -92,14 +107,21 @@ def _place(value_E: Tensor) -> Tensor:
     return torch.empty_like(order_E).scatter_(0, order_E, torch.arange(len(order_E), device=order_E.device))
 
 
+def _max_base(beta: int) -> int:
+    return int(2 ** (EXACT_BITS / (beta + 1)))
+
+
+def _default_rank(spec: RouterSpec) -> int:
+    return min(max(1, spec.top_k // 2), spec.num_experts - 1)
+
+
 def _default_beta(spec: RouterSpec) -> int:
     return 1 if 4 * spec.top_k >= spec.num_experts else 2
 
 
 def _depth(value_TE: Tensor, step: Step) -> Tensor:
     """[1]: the voters' median distance from rank 0 down to rank k // 2, in the unit of the binned quantity."""
-    rank = min(max(1, step.spec.top_k // 2), step.spec.num_experts - 1)
-    top_TR = value_TE.topk(rank + 1, -1).values
+    top_TR = value_TE.topk(_default_rank(step.spec) + 1, -1).values
     gap_T = (top_TR[:, 0] - top_TR[:, -1]).where(step.voters_T, torch.inf).sort().values
     middle = ((step.voters_T.sum(dim=0, keepdim=True) - 1) // 2).clamp(min=0)
     return gap_T.gather(0, middle).clamp(1e-6, 1e6)  # gather: indexing with a 0-d tensor would sync with the host

@@ -119,6 +119,15 @@ class Policy:
             final = _settle(self.propose(step), step, valid_T)
         return final if valid_T is None else _fill_padding(final, valid_T)
 
+    def decide(
+        self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
+    ) -> Routing:
+        """`route`, by a kernel where there is one for this device and router: the same ids, weights within rounding.
+
+        For engines that call it outside a traced graph; the graph of `route` is plain torch.
+        """
+        return self.route(logits_TE, spec, rows, own)
+
 
 def _settle(proposed: Routing, step: Step, valid_T: Tensor | None) -> Routing:
     """The proposal on the voters' rows, or the model's own routing if the step gains nothing or loads more."""

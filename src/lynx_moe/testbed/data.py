@@ -64,8 +64,8 @@ def encode_item(item: Item, tokenizer: PreTrainedTokenizerFast) -> tuple[list[in
 def encode_texts(tokenizer: PreTrainedTokenizerFast, cache: Path) -> Texts:
     """The training text as tokens, a list per kind; kept in the file `cache`, for reading the sources takes long."""
     if not cache.is_file():
-        kinds = [list(corpus.chunks(kind, held_out=False)) for kind in corpus.KINDS]
-        texts = [tokenizer(chunks, add_special_tokens=False)["input_ids"] for chunks in kinds]
+        pieces = [list(corpus.chunks(kind, held_out=False)) for kind in corpus.KINDS]
+        texts = [tokenizer(kind, add_special_tokens=False)["input_ids"] for kind in pieces]
         cache.write_text(json.dumps(texts))
     loaded: Texts = json.loads(cache.read_text())
     return loaded

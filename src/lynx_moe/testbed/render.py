@@ -23,8 +23,8 @@ The recipe and the sources of the text are in `docs/testbed.md`.
 
 ## Training
 
-{tokens:.1f} M tokens ({steps:,} steps of {batch_rows} rows of {row_length}), seed {seed}, {minutes:.0f} minutes on a
-shared {machine}. Trained in float32, shipped in bfloat16: mean exact match {before:.1f} %
+{tokens:.1f} M tokens ({steps:,} steps of {batch_rows} rows of {row_length}), seed {seed}, {minutes:.0f} minutes on one
+thread of a shared {machine}. Trained in float32, shipped in bfloat16: mean exact match {before:.1f} %
 before and {mean:.1f} % after rounding, on the same exercises.
 
 ## Exact match on held-out exercises

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lynx_moe.kernels import cpu
+from lynx_moe.routing import Routing
+
 KINDS = ("decode", "mixed")
 COLUMNS = ("before", "after", "changed_rows", "unchanged_steps")
 
@@ -75,8 +78,8 @@ class Stats:
 
 
 class Counters:
-    """The running sums, int64 [L, kinds, columns], and the kind of the current step as a one-hot [kinds, 1] beside
-    them: zero for steps that are not counted."""
+    """The running sums on a device, int64 [L, kinds, columns], and the kind of the current step as a one-hot
+    [kinds, 1] beside them: zero for steps that are not counted."""
 
     def __init__(self, num_layers: int, device: torch.device) -> None:
         self.totals = torch.zeros(num_layers, len(KINDS), len(COLUMNS), dtype=torch.int64, device=device)
@@ -86,9 +89,16 @@ class Counters:
         """Zero, in place: CUDA graphs hold on to these tensors."""
         self.totals.zero_()
 
-    def add(self, layer: int, own_TK: Tensor, final_TK: Tensor, num_experts: int, valid_T: Tensor | None) -> None:
-        both = torch.stack((own_TK, final_TK))
-        changed_T = (own_TK != final_TK).any(-1)
+    def begin(self, kind: int | None) -> None:
+        """The step that comes next is of KINDS[kind]; None: it is not counted."""
+        self.kind.zero_()
+        if kind is not None:
+            self.kind[kind] = 1
+
+    def add(self, layer: int, own: Routing, final: Routing, num_experts: int, valid_T: Tensor | None) -> None:
+        """Counts one layer of the current step; rows of padding are left out."""
+        both = torch.stack((own.ids, final.ids))
+        changed_T = (own.ids != final.ids).any(-1)
         if valid_T is not None:
             both = both.where(valid_T[:, None], num_experts)
             changed_T = changed_T & valid_T
@@ -96,3 +106,37 @@ class Counters:
         loaded = flags.scatter_(1, both.flatten(1), 1)[:, :num_experts].sum(1)
         changed = changed_T.sum().view(1)
         self.totals[layer].addcmul_(self.kind, torch.cat((loaded, changed, changed == 0)))
+
+    def read(self) -> list[list[list[int]]]:
+        """The sums as [L][kinds][columns]. Waits for the device."""
+        totals: list[list[list[int]]] = self.totals.tolist()
+        return totals
+
+
+class HostCounters(Counters):
+    """The same sums in Python's own numbers, for CPUs: what a kernel has counted already is taken over, the rest is
+    counted without tensors. Inside a real step a tensor operation costs more than all of this."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.sums = [[[0] * len(COLUMNS) for _ in KINDS] for _ in range(num_layers)]
+        self.kind_now: int | None = None
+
+    def reset(self) -> None:
+        self.__init__(len(self.sums))  # type: ignore[misc]
+
+    def begin(self, kind: int | None) -> None:
+        self.kind_now = kind
+
+    def add(self, layer: int, own: Routing, final: Routing, num_experts: int, valid_T: Tensor | None) -> None:
+        if self.kind_now is None:
+            return
+        if final.counts is None:
+            before, after, rows = cpu.count(own.ids, final.ids, valid_T)
+        else:
+            before, after, rows = final.counts
+        sums = self.sums[layer][self.kind_now]
+        for column, value in enumerate((before, after, rows, int(rows == 0))):
+            sums[column] += value
+
+    def read(self) -> list[list[list[int]]]:
+        return self.sums

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lynx_moe.engines.vllm.metrics import COLUMNS, KINDS, Counters, LayerStats, Stats, Tally
+from lynx_moe.engines.vllm.metrics import COLUMNS, KINDS, Counters, HostCounters, LayerStats, Stats, Tally
 from lynx_moe.engines.vllm.options import Options
 from lynx_moe.engines.vllm.rows import Kind, StepRows
 from lynx_moe.policies import ModelShape, Policy, make_policy
@@ -44,7 +44,8 @@ class Plan:
     def seal(self) -> None:
         """All layers are known: counting starts. Raises ValueError if the policy does not fit one of them."""
         self._check(self.policy)
-        self.counters = Counters(len(self.layers), self.device)
+        count = len(self.layers)
+        self.counters = HostCounters(count) if self.device.type == "cpu" else Counters(count, self.device)
         self.reset_stats()
 
     def set_policy(self, spec: str) -> str:
@@ -69,12 +70,11 @@ class Plan:
         """The masks of `rows` are those of the step that comes next."""
         activate(self)
         kind = self.rows.kind
-        self.counters.kind.zero_()
+        self.counters.begin(KINDS.index(kind.value) if kind.acts else None)
         if kind is Kind.IDLE:
             return
         self.steps[kind.value] += 1
         if kind.acts:
-            self.counters.kind[KINDS.index(kind.value)] = 1
             self.row_sums[kind.value][0] += self.rows.num_rows
             self.row_sums[kind.value][1] += self.rows.num_decode_rows
 
@@ -91,9 +91,9 @@ class Plan:
         start = time.perf_counter()
         spec, rows = self.layers[layer].spec, self.rows.masks(len(ids_TK))
         own = Routing(ids_TK.long(), weights_TK)
-        final = own if self.policy.is_identity else self.policy.route(logits_TE, spec, rows, own)
+        final = own if self.policy.is_identity else self.policy.decide(logits_TE, spec, rows, own)
         if self.options.stats:
-            self.counters.add(layer, own.ids, final.ids, spec.num_experts, rows.valid if rows else None)
+            self.counters.add(layer, own, final, spec.num_experts, rows.valid if rows else None)
         self.decisions += 1
         self.decision_seconds += time.perf_counter() - start
         return None if final is own else final
@@ -106,7 +106,7 @@ class Plan:
         self.last_log = (time.monotonic(), 0)
 
     def stats(self) -> Stats:
-        totals = self.counters.totals.tolist()
+        totals = self.counters.read()
 
         def tally(layer: int, kind: int) -> Tally:
             name = KINDS[kind]
