@@ -70,11 +70,7 @@ def evaluate(
 
     Raises ValueError before anything is loaded for a bad policy, task or setting, and for a record of other settings.
     """
-    specs = [make_policy(policy).spec for policy in policies]
-    if not specs or len(set(specs)) < len(specs):
-        raise ValueError(f"name at least one policy, and each of them once; given: {', '.join(specs) or 'none'}")
-    whole = _resume(path, settings)
-    missing = [spec for spec in specs if spec not in {line["policy"] for line in whole["results"]}]
+    whole, missing = _plan(settings, policies, path)
     if not missing:
         return whole
     from lm_eval.utils import simple_parse_args_string
@@ -111,6 +107,9 @@ def evaluate(
 
 def apart(settings: Settings, policies: Sequence[str], path: Path, *, allow_code: bool = False) -> Record:
     """`evaluate` in a process of its own, which starts with the environment that vLLM wants; prints how far it is."""
+    whole, missing = _plan(settings, policies, path)
+    if not missing:
+        return whole
     prepare()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(evaluate, settings, policies, path, allow_code=allow_code, advance=print).result()
@@ -133,18 +132,21 @@ def _save(whole: Record, path: Path) -> None:
     part.replace(path)
 
 
-def _resume(path: Path, settings: Settings) -> Record:
-    """The record at `path`, or an empty one. Raises ValueError if it was made with other settings or versions."""
+def _plan(settings: Settings, policies: Sequence[str], path: Path) -> tuple[Record, list[str]]:
+    """The record at `path`, or an empty one, and the policies that it lacks. Raises as `evaluate` does."""
+    specs = [make_policy(policy).spec for policy in policies]
+    if not specs or len(set(specs)) < len(specs):
+        raise ValueError(f"name at least one policy, and each of them once; given: {', '.join(specs) or 'none'}")
     environment = record.environment()
     now = asdict(settings) | {"tasks": list(settings.tasks), "weights": _weights(Path(settings.model))}
     now |= {"versions": environment["versions"] | {"lm-eval": metadata.version("lm-eval")}}
     if not path.exists():
-        return {"kind": "evaluation", "settings": now, "environment": environment, "results": []}
+        return {"kind": "evaluation", "settings": now, "environment": environment, "results": []}, specs
     whole = load(path)
     for name, value in now.items():
         if (before := whole["settings"].get(name)) != value:
             raise ValueError(f"{path} was made with {name}={before!r}, now it is {value!r}; give another --out")
-    return whole
+    return whole, [spec for spec in specs if spec not in {line["policy"] for line in whole["results"]}]
 
 
 def _weights(folder: Path) -> int | None:

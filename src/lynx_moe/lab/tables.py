@@ -1,6 +1,5 @@
 """Records as tables, for a terminal (rich) and for Markdown."""
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -30,7 +29,8 @@ def task_table(results: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], list
     interval, and below it the paired difference to the first policy; shares are in percent. What the names of all tasks
     begin with is left out."""
     tasks = list(dict.fromkeys(line["task"] for line in results))
-    shared = os.path.commonprefix(tasks).rfind("_") + 1 if len(tasks) > 1 else 0
+    prefix = tasks[0][: tasks[0].rfind("_") + 1]
+    shared = len(prefix) if len(tasks) > 1 and all(task.startswith(prefix) for task in tasks) else 0
     specs = {line["policy"]: line["spec"] for line in results}
     lines = {(line["task"], line["policy"]): line for line in results}
     rows = []

@@ -1,0 +1,141 @@
+"""`lynx-moe eval` from end to end on the trained model, and what it refuses before anything is loaded."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lynx_moe.lab import evaluation, harness, scores
+from lynx_moe.testbed import path
+
+TASKS = ("lynx_testbed_sort", "lynx_testbed_walk")
+LIMIT = 10
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lynx_moe.cli", *args]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=env)
+
+
+def measure(out: Path, policies: str, *more: str) -> subprocess.CompletedProcess[str]:
+    items = ("--tasks", ",".join(TASKS), "--limit", str(LIMIT))
+    return run("eval", "qwen3-moe", "--policies", policies, *items, "--out", str(out), *more)
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        path("qwen3-moe")
+    except ValueError as error:
+        pytest.skip(str(error))
+    out = tmp_path_factory.mktemp("eval")
+    result = measure(out, "vanilla random:num_keep=64 random:num_keep=8")
+    assert result.returncode == 0, result.stderr
+    return out / "eval.jsonl"
+
+
+def test_the_record_holds_settings_items_and_experts(record: Path) -> None:
+    first, *lines = (json.loads(line) for line in record.read_text().splitlines())
+    assert first["settings"]["tasks"] == list(TASKS)
+    assert (first["settings"]["limit"], first["settings"]["concurrency"]) == (LIMIT, 16)
+    policies = ("vanilla", "random:num_keep=64", "random:num_keep=8")
+    assert [(line["policy"], line["task"]) for line in lines] == [(p, t) for p in policies for t in TASKS]
+    for line in lines:
+        metric = line["metrics"]["exact_match,none"]
+        assert len(metric["items"]) == line["n"] == LIMIT
+        assert metric["value"] == sum(metric["items"]) / LIMIT
+        assert metric["interval"][0] <= metric["value"] <= metric["interval"][1]
+        assert line["decode_steps"] > 0
+        assert len(line["after_by_layer"]) == 4
+
+
+def test_keeping_every_expert_changes_no_answer_and_keeping_eight_does(record: Path) -> None:
+    lines = evaluation.load(record)["results"]
+    metrics = [line["metrics"]["exact_match,none"] for line in lines]
+    assert [metric["items"] for metric in metrics[2:4]] == [metric["items"] for metric in metrics[:2]]
+    assert [metric["difference"] for metric in metrics[:4]] == [0, 0, 0, 0]
+    assert [metric["difference_interval"] for metric in metrics[:4]] == [[0, 0]] * 4
+    assert lines[0]["before"] == lines[0]["after"] == lines[2]["after"] > lines[4]["after"]
+    assert sum(metric["difference"] for metric in metrics[4:]) < 0
+
+
+def test_a_finished_record_is_only_shown_and_drawn_again(record: Path, tmp_path: Path) -> None:
+    again = measure(record.parent, "vanilla")
+    assert again.returncode == 0
+    assert "loading" not in again.stdout
+    assert "mean of 2 tasks" in " ".join(again.stdout.split())
+    picture = tmp_path / "again.png"
+    assert run("plot", str(record), "--out", str(picture)).returncode == 0
+    assert picture.stat().st_size > 10_000
+
+
+def test_an_interrupted_record_goes_on_and_takes_no_other_settings(
+    record: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    part, lines = tmp_path / "eval.jsonl", record.read_text().splitlines()
+    part.write_text("\n".join(lines[:5]) + "\n")  # settings, vanilla, random:num_keep=64
+    given = json.loads(lines[0])["settings"]
+    kept = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key not in ("weights", "versions")
+    }
+    engine = SimpleNamespace(collective_rpc=lambda name, args: [f"full {args[0]}"])
+    monkeypatch.setattr(harness, "open_model", lambda *_, **__: SimpleNamespace(model=engine, parts=[]))
+    monkeypatch.setattr(harness, "run", lambda *_, **__: None)
+    done = []
+    monkeypatch.setattr(
+        scores, "lines", lambda policy, *_: done.append(policy) or [json.loads(line) for line in lines[5:]]
+    )
+    settings = evaluation.Settings(**kept)
+    evaluation.evaluate(settings, ["vanilla", "random:num_keep=8"], part)
+    assert done == ["random:num_keep=8"]
+    assert part.read_text().splitlines()[:5] == lines[:5]
+    assert len(part.read_text().splitlines()) == len(lines)
+    for other in ({"concurrency": 8}, {"mix": "homogeneous"}, {"limit": None}):
+        with pytest.raises(ValueError, match=f"was made with {next(iter(other))}="):
+            evaluation.evaluate(replace(settings, **other), ["vanilla"], part)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--policies", "vanilla linx"), "did you mean 'lynx'"),
+        (("--tasks", "lynx_testbed_ad"), "near it: lynx_testbed_add"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path: Path, args: tuple[str, ...], says: str) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_moe", "num_experts": 64, "num_experts_per_tok": 8}')
+    result = run("eval", str(tmp_path), *args, "--out", str(tmp_path / "out"))
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("policies", "says"),
+    [([], "at least one"), (["lynx", "lynx"], "each of them once"), (["lynx", "oea"], "oea needs k0")],
+)
+def test_bad_policies_are_refused(tmp_path: Path, policies: list[str], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        evaluation.evaluate(evaluation.Settings(model="m", tasks=TASKS), policies, tmp_path / "eval.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"mix": "both"}, "homogeneous, heterogeneous"),
+        ({"concurrency": 1}, "2 or more"),
+        ({"tasks": ()}, "no task"),
+        ({"model_args": "dtype=float32,max_num_seqs=4"}, "max_num_seqs"),
+    ],
+)
+def test_bad_settings_are_refused(setting: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        evaluation.Settings(**{"model": "m", "tasks": ("gsm8k",), **setting})
