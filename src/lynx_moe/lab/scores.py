@@ -58,9 +58,9 @@ def compare(found: Sequence[Line]) -> list[Line]:
 
 
 def main_metric(line: Line) -> str:
-    """The task's first metric that has a value per item; the first of all where none has."""
+    """The task's first metric that has a score of 0 to 1 per item; the first of all where none has."""
     names: list[str] = list(line["metrics"])
-    return next((name for name in names if line["metrics"][name]["items"] is not None), names[0])
+    return next((name for name in names if _shares(line["metrics"][name]["items"])), names[0])
 
 
 def overall(found: Sequence[Line]) -> list[Line]:
@@ -73,7 +73,7 @@ def overall(found: Sequence[Line]) -> list[Line]:
     for policy in dict.fromkeys(line["policy"] for line in found):
         mine = [line for line in found if line["policy"] == policy and line["task"] not in idle]
         scores = [line["metrics"][main_metric(line)]["items"] for line in mine]
-        scores = [items for items in scores if items and all(0 <= item <= 1 for item in items)]
+        scores = [items for items in scores if _shares(items)]
         n = sum(map(len, scores))
         weighted = [item * n / len(items) / len(scores) for items in scores for item in items]
         if not weighted:
@@ -110,6 +110,10 @@ def _metrics(values: dict[str, Any], samples: Sequence[dict[str, Any]]) -> dict[
         interval = _interval(items) if scalar else around
         found[key] = {"value": value, "interval": interval, "items": items if scalar else None}
     return found
+
+
+def _shares(items: Sequence[float] | None) -> bool:
+    return items is not None and all(0 <= item <= 1 for item in items)
 
 
 def _number(value: Any) -> Any:
