@@ -29,7 +29,7 @@ bench: setup
 	$(BIN)/lynx-moe bench --out $(OUT)/bench
 
 testbed: setup
-	$(BIN)/lynx-moe testbed train
+	$(BIN)/lynx-moe testbed train qwen3-moe
 
 lint: setup
 	$(BIN)/ruff check .

@@ -80,6 +80,7 @@ def test_the_policy_joins_the_users_own_additional_config() -> None:
     [
         (("bench", "--batch-sizes", "a"), "whole numbers"),
         (("bench", "--shape", "gpt-9"), "qwen3-30b"),
+        (("bench", "--batch-sizes", "4,0"), "at least 1"),
         (("bench", "--policies", "vanilla lynx:x=1"), "no knob 'x'"),
         (("demo", "--model", "nowhere"), "nowhere"),
         (("plot", "nowhere.json"), "not a readable record"),

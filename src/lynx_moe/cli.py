@@ -56,8 +56,10 @@ def demo(
 ) -> None:
     """Lynx off and on: quality on a trained model, speed on a published layer shape. Under six minutes on two cores."""
     from lynx_moe.lab.demo import demo as run
+    from lynx_moe.lab.speed import check
     from lynx_moe.testbed import path
 
+    check(shape, [1])
     folder = Path(model) if Path(model).is_dir() else path(model)
     run(model=folder, out=out, shape=shape, layers=layers, items_per_task=items_per_task, rounds=rounds)
 
@@ -74,8 +76,9 @@ def bench(
     rounds: Rounds = 7,
 ) -> None:
     """Time per output token of policies, interleaved in one engine, on a published layer shape with random weights."""
-    from lynx_moe.lab import record, tables
-    from lynx_moe.lab.demo import run_speed
+    from lynx_moe.lab import tables
+    from lynx_moe.lab.demo import apart, run_speed
+    from lynx_moe.lab.speed import check
 
     specs = [make_policy(text).spec for text in policies.split()]
     try:
@@ -84,10 +87,10 @@ def bench(
         raise ValueError(
             f"--batch-sizes {batch_sizes!r} must be whole numbers between commas, such as 1,4,16"
         ) from None
+    check(shape, sizes)
     path = out / "speed.json"
     options = {"shape": shape, "layers": layers, "policies": specs, "batch_sizes": sizes, "rounds": rounds}
-    run_speed(path, options)
-    result = record.load(path)
+    result = apart(run_speed, path, options)
     tables.show(result["model"], tables.SPEED_HEAD, tables.speed_rows(result["summary"]), Console())
     typer.echo(f"Record: {path}")
 

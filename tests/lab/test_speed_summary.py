@@ -49,7 +49,7 @@ def test_the_quality_difference_is_paired() -> None:
     rows = summarise_quality(QUALITY)
     assert rows[1]["difference"] == pytest.approx(-0.1)
     assert rows[0]["difference_interval"] == [0.0, 0.0]
-    assert "80.0%" in tables.quality_rows(rows)[0][1]
+    assert "80.0 [" in tables.quality_rows(rows)[0][1]
 
 
 def test_a_demo_record_is_saved_loaded_and_drawn_again(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A real server, started as an operator would, asked by a real OpenAI client with concurrent requests."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -15,11 +16,11 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
-from lynx_moe.testbed import path
-from lynx_moe.testbed.tasks import TASKS, test_items
+from lynx_moe.testbed import path, tasks
 
 START_SECONDS = 240
 POLICY = "lynx:alpha=3,beta=2"
+ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 
 def free_port() -> int:
@@ -35,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     command = [sys.executable, "-m", "lynx_moe.cli", "serve", str(path("qwen3-moe")), "--policy", POLICY]
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "testbed", "--enforce-eager"]
     command += ["--max-model-len", "512", "--additional-config", json.dumps({"lynx_moe": {"log_every": 1}})]
-    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as process:
+    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=ENV) as process:
         url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + START_SECONDS
         while True:
@@ -54,7 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
 def test_concurrent_clients_get_right_answers_while_experts_are_shared(server: tuple[str, Path]) -> None:
     url, log = server
     client = OpenAI(base_url=f"{url}/v1", api_key="none")
-    items = [item for task in TASKS for item in test_items(task, 8, seed=3)]
+    items = [item for task in tasks.TASKS for item in tasks.test_items(task, 8, seed=3)]
 
     def ask(prompt: str) -> str:
         answer = client.completions.create(model="testbed", prompt=prompt, max_tokens=96, temperature=0)
@@ -77,7 +78,7 @@ def test_concurrent_clients_get_right_answers_while_experts_are_shared(server: t
 def test_a_streamed_answer_equals_the_whole_one(server: tuple[str, Path]) -> None:
     url, _ = server
     client = OpenAI(base_url=f"{url}/v1", api_key="none")
-    item = test_items("code", 1)[0]
+    item = tasks.test_items("code", 1)[0]
     whole = client.completions.create(model="testbed", prompt=item.prompt, max_tokens=64, temperature=0).choices[0].text
     parts = client.completions.create(model="testbed", prompt=item.prompt, max_tokens=64, temperature=0, stream=True)
     assert "".join(part.choices[0].text for part in parts) == whole

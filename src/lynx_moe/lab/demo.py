@@ -5,6 +5,7 @@ Each half runs in a process of its own, because a vLLM engine does not leave a p
 
 import json
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,14 @@ def _run(measure: Any, path: Path, options: dict[str, Any], total: int, first: s
     record.save(result, path)
 
 
-def apart(target: Any, path: Path, options: dict[str, Any]) -> dict[str, Any]:
+def apart(target: Any, path: Path, options: dict[str, Any], threads: int | None = None) -> dict[str, Any]:
     """Runs a half in a process of its own and returns its record. Raises RuntimeError if it failed."""
-    prepare()
+    asked = os.environ.get("OMP_NUM_THREADS")
+    prepare(threads)
     process = multiprocessing.get_context("spawn").Process(target=target, args=(path, options))
     process.start()
+    if asked is None:
+        del os.environ["OMP_NUM_THREADS"]  # the next one may want another number
     process.join()
     if process.exitcode:
         raise RuntimeError(f"the measurement ended with exit code {process.exitcode}; its messages stand above")
@@ -67,7 +71,7 @@ def demo(*, model: Path, out: Path, shape: str, layers: int | None, items_per_ta
     console = Console()
     console.print("[bold]1. Quality[/]: a trained model answers held-out tasks through vLLM, 16 requests at a time")
     options = {"model": model, "policies": QUALITY_POLICIES, "items_per_task": items_per_task, "concurrency": 16}
-    first = apart(run_quality, out / "quality.json", options)
+    first = apart(run_quality, out / "quality.json", options, threads=1)  # a tiny model
     tables.show(first["model"], tables.QUALITY_HEAD, tables.quality_rows(first["summary"]), console)
     console.print("[bold]2. Speed[/]: a published layer shape with random weights (its answers mean nothing)")
     options = {

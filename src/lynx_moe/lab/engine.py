@@ -14,7 +14,6 @@ ENVIRONMENT = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "PYTHONWARNINGS": "ignore",  # vLLM's and torch's, about themselves
     "VLLM_NO_USAGE_STATS": "1",
-    "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),  # vLLM serves with one thread in-process otherwise
 }
 
 
@@ -26,9 +25,13 @@ class Run:
     token_ids: list[list[int]]
 
 
-def prepare() -> None:
-    """Sets ENVIRONMENT where the user has not. Some is read as a process starts: call this before starting one."""
-    for name, value in ENVIRONMENT.items():
+def prepare(threads: int | None = None) -> None:
+    """Sets ENVIRONMENT where the user has not. Some is read as a process starts: call this before starting one.
+
+    threads: for torch's operations; None: one per core, since vLLM serves with a single one in-process otherwise.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    for name, value in {**ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}.items():
         os.environ.setdefault(name, value)
 
 
@@ -49,9 +52,8 @@ def import_vllm() -> Any:
 
 def open_engine(model: Path | str, policy: str = "vanilla", **options: Any) -> Any:
     """A `vllm.LLM` with the plugin configured. Raises ValueError if vLLM is missing."""
-    return import_vllm().LLM(
-        model=str(model), additional_config={"lynx_moe": {"policy": policy, "log_every": 0}}, **options
-    )
+    config = {"lynx_moe": {"policy": policy, "log_every": 0}}
+    return import_vllm().LLM(model=str(model), additional_config=config, use_tqdm_on_load=False, **options)
 
 
 def run_batch(llm: Any, prompts: Sequence[list[int]], num_tokens: int) -> Run:

@@ -114,7 +114,7 @@ def open_model(model: str, *, concurrency: int, mix: str, vision: bool, options:
         pretrained=model,
         max_num_seqs=concurrency,
         additional_config={"lynx_moe": {"policy": "vanilla", "log_every": 0}},
-        **{"enforce_eager": True, **options},
+        **{"enforce_eager": True, "use_tqdm_on_load": False, **options},
     )
     lm.mix, lm.parts, lm.model = mix, [], Shuffled(lm.model)
     return lm

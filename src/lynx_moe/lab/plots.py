@@ -14,9 +14,11 @@ def demo(record: dict[str, Any], path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.6), width_ratios=(1, 1, 1.1))
-    _quality(left, record["quality"])
-    _layers(middle, record["quality"])
-    _speed(right, record["speed"])
+    names = [row["spec"] for row in record["quality"]["summary"]] + record["speed"]["policies"]
+    colors = dict(zip(dict.fromkeys(names), COLORS, strict=False))
+    _quality(left, record["quality"], colors)
+    _layers(middle, record["quality"], colors)
+    _speed(right, record["speed"], colors)
     save(figure, record["speed"]["environment"], path)
     plt.close(figure)
     return path
@@ -30,12 +32,12 @@ def save(figure: Any, env: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _quality(axes: Any, record: dict[str, Any]) -> None:
+def _quality(axes: Any, record: dict[str, Any], colors: dict[str, str]) -> None:
     for number, row in enumerate(record["summary"]):
         value, (low, high) = 100 * row["exact_match"], (100 * edge for edge in row["interval"])
-        axes.bar(number, value, color=COLORS[number], width=0.65)
+        axes.bar(number, value, color=colors[row["spec"]], width=0.65)
         axes.errorbar(number, value, yerr=[[value - low], [high - value]], color="black", capsize=4)
-        axes.text(number, 3, f"{value:.1f} %\n{row['after']:.1f} experts", ha="center", color="white", fontsize=9)
+        axes.text(number, 3, f"{value:.1f} %\n{row['after']:.1f}\nexperts", ha="center", color="white", fontsize=9)
     axes.set_xticks(range(len(record["summary"])), [_wrap(row["spec"]) for row in record["summary"]])
     axes.set_ylabel("exact match, %, with 95 % interval")
     axes.set_ylim(0, 100)
@@ -44,13 +46,17 @@ def _quality(axes: Any, record: dict[str, Any]) -> None:
     )
 
 
-def _layers(axes: Any, record: dict[str, Any]) -> None:
+def _layers(axes: Any, record: dict[str, Any], colors: dict[str, str]) -> None:
     width = 0.8 / len(record["results"])
     for number, result in enumerate(record["results"]):
         layers = range(len(result["after_by_layer"]))
         shift = (number - (len(record["results"]) - 1) / 2) * width
         axes.bar(
-            [x + shift for x in layers], result["after_by_layer"], width, color=COLORS[number], label=result["spec"]
+            [x + shift for x in layers],
+            result["after_by_layer"],
+            width,
+            color=colors[result["spec"]],
+            label=result["spec"],
         )
     axes.set_xticks(list(layers))
     axes.set_xlabel("layer")
@@ -60,23 +66,23 @@ def _layers(axes: Any, record: dict[str, Any]) -> None:
     axes.legend(fontsize=8, loc="upper right")
 
 
-def _speed(axes: Any, record: dict[str, Any]) -> None:
+def _speed(axes: Any, record: dict[str, Any], colors: dict[str, str]) -> None:
     for number, policy in enumerate(record["policies"]):
         rows = [row for row in record["summary"] if row["policy"] == policy]
         x = range(len(rows))
         tpot = [row["tpot_ms"] for row in rows]
         spread = [[t - row["tpot_range_ms"][0] for t, row in zip(tpot, rows, strict=True)],
                   [row["tpot_range_ms"][1] - t for t, row in zip(tpot, rows, strict=True)]]  # fmt: skip
-        axes.errorbar(x, tpot, yerr=spread, color=COLORS[number], marker="o", capsize=3, label=policy)
+        axes.errorbar(x, tpot, yerr=spread, color=colors[policy], marker="o", capsize=3, label=policy)
         for place, row in zip(x, rows, strict=True):
             if row["after"] is not None:
-                up = 8 if number == 0 else -14
-                axes.annotate(f"{row['after']:.0f}", (place, row["tpot_ms"]), xytext=(0, up), ha="center",
-                              textcoords="offset points", fontsize=8, color=COLORS[number])  # fmt: skip
+                spot = (0, 8) if number == 0 else (0, -14) if number == len(record["policies"]) - 1 else (-14, 3)
+                axes.annotate(f"{row['after']:.0f}", (place, row["tpot_ms"]), xytext=spot, ha="center",
+                              textcoords="offset points", fontsize=8, color=colors[policy])  # fmt: skip
     axes.set_xticks(range(len(record["batch_sizes"])), [str(b) for b in record["batch_sizes"]])
     axes.set_xlabel("batch size (the numbers at the points: distinct experts)")
     axes.set_ylabel("TPOT, ms, median and range")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.15 * max(row["tpot_range_ms"][1] for row in record["summary"]))
     axes.set_title(f"Speed: {record['model'].replace(', random', ',' + chr(10) + 'random')}", fontsize=10)
     axes.legend(fontsize=8)
 

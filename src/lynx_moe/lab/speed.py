@@ -27,12 +27,9 @@ def measure(
     """The record of an interleaved run: A B C, B C A, ... for `rounds` rounds at every batch size, after a warm-up of
     the same size. `advance` is called once per batch of requests: batch sizes x policies x (rounds + 1) times.
 
-    A round's TPOT is the median of its decode steps (milliseconds). Raises ValueError on an unknown shape.
+    A round's TPOT is the median of its decode steps (milliseconds). Raises ValueError as `check` does.
     """
-    if shape not in SHAPES:
-        raise ValueError(f"unknown shape {shape!r}; allowed: {', '.join(SHAPES)}")
-    if min(batch_sizes) < 1 or rounds < 1:
-        raise ValueError("batch sizes and rounds must be at least 1")
+    check(shape, batch_sizes)
     layers = layers or SHAPES[shape].layers
     from lynx_moe.engines import vllm as engine
 
@@ -74,6 +71,14 @@ def measure(
         "samples": samples,
         "summary": summarise(samples, policies, batch_sizes),
     }
+
+
+def check(shape: str, batch_sizes: Sequence[int]) -> None:
+    """Raises ValueError for a shape that is not in the table or a batch size below 1."""
+    if shape not in SHAPES:
+        raise ValueError(f"unknown shape {shape!r}; allowed: {', '.join(SHAPES)}")
+    if min(batch_sizes) < 1:
+        raise ValueError(f"batch sizes {', '.join(map(str, batch_sizes))} must all be at least 1")
 
 
 def _sample(batch: int, number: int, policy: str, full_spec: str, seconds: list[float], stats: Any) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class Lynx(Policy):
         distance_TE = value_TE - value_TE.amax(-1, keepdim=True)
         bin_TE = (alpha * distance_TE).ceil().clamp(min=-beta).long()
         # (S - h) / B < 1 and h is constant inside a row's bin: the order is bin, then S, then lowest id.
-        place_E = _place(_popularity(bin_TE, beta, step.voters_T))
+        place_E = _place(_popularity(bin_TE, beta, step))
         rank_TE = bin_TE * step.spec.num_experts - place_E
         if step.allowed_TE is not None:
             rank_TE = rank_TE.where(step.allowed_TE, torch.iinfo(torch.int64).min)
@@ -90,15 +90,15 @@ class Lynx(Policy):
         return keep_E
 
 
-def _popularity(bin_TE: Tensor, beta: int, voters_T: Tensor) -> Tensor:
+def _popularity(bin_TE: Tensor, beta: int, step: Step) -> Tensor:
     """S * B**beta, float64 [E]: an integer sum, hence exact, whatever the order of the rows.
 
     The powers of B stay below 2**53: above 1552 voters at beta = 4 (the deepest published) B is capped, never below.
     """
-    base = voters_T.sum().clamp(max=_max_base(beta)).double()
+    base = step.voters_T.sum().clamp(max=_max_base(beta)).double()
     power_Q = torch.cat([base.new_ones(1), base.expand(beta).cumprod(0)])
-    share_TE = power_Q[bin_TE + beta].where(voters_T[:, None], 0.0)
-    return share_TE.sum(0)
+    counted_TE = step.voters_T[:, None] if step.allowed_TE is None else step.voters_T[:, None] & step.allowed_TE
+    return power_Q[bin_TE + beta].where(counted_TE, 0.0).sum(0)
 
 
 def _place(value_E: Tensor) -> Tensor:
