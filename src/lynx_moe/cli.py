@@ -139,7 +139,7 @@ def evaluate(
     result = evaluation.apart(settings, specs, file, allow_code=allow_code)
     tables.show(model, *tables.task_table(result["results"]), console)
     if overall := scores.overall(result["results"]):
-        head = ("policy", f"mean of {overall[0]['num_tasks']} tasks, 95 % interval", *tables.QUALITY_HEAD[2:])
+        head = ("policy", f"mean of {overall[0]['num_tasks']} tasks, %", *tables.QUALITY_HEAD[2:])
         tables.show(f"n = {overall[0]['n']}", head, tables.quality_rows(overall, "value"), console)
         console.print(f"Picture: {plot_evaluation.draw(result, file.with_suffix('.png'))}")
     console.print(f"Record: {file}")
