@@ -20,7 +20,8 @@ from lynx_moe.testbed import path, tasks
 
 START_SECONDS = 240
 POLICY = "lynx:alpha=3,beta=2"
-ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}  # as an operator's shell
+ENV = {**CLEAN, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 
 def free_port() -> int:
