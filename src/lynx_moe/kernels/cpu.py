@@ -48,11 +48,14 @@ def affinity_binning(
         voters &= rows.remap.numpy()
     if valid is not None:
         voters &= valid
-    keep = _flags(own_ids[~voters if valid is None else valid & ~voters], spec.num_experts)
     num_voters = int(voters.sum())
+    voting = slice(None) if num_voters == len(voters) else voters  # a slice copies nothing
+    keep = np.zeros(spec.num_experts, dtype=np.bool_)
+    if num_voters < len(voters):
+        keep[own_ids[~voters if valid is None else valid & ~voters]] = True
     if num_voters == 0 or (num_voters == 1 and not keep.any()):
         return _padded(own_ids.copy(), own_weights.copy(), valid)
-    logits_VE, top_V1 = logits[voters], top_T[voters, None]
+    logits_VE, top_V1 = logits[voting], top_T[voting, None]
     if alpha is None:
         gap_V = np.sort(top_V1[:, 0] - np.partition(logits_VE, -1 - rank, 1)[:, -1 - rank])
         alpha = np.float32(beta) / gap_V[(num_voters - 1) // 2].clip(1e-6, 1e6)
@@ -65,7 +68,7 @@ def affinity_binning(
     keep[choice_VE[:, : spec.top_k]] = True
     if pin_top1:
         keep[logits_VE.argmax(1)] = True
-    moved_V = ~keep[own_ids[voters]].all(1)
+    moved_V = ~keep[own_ids[voting]].all(1)
     moved = np.flatnonzero(voters)[moved_V]
     kept_N = np.flatnonzero(keep)
     logits_VN = logits_VE[moved_V][:, kept_N]
@@ -92,13 +95,6 @@ def count(own_TK: Tensor, final_TK: Tensor, valid_T: Tensor | None) -> tuple[int
         own, final = ([row for row, ok in zip(rows, valid_T.tolist(), strict=True) if ok] for rows in (own, final))
     before, after = (len(set().union(*rows)) for rows in (own, final))
     return before, after, sum(a != b for a, b in zip(own, final, strict=True))
-
-
-def _flags(ids: Array, num_experts: int) -> Array:
-    """bool [E]: the experts named."""
-    flags = np.zeros(num_experts, dtype=np.bool_)
-    flags[ids] = True
-    return flags
 
 
 def _padded(ids: Array, weights: Array, valid: Array | None, counts: tuple[int, int, int] | None = None) -> Routing:
