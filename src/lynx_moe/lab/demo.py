@@ -103,7 +103,7 @@ def verdict(summary: list[dict[str, Any]], layers: int) -> str:
         parts = [f"{words} at batch {', '.join(map(str, batches))}" for words, batches in kinds.items() if batches]
         costs = [
             f"{row['decision_us']:.0f} µs a layer at batch {row['batch']} "
-            f"({100 * layers * row['decision_us'] / 1e3 / row['tpot_ms']:.1f} % of the step)"
+            f"({100 * layers * row['decision_us'] / 1e3 / row['tpot_ms']:.1f} % of its step)"
             for row in rows
         ]
         lines.append(f"{policy}: {'; '.join(parts)}. The decision takes {', '.join(costs)}.")
