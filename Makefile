@@ -28,8 +28,11 @@ demo: setup
 bench: setup
 	$(BIN)/lynx-moe bench --out $(OUT)/bench
 
+# Trains every model again, hours of work that may be interrupted; the shipped tokenizer, so that they can be compared.
 testbed: setup
-	$(BIN)/lynx-moe testbed train qwen3-moe
+	mkdir -p $(OUT)/models
+	test -d $(OUT)/models/tokenizer || cp -r models/tokenizer $(OUT)/models/tokenizer
+	$(BIN)/lynx-moe testbed train --out $(OUT)/models
 
 lint: setup
 	$(BIN)/ruff check .

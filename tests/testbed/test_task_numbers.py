@@ -43,11 +43,13 @@ def test_sort_is_an_ordered_permutation(seed: int) -> None:
 
 
 @given(seeds)
-def test_sequence_goes_on_with_the_same_difference(seed: int) -> None:
+def test_sequence_tells_its_step_and_goes_on_with_it(seed: int) -> None:
     item = numbers.sequence(Random(seed))
-    terms = [int(t) for t in (given_part(item.prompt, "sequence") + item.answer).split()]
+    step, rest = item.answer.split(":")
+    terms = [int(t) for t in (given_part(item.prompt, "sequence") + rest).split()]
     assert len(terms) == 8
-    assert len({b - a for a, b in pairwise(terms)}) == 1
+    assert {b - a for a, b in pairwise(terms)} == {int(step)}
+    assert step[1] in "+-"
     assert min(terms) >= 0
 
 

@@ -15,18 +15,20 @@ from lynx_moe.testbed.evaluate import exact_match
 from lynx_moe.testbed.families import FAMILIES
 from lynx_moe.testbed.interval import wilson
 from lynx_moe.testbed.render import render
+from lynx_moe.testbed.summary import summary
 
+SHIPPED = [name for name in FAMILIES if (Path(__file__).parents[2] / "models" / name / "scores.json").is_file()]
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerFast, dict]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=SHIPPED)
 def loaded(request: pytest.FixtureRequest) -> Loaded:
     folder = path(request.param)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return model, AutoTokenizer.from_pretrained(folder), json.loads((folder / "scores.json").read_text())
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_folder_is_whole_small_and_matches_its_card(name: str) -> None:
     folder = path(name)
     scores = json.loads((folder / "scores.json").read_text())
@@ -35,6 +37,13 @@ def test_folder_is_whole_small_and_matches_its_card(name: str) -> None:
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 9_000_000
     shared = folder.parent / "tokenizer" / "tokenizer.json"
     assert (folder / "tokenizer.json").read_bytes() == shared.read_bytes()
+
+
+def test_summary_matches_the_models() -> None:
+    folder = Path(__file__).parents[2] / "models"
+    page = (folder / "README.md").read_text()
+    assert page == summary(folder)
+    assert all(f"[{name}]({name}/README.md)" in page for name in SHIPPED)
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
@@ -80,7 +89,9 @@ def test_path_names_what_was_searched(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_command_line_lists_and_finds_models() -> None:
-    assert "64 experts, top-8" in CliRunner().invoke(app, ["list"]).output
+    listed = CliRunner().invoke(app, ["list"]).output
+    assert all(f"{name}: " in listed for name in FAMILIES)
+    assert "qwen3-moe: 64 experts, top-8" in listed
     assert CliRunner().invoke(app, ["path", "qwen3-moe"]).output.strip() == str(path("qwen3-moe"))
     assert CliRunner().invoke(app, ["path", "nothing"]).exit_code == 2
     assert CliRunner().invoke(app, ["train", "nothing"]).exit_code == 2

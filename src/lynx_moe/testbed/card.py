@@ -27,19 +27,19 @@ def measure_exact(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) ->
 
 def measure(folder: Path) -> dict[str, Any]:
     """Everything the card tells about the weights in `folder`, run in float32."""
-    model = FAMILIES[folder.name].model_class.from_pretrained(folder, dtype=torch.float32)
+    family = FAMILIES[folder.name]
+    model = family.model_class.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     mixed = [item for task in TASKS for item in test_items(task, ITEMS_FOR_ROUTER)]
     text: dict[str, dict[str, float]] = {}
     for kind in corpus.KINDS:
         bits = torch.tensor(bits_per_byte(model, tokenizer, corpus.chunks(kind, held_out=True)[:TEXTS_PER_KIND]))
         text[kind] = {"bits_per_byte": bits.mean().item(), "se": bits.std().item() / len(bits) ** 0.5, "n": len(bits)}
-    top_k = model.config.num_experts_per_tok
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "exact": measure_exact(model, tokenizer),
         "text": text,
-        "router": router.health(router.decode_logits(model, tokenizer, mixed), top_k),
+        "router": router.health(router.decode_routes(model, tokenizer, mixed), family.score),
         "denying": router.cost_of_denying(model, tokenizer, mixed),
         "denying_n": len(mixed),
         "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
@@ -47,7 +47,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def training_record(log: Path, family: Family) -> dict[str, Any]:
-    """What the run cost, from its log; `seconds` there restarts at every resumption and is added up here."""
+    """What the run cost, from its log; `seconds` (of the processor) restart at every resumption and are added up."""
     records = [json.loads(line) for line in log.read_text().splitlines()]
     ends = [a["seconds"] for a, b in pairwise(records) if b["seconds"] < a["seconds"]]
     steps = records[-1]["step"]

@@ -13,30 +13,43 @@ if TYPE_CHECKING:  # transformers takes seconds to import; only the commands tha
     from lynx_moe.testbed.families import Family
 
 app = typer.Typer(help="Small trained MoE models with real routers.", no_args_is_help=True)
+TOKENS_PER_HOUR = 20e6  # one core of the machine that trained the shipped models; see the cards
 Name = Annotated[str, typer.Argument(help="a family; `list` shows them")]
 
 
 @app.command("train")
 def train(
-    name: Name,
+    names: Annotated[list[str] | None, typer.Argument(help="families; all that are not finished by default")] = None,
     out: Annotated[Path, typer.Option(help="folder that gets NAME/")] = Path("models"),
     tokens: Annotated[int | None, typer.Option(help="training budget; the family's own by default")] = None,
     workers: Annotated[int, typer.Option(help="processes of one thread each; the shipped models had one")] = 1,
 ) -> None:
-    """Train one model from nothing, or go on with a run that was interrupted."""
-    import torch
+    """Train models from nothing, or go on with runs that were interrupted; expect half an hour to an hour for each."""
+    from lynx_moe.testbed.families import FAMILIES
 
+    wanted = {name: _family(name) for name in names or FAMILIES if names or not (out / name / "scores.json").is_file()}
+    wanted = wanted if tokens is None else {name: replace(row, num_tokens=tokens) for name, row in wanted.items()}
+    total = sum(family.num_tokens for family in wanted.values())
+    typer.echo(
+        f"{len(wanted)} to train, {total / 1e6:.0f} M tokens: about {total / TOKENS_PER_HOUR:.1f} hours on a core"
+    )
+    for name, family in wanted.items():
+        typer.echo(f"training {name}")
+        _train_one(name, family, out, workers)
+        write_summary(out)
+
+
+def _train_one(name: str, family: "Family", out: Path, workers: int) -> None:
     from lynx_moe.testbed.card import measure_exact, training_record, write_card
     from lynx_moe.testbed.tokenizer import load_or_train_tokenizer
+    from lynx_moe.testbed.train import save_model
     from lynx_moe.testbed.train import train as run_training
 
-    family = _family(name)
     tokenizer = load_or_train_tokenizer(out / "tokenizer")
-    family = family if tokens is None else replace(family, num_tokens=tokens)
     work = out / f".train-{name}"
     model = run_training(family, tokenizer, work, num_workers=workers)
     exact_float32 = measure_exact(model, tokenizer)
-    model.to(torch.bfloat16).save_pretrained(out / name)
+    save_model(model, out / name)
     tokenizer.save_pretrained(out / name)
     log = shutil.copy(work / "log.jsonl", out / name / "training.jsonl")
     write_card(out / name, exact_float32=exact_float32, training=training_record(Path(log), family))
@@ -50,6 +63,14 @@ def card(name: Name) -> None:
 
     _family(name)
     write_card(_found(name))
+
+
+@app.command("summary")
+def write_summary(out: Annotated[Path, typer.Option(help="folder that holds the models")] = Path("models")) -> None:
+    """Rewrite README.md of the models' folder: all of them in one table."""
+    from lynx_moe.testbed.summary import summary
+
+    (out / "README.md").write_text(summary(out))
 
 
 def _found(name: str) -> Path:
@@ -91,5 +112,6 @@ def list_families() -> None:
             where = str(model_path(name))
         except ValueError:
             where = "not trained"
-        experts, top_k = family.config["num_experts"], family.config["num_experts_per_tok"]
-        typer.echo(f"{name}: {experts} experts, top-{top_k}, {family.num_tokens / 1e6:.0f} M tokens, {where}")
+        config = family.build_config()
+        experts = f"{config.num_local_experts} experts, top-{config.num_experts_per_tok}"
+        typer.echo(f"{name}: {experts}, {family.num_tokens / 1e6:.0f} M tokens, {where}")

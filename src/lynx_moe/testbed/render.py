@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lynx_moe.testbed.families import FAMILIES
+from lynx_moe.testbed.families import FAMILIES, Family
 from lynx_moe.testbed.interval import wilson
 
 PAGE = """\
@@ -13,19 +13,21 @@ library_name: transformers
 
 # {name}: a small trained mixture of experts
 
-`{model_class}` with {parameters:.2f} M parameters: {num_hidden_layers} layers of hidden width {hidden_size}, each with
-{num_experts} experts of width {moe_intermediate_size}, {num_experts_per_tok} per token. It solves exercises with exact
-answers, written as `sort: 42 7 19 ->`, and is made for measuring what changed routing does to a model. It is of no use
-for anything else.
+`{model_class}` with {parameters:.2f} M parameters: {num_layers} layers of hidden width {hidden_size},
+{num_routers} of them with {num_experts} experts of width {expert_width}, {top_k} per token. It solves exercises with
+exact answers, written as `sort: 42 7 19 ->`, and is made for measuring what changed routing does to a model. It is of
+no use for anything else.
 
 Remake it with `python -m lynx_moe.testbed train {name}`, and this page with `python -m lynx_moe.testbed card {name}`.
 The recipe and the sources of the text are in `docs/testbed.md`.
 
 ## Training
 
-{tokens:.1f} M tokens ({steps:,} steps of {batch_rows} rows of {row_length}), seed {seed}, {minutes:.0f} minutes on one
-thread of a shared {machine}. Trained in float32, shipped in bfloat16: mean exact match {before:.1f} %
-before and {mean:.1f} % after rounding, on the same exercises.
+{tokens:.1f} M tokens ({steps:,} steps of {batch_rows} rows of {row_length}), seed {seed}, {minutes:.0f} minutes of
+one core of an {machine}. {balancing}.
+
+Trained in float32, shipped in bfloat16: mean exact match {before:.1f} % before and {mean:.1f} % after rounding, on the
+same exercises.
 
 ## Exact match on held-out exercises
 
@@ -46,9 +48,9 @@ are never trained on. Wilson's 95 % intervals.
 
 Means over layers and {num_tokens:,} answer tokens of all tasks: the tokens that a server steps through.
 
-- Probability of the first choice among all experts: {top1_mass:.2f}
+- Share of the first choice in the scores of all experts: {top1_mass:.2f}; of all {top_k} choices: {chosen_mass:.2f}
 - Renormalised weight by rank: {weights}
-- Entropy of the load (1 is even): {load_entropy:.3f}
+- Entropy of the load (1 is even): {load_entropy:.3f}; experts with less than a tenth of an even load: {unused:.1f}
 
 | decode batch | {batch_sizes} |
 |---|{alignment}
@@ -72,8 +74,16 @@ SHA-256 of `model.safetensors`: `{sha256}`
 def render(name: str, scores: dict[str, Any]) -> str:
     """The model card of `name` in Markdown."""
     family, training, router = FAMILIES[name], scores["training"], scores["router"]
+    config = family.build_config()
     facts = {
         "model_class": family.model_class.__name__,
+        "num_layers": config.num_hidden_layers,
+        "num_routers": router["num_layers"],
+        "hidden_size": config.hidden_size,
+        "num_experts": config.num_local_experts,
+        "expert_width": getattr(config, "moe_intermediate_size", config.intermediate_size),
+        "top_k": config.num_experts_per_tok,
+        "balancing": _balancing(family),
         "batch_rows": family.batch_rows,
         "row_length": family.row_length,
         "parameters": scores["parameters"] / 1e6,
@@ -92,7 +102,9 @@ def render(name: str, scores: dict[str, Any]) -> str:
         "num_tokens": router["num_tokens"],
         "top1_mass": router["top1_mass"],
         "weights": ", ".join(f"{weight:.3f}" for weight in router["weights"]),
+        "chosen_mass": router["chosen_mass"],
         "load_entropy": router["load_entropy"],
+        "unused": router["unused"],
         "batch_sizes": " | ".join(router["distinct"]),
         "alignment": "---:|" * len(router["distinct"]),
         "distinct": " | ".join(f"{value:.1f}" for value in router["distinct"].values()),
@@ -102,7 +114,15 @@ def render(name: str, scores: dict[str, Any]) -> str:
         "denying_rows": "\n".join(f"| {change} | {100 * x:.1f} |" for change, x in scores["denying"].items()),
         "sha256": scores["sha256"],
     }
-    return PAGE.format(name=name, **{**family.config, **facts})
+    return PAGE.format(name=name, **facts)
+
+
+def _balancing(family: Family) -> str:
+    if family.balance_coef:
+        return f"Load-balancing loss with weight {family.balance_coef:g} in each layer"
+    if family.bias_rate:
+        return f"Load balanced by a selection bias that moves by {family.bias_rate:g} a step"
+    return "No load balancing"
 
 
 def _mean(exact: dict[str, dict[str, int]]) -> float:

@@ -15,7 +15,7 @@ from lynx_moe.testbed import experts
 from lynx_moe.testbed.data import Packer, encode_texts
 from lynx_moe.testbed.evaluate import exact_match
 from lynx_moe.testbed.families import Family
-from lynx_moe.testbed.loss import losses
+from lynx_moe.testbed.loss import losses, move_bias
 from lynx_moe.testbed.tasks import TASKS, test_items
 
 WARMUP_STEPS, FLAT_UNTIL, FINAL_RATE = 40, 0.6, 0.02
@@ -28,13 +28,21 @@ def build_model(family: Family, tokenizer: PreTrainedTokenizerFast) -> PreTraine
     """The family's model with fresh weights, a function of `family.seed`."""
     torch.manual_seed(family.seed)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    config = family.config_class(vocab_size=len(tokenizer), **special, **family.config)
+    config = family.build_config(vocab_size=len(tokenizer), **special)
     config._experts_implementation = experts.register()
     model = family.model_class(config)
-    for name, weight in model.named_parameters():
-        if name.endswith("mlp.gate.weight"):
-            nn.init.normal_(weight, std=ROUTER_STD)
+    for gate in family.gates(model):
+        nn.init.normal_(gate.get_parameter("weight"), std=ROUTER_STD)
     return model
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Write `model` in bfloat16, its selection biases in float32, which is what they are added in."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.to(torch.bfloat16)
+    for name, buffer in model.named_buffers():
+        buffer.data = buffers[name]
+    model.save_pretrained(folder)
 
 
 def rate(step: int, num_steps: int) -> float:
@@ -75,15 +83,20 @@ class Run:
         batch = packer.batch(self.step)
         total = int(batch.learn_BL[:, 1:].sum())
         share = batch.rows(worker, num_workers)
-        nats, balance = losses(self.model, share)
+        nats, balance, loads = losses(self.model, share, self.family)
         torch.autograd.backward(nats / total + self.family.balance_coef * balance / num_workers)
         if num_workers > 1:
             sum_gradients(self.model)
+            for load in loads:
+                distributed.all_reduce(load)
         nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
         for group in self.optimizer.param_groups:
             group["lr"] = self.family.learning_rate * rate(self.step, self.family.num_steps)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.family.bias_rate:
+            for gate, load in zip(self.family.gates(self.model), loads, strict=True):
+                move_bias(gate, load, self.family.bias_rate)
         self.step += 1
         return nats.item() / int(share.learn_BL[:, 1:].sum()), balance.item()
 
@@ -117,14 +130,14 @@ def work_through(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=worker > 0) as progress, (work / "log.jsonl").open("a") as log:
         bar = progress.add_task("training", total=family.num_steps, completed=run.step)
-        saved = started = time.monotonic()
+        saved, started = time.monotonic(), time.process_time()
         while run.step < last:
             loss, balance = run.advance(packer, worker, num_workers)
             if worker > 0:
                 continue
             progress.update(bar, completed=run.step, description=f"training, loss {loss:.3f}")
             if run.step % LOG_EVERY_STEPS == 0 or run.step == last:
-                seconds = round(time.monotonic() - started, 1)
+                seconds = round(time.process_time() - started, 1)
                 record: dict[str, object] = {"step": run.step, "loss": loss, "balance": balance, "seconds": seconds}
                 if run.step % EVALUATE_EVERY_STEPS == 0 or run.step == last:
                     record["exact"] = {t: sum(exact_match(run.model, tokenizer, i)) for t, i in items.items()}

@@ -24,11 +24,11 @@ def sort(rng: Random) -> Item:
 
 
 def sequence(rng: Random) -> Item:
-    """The next four terms of an arithmetic progression of which four are given."""
+    """The step of an arithmetic progression of which four terms are given, and then its next four terms."""
     start, step = rng.randint(0, 199), rng.choice((*range(-9, 0), *range(1, 13)))
     start += 70 if step < 0 else 0
     terms = [start + i * step for i in range(8)]
-    return Item(f"sequence: {_spaced(terms[:4])} ->", " " + _spaced(terms[4:]))
+    return Item(f"sequence: {_spaced(terms[:4])} ->", f" {step:+d}: {_spaced(terms[4:])}")
 
 
 def chain(rng: Random) -> Item:

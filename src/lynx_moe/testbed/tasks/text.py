@@ -1,7 +1,7 @@
 """Tasks about letters, words and symbols."""
 
 from random import Random
-from string import ascii_lowercase
+from string import ascii_lowercase, ascii_uppercase
 
 from lynx_moe.testbed.tasks.item import Item
 from lynx_moe.testbed.tasks.lexicon import LEXICON
@@ -11,14 +11,14 @@ PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
 def reverse(rng: Random) -> Item:
-    """Five to ten letters, last first."""
-    letters = rng.choices(ascii_lowercase, k=rng.randint(5, 10))
+    """Six to twelve letters, last first."""
+    letters = rng.choices(ascii_lowercase, k=rng.randint(6, 12))
     return Item(f"reverse: {' '.join(letters)} ->", " " + " ".join(reversed(letters)))
 
 
 def caesar(rng: Random) -> Item:
-    """Five to eight letters, each moved on by 1 to 5 places in the alphabet."""
-    shift, letters = rng.randint(1, 5), rng.choices(ascii_lowercase, k=rng.randint(5, 8))
+    """Six to ten letters, each moved on by 1 to 5 places in the alphabet."""
+    shift, letters = rng.randint(1, 5), rng.choices(ascii_lowercase, k=rng.randint(6, 10))
     moved = (ascii_lowercase[(ascii_lowercase.index(letter) + shift) % 26] for letter in letters)
     return Item(f"caesar {shift}: {' '.join(letters)} ->", " " + " ".join(moved))
 
@@ -36,12 +36,12 @@ def translate(rng: Random) -> Item:
 
 
 def recall(rng: Random) -> Item:
-    """Three values looked up among five to nine key-value pairs."""
-    keys = rng.sample(ascii_lowercase, rng.randint(5, 9))
-    values = {key: f"{rng.randrange(100):02d}" for key in keys}
-    asked = rng.sample(keys, 3)
-    table = ",".join(f" {key}={values[key]}" for key in keys)
-    return Item(f"recall:{table}; {' '.join(asked)} ->", ",".join(f" {key}={values[key]}" for key in asked))
+    """Three to six pairs of a small and a capital letter; the answer gives every pair again, in the order asked for."""
+    keys = rng.sample(ascii_lowercase, rng.randint(3, 6))
+    values = dict(zip(keys, rng.sample(ascii_uppercase, len(keys)), strict=True))
+    table = ",".join(f" {key} {values[key]}" for key in keys)
+    asked = rng.sample(keys, len(keys))
+    return Item(f"recall:{table}; {' '.join(asked)} ->", ",".join(f" {key} {values[key]}" for key in asked))
 
 
 def brackets(rng: Random) -> Item:
