@@ -52,13 +52,14 @@ def test_lexicon_is_one_to_one_and_fixed() -> None:
 
 
 @given(seeds)
-def test_recall_gives_the_table_again_in_the_order_asked_for(seed: int) -> None:
+def test_recall_gives_pairs_of_the_table_in_the_order_asked_for(seed: int) -> None:
     item = text.recall(Random(seed))
     table, asked = item.prompt.removesuffix(" ->").removeprefix("recall:").split(";")
     pairs = item.answer.split(",")
-    assert sorted(pairs) == sorted(table.split(","))
+    listed = table.split(",")
+    assert set(pairs) <= set(listed)
     assert [pair.split()[0] for pair in pairs] == asked.split()
-    assert len({pair.split()[1] for pair in pairs}) == len(pairs) >= 3
+    assert len({pair.split()[1] for pair in pairs}) == len(pairs) == min(len(listed), 6) >= 2
 
 
 @given(seeds)

@@ -18,20 +18,20 @@ from lynx_moe.testbed.tasks import TASKS, Item, train_item
 
 # Exercises drawn per task, relative to 1 for the rest: at first by how hard a task is to learn at all; after LATE_FROM
 # of the budget fewer of what the models know by then and more of what they learn last.
-SHARES = {"add": 1.5, "chain": 1.4, "code": 0.6, "recall": 2.5, "sequence": 1.3, "sort": 1.3, "walk": 0.6}
+SHARES = {"add": 1.2, "caesar": 1.5, "chain": 1.4, "code": 0.6, "recall": 2.5, "sequence": 1.3, "spell": 0.8}
 LATE_SHARES = {
-    "brackets": 1.3,
-    "caesar": 0.6,
+    "add": 0.7,
+    "brackets": 1.5,
     "code": 0.7,
-    "convert": 1.6,
-    "recall": 1.5,
+    "convert": 1.5,
+    "recall": 2.0,
     "reverse": 0.8,
-    "sequence": 2.0,
-    "sort": 1.8,
+    "sequence": 1.8,
+    "sort": 1.3,
     "spell": 1.4,
     "tomorrow": 0.5,
-    "translate": 2.2,
-    "walk": 0.5,
+    "translate": 1.8,
+    "walk": 0.8,
 }
 LATE_FROM = 0.55
 TEXT_ROWS = 0.08

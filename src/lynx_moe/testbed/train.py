@@ -1,4 +1,4 @@
-"""The recipe: AdamW, a flat learning rate with a linear end; one process per worker; resumes where it stopped."""
+"""The recipe: Muon and AdamW, a flat rate with a linear end; one process per worker; resumes where it stopped."""
 
 import json
 import os
@@ -16,10 +16,11 @@ from lynx_moe.testbed.data import Packer, encode_texts
 from lynx_moe.testbed.evaluate import exact_match
 from lynx_moe.testbed.families import Family
 from lynx_moe.testbed.loss import losses, move_bias
+from lynx_moe.testbed.optimizers import make_optimizers
 from lynx_moe.testbed.tasks import TASKS, test_items
 
 WARMUP_STEPS, FLAT_UNTIL, FINAL_RATE = 40, 0.6, 0.02
-WEIGHT_DECAY, MAX_GRAD_NORM, ROUTER_STD = 0.05, 1.0, 0.02
+MAX_GRAD_NORM, ROUTER_STD = 1.0, 0.02
 LOG_EVERY_STEPS, EVALUATE_EVERY_STEPS, EVALUATE_ITEMS, SAVE_EVERY_S = 50, 500, 32, 120.0
 TEXTS = "texts.json"
 
@@ -60,21 +61,19 @@ class Run:
         work.mkdir(parents=True, exist_ok=True)
         self.family, self.work, self.step = family, work, 0
         self.model = build_model(family, tokenizer)
-        parameters = list(self.model.parameters())
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=family.learning_rate, betas=(0.9, 0.98), fused=True)
+        self.optimizers = make_optimizers(self.model, family.gates(self.model), family.learning_rate)
+        self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         if (work / "checkpoint.pt").is_file():
             state = torch.load(work / "checkpoint.pt", weights_only=True)
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             self.step = state["step"]
 
     def save(self) -> None:
         """Replace the checkpoint in one move: a run killed at any moment leaves a whole one."""
-        state = {"step": self.step, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        state = {"step": self.step, "model": self.model.state_dict(), "optimizers": optimizers}
         torch.save(state, self.work / "checkpoint.tmp")
         (self.work / "checkpoint.tmp").replace(self.work / "checkpoint.pt")
 
@@ -90,10 +89,11 @@ class Run:
             for load in loads:
                 distributed.all_reduce(load)
         nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.family.learning_rate * rate(self.step, self.family.num_steps)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * rate(self.step, self.family.num_steps)
+            optimizer.step()
+            optimizer.zero_grad()
         if self.family.bias_rate:
             for gate, load in zip(self.family.gates(self.model), loads, strict=True):
                 move_bias(gate, load, self.family.bias_rate)

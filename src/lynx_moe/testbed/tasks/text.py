@@ -11,14 +11,14 @@ PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
 def reverse(rng: Random) -> Item:
-    """Six to twelve letters, last first."""
-    letters = rng.choices(ascii_lowercase, k=rng.randint(6, 12))
+    """Five to ten letters, last first."""
+    letters = rng.choices(ascii_lowercase, k=rng.randint(5, 10))
     return Item(f"reverse: {' '.join(letters)} ->", " " + " ".join(reversed(letters)))
 
 
 def caesar(rng: Random) -> Item:
-    """Six to ten letters, each moved on by 1 to 5 places in the alphabet."""
-    shift, letters = rng.randint(1, 5), rng.choices(ascii_lowercase, k=rng.randint(6, 10))
+    """Five to eight letters, each moved on by 1 to 5 places in the alphabet."""
+    shift, letters = rng.randint(1, 5), rng.choices(ascii_lowercase, k=rng.randint(5, 8))
     moved = (ascii_lowercase[(ascii_lowercase.index(letter) + shift) % 26] for letter in letters)
     return Item(f"caesar {shift}: {' '.join(letters)} ->", " " + " ".join(moved))
 
@@ -36,11 +36,11 @@ def translate(rng: Random) -> Item:
 
 
 def recall(rng: Random) -> Item:
-    """Three to six pairs of a small and a capital letter; the answer gives every pair again, in the order asked for."""
-    keys = rng.sample(ascii_lowercase, rng.randint(3, 6))
+    """Up to six pairs asked for among two to ten; the answer gives each pair again, in the order asked for."""
+    keys = rng.sample(ascii_lowercase, rng.randint(2, 10))
     values = dict(zip(keys, rng.sample(ascii_uppercase, len(keys)), strict=True))
     table = ",".join(f" {key} {values[key]}" for key in keys)
-    asked = rng.sample(keys, len(keys))
+    asked = rng.sample(keys, min(len(keys), 6))
     return Item(f"recall:{table}; {' '.join(asked)} ->", ",".join(f" {key} {values[key]}" for key in asked))
 
 

