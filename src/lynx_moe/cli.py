@@ -112,6 +112,9 @@ def evaluate(
     chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the model's chat template.")] = False,
     allow_code: Annotated[bool, typer.Option("--allow-code", help="Run code that the model writes.")] = False,
     model_args: Annotated[str, typer.Option(help="name=value,... for lm-eval's vLLM class and vLLM.")] = "",
+    control: Annotated[
+        bool, typer.Option("--control", help="Also as many random experts as the second policy loads.")
+    ] = False,
     out: Out = Path("out/eval"),
 ) -> None:
     """Any lm-evaluation-harness task under several policies, on the same items; goes on with what --out holds."""
@@ -137,12 +140,28 @@ def evaluate(
     )
     console, file = Console(), out / "eval.jsonl"
     result = evaluation.apart(settings, specs, file, allow_code=allow_code)
+    if control:
+        specs.append(scores.control(result["results"]))
+        result = evaluation.apart(settings, specs, file, allow_code=allow_code)
     tables.show(model, *tables.task_table(result["results"]), console)
     if overall := scores.overall(result["results"]):
         head = ("policy", f"mean of {overall[0]['num_tasks']} tasks, %", *tables.QUALITY_HEAD[2:])
         tables.show(f"n = {overall[0]['n']}", head, tables.quality_rows(overall, "value"), console)
         console.print(f"Picture: {plot_evaluation.draw(result, file.with_suffix('.png'))}")
     console.print(f"Record: {file}")
+
+
+@app.command("table")
+def markdown_table(
+    saved: Annotated[list[Path], typer.Argument(help="The .jsonl files of `lynx-moe eval`.")],
+) -> None:
+    """Prints saved evaluations as Markdown, without running anything."""
+    from lynx_moe.lab import evaluation, tables
+
+    for file in saved:
+        record = evaluation.load(file)
+        typer.echo(f"### {Path(record['settings']['model']).name}\n")
+        typer.echo(tables.evaluation_markdown(record["results"]))
 
 
 @app.command()

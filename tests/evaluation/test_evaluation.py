@@ -74,6 +74,8 @@ def test_a_finished_record_is_only_shown_and_drawn_again(record: Path, tmp_path:
     picture = tmp_path / "again.png"
     assert run("plot", str(record), "--out", str(picture)).returncode == 0
     assert picture.stat().st_size > 10_000
+    page = run("table", str(record)).stdout
+    assert page.startswith("### qwen3-moe\n\n| task | n | vanilla | random:num_keep=64 |")
 
 
 def test_an_interrupted_record_goes_on_and_takes_no_other_settings(

@@ -81,3 +81,22 @@ def test_a_task_that_decoded_nothing_has_no_place_in_the_mean() -> None:
     found = scores.lines("vanilla", "vanilla", results(read=[1, 0]), [])
     assert found[0]["after"] is None
     assert scores.overall(scores.compare(found)) == []
+
+
+def test_the_control_loads_as_many_experts_as_the_second_policy() -> None:
+    base, lynx = lines("vanilla", 300, sort=[1, 0]), lines("lynx", 176, sort=[1, 0])
+    assert scores.control(scores.compare([*base, *lynx])) == "random:num_keep=18"
+    with pytest.raises(ValueError, match="--control needs a second policy"):
+        scores.control(scores.compare(base))
+
+
+def test_markdown_holds_a_row_per_task_and_metric_and_the_means() -> None:
+    found = scores.compare(
+        [*lines("vanilla", 300, sort=[1, 0], walk=[1, 1]), *lines("lynx", 150, sort=[1, 1], walk=[1, 1])]
+    )
+    page = tables.evaluation_markdown(found).splitlines()
+    assert page[0] == "| task | n | vanilla | lynx |"
+    assert all(line.count("|") == 5 for line in page[:6])
+    assert page[2].startswith("| sort<br>exact_match,none | 2 | 50.0 [")
+    assert page[-1].startswith("| lynx | 100.0 [")
+    assert page[-1].endswith("| 30.0 → 15.0 |")

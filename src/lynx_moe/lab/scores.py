@@ -96,6 +96,17 @@ def overall(found: Sequence[Line]) -> list[Line]:
     return rows
 
 
+def control(found: Sequence[Line]) -> str:
+    """The spec of the control that loads as many experts as the second policy did: `random` with that many to keep.
+
+    Raises ValueError where there is no second policy, or where it decoded nothing.
+    """
+    rows = overall(found)
+    if len(rows) < 2:
+        raise ValueError("--control needs a second policy, with a score of 0 to 1 per item, whose experts it matches")
+    return f"random:num_keep={round(rows[1]['after'])}"
+
+
 def _metrics(values: dict[str, Any], samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found = {}
     for key, value in values.items():

@@ -7,6 +7,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lynx_moe.lab.scores import overall
+
 QUALITY_HEAD = ("policy", "exact match, %", "paired difference", "distinct experts")
 SPEED_HEAD = ("batch", "policy", "TPOT, ms", "tokens/s", "speed-up", "distinct experts")
 
@@ -88,6 +90,17 @@ def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         table.add_row(*row, end_section=following is not None and head[0] == "batch" and following[0] != row[0])
     console.print(table)
+
+
+def evaluation_markdown(results: Sequence[dict[str, Any]]) -> str:
+    """`task_table` and below it the means over tasks with the distinct experts."""
+    head, rows = task_table(results)
+    rows = [tuple(cell.replace("\n", "<br>") for cell in row) for row in rows]
+    means = quality_rows(overall(results), "value")
+    parts = [markdown(head, rows)]
+    if means:
+        parts.append(markdown(("policy", "mean of tasks, %", *QUALITY_HEAD[2:]), means))
+    return "\n\n".join(parts) + "\n"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
