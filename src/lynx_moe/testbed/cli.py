@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import; only the commands tha
     from lynx_moe.testbed.families import Family
 
 app = typer.Typer(help="Small trained MoE models with real routers.", no_args_is_help=True)
-TOKENS_PER_HOUR = 20e6  # one core of the machine that trained the shipped models; see the cards
+TOKENS_PER_HOUR = 17e6  # one core of the machine that trained the shipped models; see the cards
 Name = Annotated[str, typer.Argument(help="a family; `list` shows them")]
 
 
