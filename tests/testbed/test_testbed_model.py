@@ -13,7 +13,6 @@ from lynx_moe.testbed import path, router, tasks
 from lynx_moe.testbed.cli import app
 from lynx_moe.testbed.evaluate import exact_match
 from lynx_moe.testbed.families import FAMILIES
-from lynx_moe.testbed.interval import wilson
 from lynx_moe.testbed.render import render
 from lynx_moe.testbed.summary import summary
 
@@ -47,12 +46,14 @@ def test_summary_matches_the_models() -> None:
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
-def test_scores_of_the_card_are_reproduced(loaded: Loaded, task: str) -> None:
+def test_the_answers_are_those_of_the_card(loaded: Loaded, task: str) -> None:
+    """Of the first 40 exercises the wrong ones are the same; other processors round otherwise, so one may differ."""
     model, tokenizer, scores = loaded
-    n = 40
-    low, high = wilson(sum(exact_match(model, tokenizer, tasks.test_items(task, n))), n)
+    right = exact_match(model, tokenizer, tasks.test_items(task, 40))
     told = scores["exact"][task]
-    assert low <= told["right"] / told["n"] <= high
+    assert told["right"] + len(told["wrong"]) == told["n"] >= 200
+    wrong = {number for number, is_right in enumerate(right) if not is_right}
+    assert len(wrong ^ {number for number in told["wrong"] if number < 40}) <= 1
 
 
 def test_most_tasks_are_solved(loaded: Loaded) -> None:

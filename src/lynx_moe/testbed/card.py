@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,14 @@ from lynx_moe.testbed.tasks import TASKS, test_items
 ITEMS_PER_TASK, TEXTS_PER_KIND, ITEMS_FOR_ROUTER = 250, 400, 40
 
 
-def measure_exact(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, int]]:
-    """Right answers among the first `ITEMS_PER_TASK` held-out exercises of every task."""
-    items = {task: test_items(task, ITEMS_PER_TASK) for task in TASKS}
-    return {task: {"right": sum(exact_match(model, tokenizer, i)), "n": len(i)} for task, i in items.items()}
+def measure_exact(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, Any]]:
+    """Right answers among the first `ITEMS_PER_TASK` held-out exercises of every task, and which ones were wrong."""
+    found = {}
+    for task in TASKS:
+        right = exact_match(model, tokenizer, test_items(task, ITEMS_PER_TASK))
+        wrong = [number for number, is_right in enumerate(right) if not is_right]
+        found[task] = {"right": sum(right), "n": len(right), "wrong": wrong}
+    return found
 
 
 def measure(folder: Path) -> dict[str, Any]:
@@ -65,8 +70,15 @@ def write_card(folder: Path, **extra: Any) -> None:
     file = folder / "scores.json"
     known = json.loads(file.read_text()) if file.is_file() else {}
     scores = {**known, **extra, **measure(folder)}
-    file.write_text(json.dumps(scores, indent=1) + "\n")
+    file.write_text(_lines(scores) + "\n")
     (folder / "README.md").write_text(render(folder.name, scores))
+
+
+def _lines(scores: dict[str, Any]) -> str:
+    """JSON with a line for each entry, however long its lists are."""
+    return re.sub(
+        r"\[\s+([^][{}]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", json.dumps(scores, indent=1)
+    )
 
 
 def processor() -> str:
