@@ -23,7 +23,8 @@ def orthogonal(update: Tensor) -> Tensor:
     for _ in range(NUM_ROUNDS):
         gram = x @ x.mT
         x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
-    return (x.mT if is_tall else x).float()
+    result: Tensor = (x.mT if is_tall else x).float()
+    return result
 
 
 class Muon(torch.optim.Optimizer):
