@@ -169,7 +169,7 @@ def loaded(ids_TK: Tensor, num_experts: int, rows_T: Tensor | None = None) -> Te
     if rows_T is not None:
         ids_TK = torch.where(rows_T[:, None], ids_TK, num_experts)
     flags = torch.zeros(num_experts + 1, dtype=torch.bool, device=ids_TK.device)
-    return flags.scatter_(0, ids_TK.flatten().long(), True)[:num_experts]
+    return flags.scatter(0, ids_TK.flatten().long(), True)[:num_experts]
 
 
 def distinct(ids_TK: Tensor, num_experts: int, valid_T: Tensor | None = None) -> Tensor:

@@ -104,7 +104,7 @@ def _popularity(bin_TE: Tensor, beta: int, step: Step) -> Tensor:
 def _place(value_E: Tensor) -> Tensor:
     """int64 [E]: each expert's place in descending order, 0 the first; equal values: lowest id first."""
     order_E = value_E.sort(descending=True, stable=True).indices
-    return torch.empty_like(order_E).scatter_(0, order_E, torch.arange(len(order_E), device=order_E.device))
+    return torch.empty_like(order_E).scatter(0, order_E, torch.arange(len(order_E), device=order_E.device))
 
 
 def _max_base(beta: int) -> int:
