@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from lynx_moe.engines.vllm.metrics import Counters, HostCounters
+from lynx_moe.engines.layers import Layer
+from lynx_moe.engines.metrics import Counters, HostCounters
 from lynx_moe.engines.vllm.op import reroute
 from lynx_moe.engines.vllm.options import Options
-from lynx_moe.engines.vllm.plan import Layer, Plan
+from lynx_moe.engines.vllm.plan import Plan
 from lynx_moe.policies import ModelShape, make_policy
 from lynx_moe.routing import RouterSpec, Routing, Rows, select
 

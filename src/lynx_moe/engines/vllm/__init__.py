@@ -5,7 +5,7 @@ functions here reach the engine of this process (VLLM_ENABLE_V1_MULTIPROCESSING=
 `llm.collective_rpc("lynx_stats")`, `"lynx_reset_stats"` and `"lynx_set_policy"`.
 """
 
-from lynx_moe.engines.vllm.metrics import LayerStats, Stats, Tally
+from lynx_moe.engines.metrics import LayerStats, Stats, Tally
 from lynx_moe.engines.vllm.plan import active
 
 __all__ = ["LayerStats", "Stats", "Tally", "reset_stats", "set_policy", "stats"]

@@ -5,26 +5,18 @@ operator in the model's graph knows its layer only by number, so that compiled g
 """
 
 import time
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lynx_moe.engines.vllm.metrics import COLUMNS, KINDS, Counters, HostCounters, LayerStats, Stats, Tally
+from lynx_moe.engines.layers import Layer, check
+from lynx_moe.engines.metrics import KINDS, Counters, HostCounters, Kind, Stats, layer_stats
 from lynx_moe.engines.vllm.options import Options
-from lynx_moe.engines.vllm.rows import Kind, StepRows
+from lynx_moe.engines.vllm.rows import StepRows
 from lynx_moe.policies import ModelShape, Policy, make_policy
-from lynx_moe.routing import RouterSpec, Routing
+from lynx_moe.routing import Routing
 
 _active: list["Plan"] = []
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Layer:
-    """A remapped MoE layer: vLLM's name of it, and its router's rule."""
-
-    name: str
-    spec: RouterSpec
 
 
 class Plan:
@@ -43,7 +35,7 @@ class Plan:
 
     def seal(self) -> None:
         """All layers are known: counting starts. Raises ValueError if the policy does not fit one of them."""
-        self._check(self.policy)
+        check(self.policy, self.layers, self.shape.name)
         count = len(self.layers)
         self.counters = HostCounters(count) if self.device.type == "cpu" else Counters(count, self.device)
         self.reset_stats()
@@ -55,16 +47,9 @@ class Plan:
                 "start the engine with enforce_eager=True, or build one engine per policy"
             )
         policy = make_policy(spec).for_model(self.shape)
-        self._check(policy)
+        check(policy, self.layers, self.shape.name)
         self.policy = policy
         return policy.spec
-
-    def _check(self, policy: Policy) -> None:
-        for layer in self.layers:
-            try:
-                policy.check(layer.spec)
-            except ValueError as error:
-                raise ValueError(f"{error} (layer {layer.name} of {self.shape.name})") from None
 
     def begin_step(self) -> None:
         """The masks of `rows` are those of the step that comes next."""
@@ -106,24 +91,13 @@ class Plan:
         self.last_log = (time.monotonic(), 0)
 
     def stats(self) -> Stats:
-        totals = self.counters.read()
-
-        def tally(layer: int, kind: int) -> Tally:
-            name = KINDS[kind]
-            rows, decode_rows = self.row_sums[name]
-            sums = dict(zip(COLUMNS, totals[layer][kind], strict=True))
-            return Tally(steps=self.steps[name], rows=rows, decode_rows=decode_rows, **sums)
-
-        layers = tuple(
-            LayerStats(name=layer.name, decode=tally(i, 0), mixed=tally(i, 1))
-            for i, layer in enumerate(self.layers)
-            if layer.name not in self.bypassed
-        )
+        names = [layer.name for layer in self.layers]
+        counted = layer_stats(names, self.counters.read(), self.steps, self.row_sums)
         timed = self.decisions and self.device.type == "cpu"
         return Stats(
             policy=self.policy.spec,
             steps=dict(self.steps),
-            layers=layers,
+            layers=tuple(layer for layer in counted if layer.name not in self.bypassed),
             bypassed_layers=dict(self.bypassed),
             decision_us=1e6 * self.decision_seconds / self.decisions if timed else None,
         )
