@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lynx_moe.engines.layers import Layer
+from lynx_moe.engines.recorder import Recorder
 from lynx_moe.lab import recording
 from lynx_moe.lab.replay import replay, routings
 from lynx_moe.policies import ModelShape, make_policy
@@ -43,11 +45,11 @@ def steps(spec: RouterSpec, dtype: torch.dtype = torch.float32, num: int = 12):
 def made(
     spec: RouterSpec, path: Path, dtype: torch.dtype = torch.float32, max_bytes: int = 10**6
 ) -> recording.Recording:
-    recorder = recording.Recorder(["first", "second"], [spec, spec], max_bytes)
+    recorder = Recorder({0: Layer(name="first", spec=spec), 2: Layer(name="second", spec=spec)}, max_bytes)
     for logits, rows in steps(spec, dtype):
         for layer in (1, 0):
-            recorder.add(layer, logits[layer], select(logits[layer], spec), rows)
-    return recording.load(recorder.save(path, model="m", shape=SHAPE))
+            recorder.add(2 * layer, logits[layer], select(logits[layer], spec), rows)
+    return recording.load(recording.save(recorder, path, model="m", shape=SHAPE))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,9 +6,10 @@ functions here reach the engine of this process (VLLM_ENABLE_V1_MULTIPROCESSING=
 """
 
 from lynx_moe.engines.metrics import LayerStats, Stats, Tally
+from lynx_moe.engines.recorder import Recorder
 from lynx_moe.engines.vllm.plan import active
 
-__all__ = ["LayerStats", "Stats", "Tally", "reset_stats", "set_policy", "stats"]
+__all__ = ["LayerStats", "Recorder", "Stats", "Tally", "record", "reset_stats", "set_policy", "stats"]
 
 
 def stats() -> Stats:
@@ -19,6 +20,14 @@ def stats() -> Stats:
 def reset_stats() -> None:
     """Starts all counts at zero."""
     active().reset_stats()
+
+
+def record(max_bytes: int | None) -> Recorder | None:
+    """Keeps the router logits of the steps from now on, up to `max_bytes`; None: stops. Returns what collects them.
+
+    Raises ValueError where CUDA graphs have recorded the policy.
+    """
+    return active().record(max_bytes)
 
 
 def set_policy(spec: str) -> str:

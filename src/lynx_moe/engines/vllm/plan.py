@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lynx_moe.engines.layers import Layer, check
 from lynx_moe.engines.metrics import KINDS, Counters, HostCounters, Kind, Stats, layer_stats
+from lynx_moe.engines.recorder import Recorder
 from lynx_moe.engines.vllm.options import Options
 from lynx_moe.engines.vllm.rows import StepRows
 from lynx_moe.policies import ModelShape, Policy, make_policy
@@ -30,6 +31,7 @@ class Plan:
         self.bypassed: dict[str, str] = {}
         self.policy: Policy = options.make_policy().for_model(shape)
         self.rows = StepRows(max_rows, device)
+        self.recorder: Recorder | None = None
         self.has_begun = False
         self.seal()
 
@@ -71,17 +73,27 @@ class Plan:
         """
         if not logits_TE.is_cuda and not self.rows.kind.acts:
             return None
-        if self.policy.is_identity and not self.options.stats:
+        if self.policy.is_identity and not self.options.stats and self.recorder is None:
             return None
         start = time.perf_counter()
         spec, rows = self.layers[layer].spec, self.rows.masks(len(ids_TK))
         own = Routing(ids_TK.long(), weights_TK)
+        if self.recorder is not None:
+            self.recorder.add(layer, logits_TE, own, rows)
         final = own if self.policy.is_identity else self.policy.decide(logits_TE, spec, rows, own)
         if self.options.stats:
             self.counters.add(layer, own, final, spec.num_experts, rows.valid if rows else None)
         self.decisions += 1
         self.decision_seconds += time.perf_counter() - start
         return None if final is own else final
+
+    def record(self, max_bytes: int | None) -> Recorder | None:
+        """From the next step on, keep the router logits of steps that reach the policy; None: no longer."""
+        if max_bytes is not None and self.graphs:
+            raise ValueError("CUDA graphs leave no room for recording; start the engine with enforce_eager=True")
+        numbered = {number: layer for number, layer in enumerate(self.layers) if layer.name not in self.bypassed}
+        self.recorder = None if max_bytes is None else Recorder(numbered, max_bytes)
+        return self.recorder
 
     def reset_stats(self) -> None:
         self.counters.reset()
