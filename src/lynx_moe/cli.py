@@ -1,5 +1,6 @@
 """The command line: `lynx-moe policies | serve | demo | eval | bench | plot | testbed`."""
 
+import json
 import sys
 from dataclasses import MISSING
 from pathlib import Path
@@ -187,6 +188,60 @@ def fidelity(
         tables.show(f"{model}: {title}", tables.FIDELITY_HEAD, tables.fidelity_rows(lines), console)
     console.print(f"Picture: {plot_fidelity.draw(result, file.with_suffix('.png'))}")
     console.print(f"Record: {file}")
+
+
+@app.command()
+def record(
+    model: Annotated[str, typer.Argument(help="Model folder, hub name, or the name of a testbed model.")],
+    engine: Annotated[str, typer.Option(help="vllm: its own batches; transformers: lockstep.")] = "vllm",
+    policy: Annotated[str, typer.Option(help="What decodes meanwhile.")] = "vanilla",
+    batch_size: Annotated[int, typer.Option(help="Sequences that decode together.")] = 16,
+    data: Annotated[str, typer.Option(help="testbed, or a file, as for `lynx-moe fidelity`.")] = "testbed",
+    sequences: Annotated[int, typer.Option(help="Documents to decode.")] = 224,
+    prefix: Annotated[int, typer.Option(help="Tokens of running text that are prefilled.")] = 32,
+    steps: Annotated[int, typer.Option(help="Tokens of running text that are decoded.")] = 32,
+    seed: Annotated[int, typer.Option(help="Draws the exercises.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, ...; auto: as the weights were saved.")] = "auto",
+    max_mib: Annotated[float, typer.Option(help="Steps beyond this size are left out.")] = 64,
+    out: Annotated[Path, typer.Option(help="The recording.")] = Path("out/recording.safetensors"),
+) -> None:
+    """Records a model's router logits while it decodes, for `lynx-moe replay`."""
+    from lynx_moe.lab import capture, fidelity, recording
+
+    capture.check(engine, batch_size, max_mib)
+    settings = fidelity.Settings(
+        model=_found(model),
+        data=data,
+        batch_sizes=(batch_size,),
+        num_sequences=sequences,
+        prefix=prefix,
+        steps=steps,
+        seed=seed,
+        dtype=dtype,
+    )
+    made = recording.load(capture.capture(engine, settings, make_policy(policy).spec, max_mib, out))
+    left = f", {made.facts['dropped_steps']} more left out" if made.facts["dropped_steps"] else ""
+    typer.echo(
+        f"{len(made.rows)} steps of {len(made.layers)} layers{left}: {out}, {out.stat().st_size / 2**20:.1f} MiB"
+    )
+
+
+@app.command()
+def replay(
+    recorded: Annotated[Path, typer.Argument(help="A file of `lynx-moe record`.")],
+    policies: Annotated[str, typer.Option(help="Spec strings between spaces.")] = "vanilla lynx",
+    steps: Annotated[int | None, typer.Option(help="Only so many steps, evenly spaced (default: all).")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSONL file for the rows of the table.")] = None,
+) -> None:
+    """What policies would have decided on recorded router logits, without the model."""
+    from lynx_moe.lab import recording, tables
+    from lynx_moe.lab.replay import replay as decide
+
+    found = decide(recording.load(recorded), policies.split(), steps)
+    tables.show(str(recorded), tables.REPLAY_HEAD, tables.replay_rows(found), Console())
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("".join(json.dumps(line) + "\n" for line in found))
 
 
 @app.command("table")

@@ -76,12 +76,12 @@ def measure(
     if not missing:
         return whole
     advance("loading the model")
-    model, tokenizer, runs = _open(settings, specs)
-    documents = _documents(settings, tokenizer)
+    model, tokenizer, runs = open_model(settings, specs)
+    found = documents(settings, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     for number, (batch_size, mix, cache) in enumerate(missing, 1):
         advance(f"{number} of {len(missing)}: batch {batch_size}, {mix} group{'s' * (mix == 'mixed')}, {cache} cache")
-        cut = batches(documents, batch_size, mix, settings.seed)
+        cut = batches(found, batch_size, mix, settings.seed)
         if not cut:
             advance(f"no group has {batch_size} sequences; raise --sequences")
             continue
@@ -89,9 +89,9 @@ def measure(
             run.reset_stats()
         effects = [decode(model, batch, runs, cache, pad) for batch in cut]
         part = {"kind": "fidelity", "batch_size": batch_size, "mix": mix, "cache": cache}
-        for spec, run, found in zip(specs, runs, zip(*effects, strict=True), strict=True):
+        for spec, run, effect in zip(specs, runs, zip(*effects, strict=True), strict=True):
             whole["results"].append(
-                part | {"policy": spec, "spec": run.policy.spec} | summary(cut, found) | _loads(run)
+                part | {"policy": spec, "spec": run.policy.spec} | summary(cut, effect) | _loads(run)
             )
         lines.save(whole, path)
     return whole
@@ -112,7 +112,8 @@ def summary(cut: Sequence[Batch], effects: Sequence[Effect]) -> Line:
     return found
 
 
-def _open(settings: Settings, specs: Sequence[str]) -> tuple[Any, Any, list[Run]]:
+def open_model(settings: Settings, specs: Sequence[str]) -> tuple[Any, Any, list[Run]]:
+    """The model, its tokenizer, and a run of each policy, not installed. Raises ValueError as `measure` does."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -126,7 +127,8 @@ def _open(settings: Settings, specs: Sequence[str]) -> tuple[Any, Any, list[Run]
     return model.to(device).eval(), tokenizer, [apply(model, spec) for spec in specs]
 
 
-def _documents(settings: Settings, tokenizer: Any) -> list[Document]:
+def documents(settings: Settings, tokenizer: Any) -> list[Document]:
+    """What `settings.data` names. Raises ValueError where it holds nothing of use."""
     if settings.data == "testbed":
         return from_testbed(tokenizer, settings.num_sequences, settings.seed)
     return from_file(Path(settings.data), tokenizer, settings.num_sequences, settings.prefix, settings.steps)

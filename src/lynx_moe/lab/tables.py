@@ -11,6 +11,7 @@ from lynx_moe.lab.scores import overall
 
 QUALITY_HEAD = ("policy", "exact match, %", "paired difference", "distinct experts")
 FIDELITY_HEAD = ("batch", "groups", "policy", "KL, mnats", "same top-1, %", "gain, mnats", "experts")
+REPLAY_HEAD = ("policy", "distinct experts", "router mass kept, %", "own experts kept, %", "rows changed, %")
 SPEED_HEAD = ("batch", "policy", "TPOT, ms", "tokens/s", "speed-up", "distinct experts")
 
 
@@ -95,6 +96,13 @@ def fidelity_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
+def replay_rows(found: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (line["policy"], _experts(line), *(f"{100 * line[name]:.1f}" for name in ("mass", "overlap", "changed")))
+        for line in found
+    ]
+
+
 def by_cache(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The lines of a fidelity record under a title for each kind of cache."""
     titles = {"own": "policies read the cache they wrote", "exact": "policies read the exact model's cache"}
@@ -112,7 +120,7 @@ def _experts(row: dict[str, Any]) -> str:
 
 def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
     """Prints a table, with a rule wherever the first of the columns named "batch" changes."""
-    caption = "± half the range over the rounds" if head is SPEED_HEAD else "[95 % intervals]"
+    caption = {SPEED_HEAD: "± half the range over the rounds", REPLAY_HEAD: None}.get(tuple(head), "[95 % intervals]")
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.box, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, (0, 0)
     for name in head:

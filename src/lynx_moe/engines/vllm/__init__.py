@@ -8,8 +8,9 @@ functions here reach the engine of this process (VLLM_ENABLE_V1_MULTIPROCESSING=
 from lynx_moe.engines.metrics import LayerStats, Stats, Tally
 from lynx_moe.engines.recorder import Recorder
 from lynx_moe.engines.vllm.plan import active
+from lynx_moe.policies import ModelShape
 
-__all__ = ["LayerStats", "Recorder", "Stats", "Tally", "record", "reset_stats", "set_policy", "stats"]
+__all__ = ["LayerStats", "Recorder", "Stats", "Tally", "record", "reset_stats", "set_policy", "shape", "stats"]
 
 
 def stats() -> Stats:
@@ -28,6 +29,11 @@ def record(max_bytes: int | None) -> Recorder | None:
     Raises ValueError where CUDA graphs have recorded the policy.
     """
     return active().record(max_bytes)
+
+
+def shape() -> ModelShape:
+    """What policies with published settings know the model by."""
+    return active().shape
 
 
 def set_policy(spec: str) -> str:
