@@ -85,7 +85,7 @@ def test_path_names_what_was_searched(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "mine" / "config.json").write_text("{}")
     monkeypatch.setenv("LYNX_MOE_MODELS", str(tmp_path))
     assert path("mine") == tmp_path / "mine"
-    with pytest.raises(ValueError, match=r"no trained model 'yours' in .* \(found: mine.*LYNX_MOE_MODELS"):
+    with pytest.raises(ValueError, match=r"no trained model 'yours' in .* \(found: .*mine.*LYNX_MOE_MODELS"):
         path("yours")
 
 
