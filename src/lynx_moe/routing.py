@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SCORINGS = ("softmax", "sigmoid", "sqrtsoftplus")
+SCORINGS = ("softmax", "sigmoid", "sqrtsoftplus", "sparsemixer")
 INT32_MIN = -(2**31)
 
 
@@ -19,11 +19,15 @@ class RouterSpec:
     """How a model's router turns logits into experts and weights.
 
     scoring      logits -> scores: "softmax" over all experts, or "sigmoid" / "sqrtsoftplus" of each logit alone.
+                 "sparsemixer" (Phi-3.5-MoE): softmax, but a chosen expert's weight is its share among those that were
+                 not chosen before it, rank no higher than it, and whose logit lies within 2 * jitter of its own.
     renormalize  the chosen scores are divided by their sum (softmax over the chosen logits, as gpt-oss does, is this).
     scale        routed scaling factor: multiplies the weights last.
     bias         [E] selection bias (`e_score_correction_bias`): added to the scores for choosing, never for weights.
     groups       (n_group, topk_group): only the best topk_group of n_group equal groups may be chosen from. A group's
                  score is its best expert's, or the sum of its two best biased scores where there is a bias.
+    jitter       relative distance of "sparsemixer".
+    expert_scale [E] one more factor for the weight of each expert, last (Gemma 4).
 
     Raises ValueError when the values contradict one another.
     """
@@ -35,14 +39,17 @@ class RouterSpec:
     scale: float = 1.0
     bias: Tensor | None = None
     groups: tuple[int, int] | None = None
+    jitter: float = 0.0
+    expert_scale: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= self.num_experts:
             raise ValueError(f"top_k={self.top_k} must lie between 1 and num_experts={self.num_experts}")
         if self.scoring not in SCORINGS:
             raise ValueError(f"scoring={self.scoring!r} is unknown; allowed: {', '.join(SCORINGS)}")
-        if self.bias is not None and self.bias.shape != (self.num_experts,):
-            raise ValueError(f"bias has shape {tuple(self.bias.shape)}, expected ({self.num_experts},)")
+        for name, vector in (("bias", self.bias), ("expert_scale", self.expert_scale)):
+            if vector is not None and vector.shape != (self.num_experts,):
+                raise ValueError(f"{name} has shape {tuple(vector.shape)}, expected ({self.num_experts},)")
         if self.groups is not None:
             n_group, topk_group = self.groups
             if n_group < 1 or self.num_experts % n_group or not 1 <= topk_group <= n_group:
@@ -97,7 +104,7 @@ def order_key(value_TE: Tensor, tier_TE: Tensor | None = None) -> Tensor:
 def scores(logits_TE: Tensor, spec: RouterSpec) -> Tensor:
     """Float32 scores [T, E]: what the weights are made of."""
     logits_TE = logits_TE.float()
-    if spec.scoring == "softmax":
+    if spec.scoring in ("softmax", "sparsemixer"):
         return logits_TE.softmax(-1)
     if spec.scoring == "sigmoid":
         return logits_TE.sigmoid()
@@ -128,11 +135,29 @@ def weigh(logits_TE: Tensor, ids_TK: Tensor, spec: RouterSpec, mass_T1: Tensor |
     """
     if spec.scoring == "softmax" and (spec.renormalize or mass_T1 is not None):
         chosen = logits_TE.float().gather(-1, ids_TK).softmax(-1)
-        return chosen * (mass_T1 if mass_T1 is not None and not spec.renormalize else spec.scale)
-    chosen = scores(logits_TE, spec).gather(-1, ids_TK)
-    if spec.renormalize:
-        chosen = chosen / chosen.sum(-1, keepdim=True).clamp(min=1e-20)
-    return chosen * spec.scale
+        if mass_T1 is not None and not spec.renormalize:
+            return chosen * mass_T1
+    else:
+        sparse = spec.scoring == "sparsemixer"
+        chosen = _sparsemixer(logits_TE, ids_TK, spec) if sparse else scores(logits_TE, spec).gather(-1, ids_TK)
+        if spec.renormalize:
+            chosen = chosen / chosen.sum(-1, keepdim=True).clamp(min=1e-20)
+    return chosen * (spec.scale if spec.expert_scale is None else spec.scale * spec.expert_scale.float()[ids_TK])
+
+
+def _sparsemixer(logits_TE: Tensor, ids_TK: Tensor, spec: RouterSpec) -> Tensor:
+    """On the model's own ids, whose experts rank highest of what is left, exactly its rule; on others, what the rule
+    would give if the experts that the row could not have did not exist."""
+    logits_TE = logits_TE.float()
+    shares = []
+    for place in range(spec.top_k):
+        id_T1 = ids_TK[:, place : place + 1]
+        value_T1 = logits_TE.gather(-1, id_T1)
+        distance_TE = (value_T1 - logits_TE) / logits_TE.abs().clamp(min=value_T1)
+        apart_TE = (logits_TE > value_T1) | (distance_TE > 2 * spec.jitter)
+        apart_TE = apart_TE.scatter(-1, ids_TK[:, :place], True)
+        shares.append(logits_TE.masked_fill(apart_TE, -torch.inf).softmax(-1).gather(-1, id_T1))
+    return torch.cat(shares, -1).nan_to_num(0.0)  # an expert at -inf is alone with its like
 
 
 def select(logits_TE: Tensor, spec: RouterSpec) -> Routing:

@@ -11,7 +11,10 @@ from lynx_moe.routing import RouterSpec, Rows
 SIZES_T = (1, 2, 7, 64, 257)
 SIZES_E = (4, 60, 64, 128, 256)
 KINDS = ("normal", "flat", "ties", "equal", "extreme", "minus_inf", "nan", "bfloat16")
-SCHEMES = ("softmax", "softmax_raw", "sigmoid_bias", "grouped", "grouped_bias", "sqrtsoftplus_bias", "sigmoid")
+SCHEMES = (
+    *("softmax", "softmax_raw", "softmax_scaled", "sigmoid_bias", "grouped", "grouped_bias"),
+    *("sqrtsoftplus_bias", "sigmoid", "sparsemixer_raw"),
+)
 
 
 @dataclass
@@ -55,10 +58,12 @@ def make_spec(scheme: str, num_experts: int, rng: torch.Generator) -> RouterSpec
         num_experts=num_experts,
         top_k=top_k,
         scoring=scoring,
-        renormalize=scheme not in ("softmax_raw", "grouped"),
+        renormalize=scheme not in ("softmax_raw", "grouped", "sparsemixer_raw"),
         scale=2.5 if "bias" in scheme else 1.0,
         bias=torch.randn(num_experts, generator=rng) * 0.1 if "bias" in scheme else None,
         groups=(2, 1) if "grouped" in scheme else None,
+        jitter=0.1,
+        expert_scale=torch.rand(num_experts, generator=rng) if "scaled" in scheme else None,
     )
 
 
