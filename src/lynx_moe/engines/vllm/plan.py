@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lynx_moe.calibration.artifact import attach
 from lynx_moe.engines.vllm.metrics import COLUMNS, KINDS, Counters, HostCounters, LayerStats, Stats, Tally
 from lynx_moe.engines.vllm.options import Options
 from lynx_moe.engines.vllm.rows import Kind, StepRows
@@ -37,13 +38,14 @@ class Plan:
         self.layers: list[Layer] = []
         self.bypassed: dict[str, str] = {}
         self.policy: Policy = options.make_policy().for_model(shape)
+        self.by_layer: list[Policy] = []
         self.rows = StepRows(max_rows, device)
         self.has_begun = False
         self.seal()
 
     def seal(self) -> None:
         """All layers are known: counting starts. Raises ValueError if the policy does not fit one of them."""
-        self._check(self.policy)
+        self.by_layer = self._fitted(self.policy)
         count = len(self.layers)
         self.counters = HostCounters(count) if self.device.type == "cpu" else Counters(count, self.device)
         self.reset_stats()
@@ -55,16 +57,18 @@ class Plan:
                 "start the engine with enforce_eager=True, or build one engine per policy"
             )
         policy = make_policy(spec).for_model(self.shape)
-        self._check(policy)
-        self.policy = policy
+        self.policy, self.by_layer = policy, self._fitted(policy)
         return policy.spec
 
-    def _check(self, policy: Policy) -> None:
-        for layer in self.layers:
+    def _fitted(self, policy: Policy) -> list[Policy]:
+        """Each layer's policy, its calibration attached, all checked against their routers."""
+        by_layer = attach(policy, [layer.name for layer in self.layers], self.device)
+        for layer, fitted in zip(self.layers, by_layer, strict=True):
             try:
-                policy.check(layer.spec)
+                fitted.check(layer.spec)
             except ValueError as error:
                 raise ValueError(f"{error} (layer {layer.name} of {self.shape.name})") from None
+        return by_layer
 
     def begin_step(self) -> None:
         """The masks of `rows` are those of the step that comes next."""
@@ -84,14 +88,15 @@ class Plan:
         On the CPU a step in which nothing can change is left at once. On a GPU a CUDA graph records what happens here:
         only the persistent masks tell steps apart.
         """
-        if not logits_TE.is_cuda and not self.rows.kind.acts:
+        acts = self.rows.kind.acts or (self.policy.token_level and self.rows.kind is Kind.SINGLE)
+        if not logits_TE.is_cuda and not acts:
             return None
         if self.policy.is_identity and not self.options.stats:
             return None
         start = time.perf_counter()
         spec, rows = self.layers[layer].spec, self.rows.masks(len(ids_TK))
         own = Routing(ids_TK.long(), weights_TK)
-        final = own if self.policy.is_identity else self.policy.decide(logits_TE, spec, rows, own)
+        final = own if self.policy.is_identity else self.by_layer[layer].decide(logits_TE, spec, rows, own)
         if self.options.stats:
             self.counters.add(layer, own, final, spec.num_experts, rows.valid if rows else None)
         self.decisions += 1
