@@ -1,4 +1,4 @@
-"""Imports go one way: cli, lab, engines, control, policies, kernels, routing; the testbed serves cli and lab."""
+"""Imports go one way: cli, lab, engines, control, calibration, policies, kernels, routing; the testbed serves two."""
 
 import ast
 from pathlib import Path
@@ -8,9 +8,9 @@ import pytest
 import lynx_moe
 
 ROOT = Path(lynx_moe.__file__).parent
-ROOMS = ["routing", "kernels", "policies", "control", "engines", "lab", "cli"]
+ROOMS = ["routing", "kernels", "policies", "calibration", "control", "engines", "lab", "cli"]
 MAY_USE = {room: set(ROOMS[: place + 1]) for place, room in enumerate(ROOMS)}
-MAY_USE |= {"testbed": {"testbed"}, "serve": {"policies", "routing"}}
+MAY_USE |= {"testbed": {"testbed"}, "serve": {"calibration", "policies", "routing"}}
 MAY_USE["lab"] |= {"testbed"}
 MAY_USE["cli"] |= {"testbed", "serve"}
 ENGINES = {"vllm", "transformers", "sglang"}

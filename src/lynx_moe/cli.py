@@ -4,13 +4,14 @@ import json
 import sys
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lynx_moe.policies import POLICIES, knobs, make_policy
+from lynx_moe.policies import POLICIES, SHARED, Policy, knobs, make_policy
 from lynx_moe.testbed.cli import app as testbed
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -24,14 +25,25 @@ Rounds = Annotated[int, typer.Option(min=1, help="Interleaved rounds per batch s
 @app.command()
 def policies() -> None:
     """Every policy, its knobs with their defaults, and where it was published."""
-    table = Table("policy", "knobs", "what stays", "source")
+    console, table = Console(), Table(box=box.SIMPLE_HEAD)
+    for column in ("policy", "knobs", "what stays", "source"):
+        table.add_column(column, no_wrap=column in ("policy", "knobs"))
     for name, policy in POLICIES.items():
-        lines = [
-            f"{knob}: {kind.__name__}" + ("" if default is MISSING else f" = {'auto' if default is None else default}")
-            for knob, (kind, default) in knobs(policy).items()
-        ]
+        own = {knob: about for knob, about in knobs(policy).items() if knob not in SHARED}
+        lines = [f"{knob}: {kind.__name__}{_default(policy, knob, value)}" for knob, (kind, value) in own.items()]
         table.add_row(name, "\n".join(lines) or "-", policy.summary, policy.source)
-    Console().print(table)
+    console.print(table)
+    for knob, meaning in SHARED.items():
+        others = [name for name, policy in POLICIES.items() if knob not in knobs(policy)]
+        takers = [name for name in POLICIES if name not in others]
+        who = f"all but {', '.join(others)}" if len(others) < len(takers) else ", ".join(takers)
+        console.print(f"{knob} ({who}): {meaning}", highlight=False)
+
+
+def _default(policy: type[Policy], knob: str, value: Any) -> str:
+    if knob in policy.one_of:
+        return "" if knob == policy.one_of[-1] else ", or"
+    return "" if value is MISSING else f" = {'auto' if value is None else str(value).lower()}"
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

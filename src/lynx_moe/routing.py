@@ -5,6 +5,7 @@ Everything here has fixed shapes, no host sync and no data-dependent control flo
 capture it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -101,14 +102,24 @@ def order_key(value_TE: Tensor, tier_TE: Tensor | None = None) -> Tensor:
     return key if tier_TE is None else key.add(tier_TE, alpha=1 << 50)
 
 
+def places(value_E: Tensor, tier_E: Tensor | None = None) -> Tensor:
+    """int64 [E]: each expert's place by `order_key`, 0 the first."""
+    key_E = order_key(value_E[None], None if tier_E is None else tier_E[None])[0]
+    return key_E.argsort(descending=True).argsort()
+
+
 def scores(logits_TE: Tensor, spec: RouterSpec) -> Tensor:
-    """Float32 scores [T, E]: what the weights are made of."""
-    logits_TE = logits_TE.float()
+    """Float32 scores [T, E]: what the weights are made of.
+
+    Rounded from float64. In float32 the last bit tells where a row or an expert stands (vector or remainder of a
+    sigmoid on a CPU, the order of a softmax's sum), and would break ties.
+    """
+    logits_TE = logits_TE.float().double()
     if spec.scoring in ("softmax", "sparsemixer"):
-        return logits_TE.softmax(-1)
+        return logits_TE.softmax(-1).float()
     if spec.scoring == "sigmoid":
-        return logits_TE.sigmoid()
-    return torch.nn.functional.softplus(logits_TE).sqrt()
+        return logits_TE.sigmoid().float()
+    return torch.nn.functional.softplus(logits_TE).sqrt().float()
 
 
 def preference(logits_TE: Tensor, spec: RouterSpec) -> tuple[Tensor, Tensor | None]:
@@ -127,19 +138,29 @@ def preference(logits_TE: Tensor, spec: RouterSpec) -> tuple[Tensor, Tensor | No
     return choice_TE, allowed_TG.repeat_interleave(choice_TE.shape[-1] // n_group, -1)
 
 
-def weigh(logits_TE: Tensor, ids_TK: Tensor, spec: RouterSpec, mass_T1: Tensor | None = None) -> Tensor:
+def weigh(
+    logits_TE: Tensor,
+    ids_TK: Tensor,
+    spec: RouterSpec,
+    mass_T1: Tensor | None = None,
+    live_TK: Tensor | None = None,
+) -> Tensor:
     """The model's weights rule on given ids: float32 [T, K].
 
     mass_T1: what a row's weights shall sum to where the router does not renormalise a softmax (the row's original
     top-k mass, Lynx's rule). Scores of independent experts (sigmoid) follow the model's rule as they are.
+    live_TK: False for dropped slots. They weigh 0, and the rule holds for the others. None: every slot is live.
     """
     if spec.scoring == "softmax" and (spec.renormalize or mass_T1 is not None):
-        chosen = logits_TE.float().gather(-1, ids_TK).softmax(-1)
+        chosen = logits_TE.float().gather(-1, ids_TK)
+        chosen = (chosen if live_TK is None else chosen.where(live_TK, -torch.inf)).softmax(-1)
         if mass_T1 is not None and not spec.renormalize:
             return chosen * mass_T1
     else:
         sparse = spec.scoring == "sparsemixer"
         chosen = _sparsemixer(logits_TE, ids_TK, spec) if sparse else scores(logits_TE, spec).gather(-1, ids_TK)
+        if live_TK is not None:
+            chosen = chosen.where(live_TK, 0.0)
         if spec.renormalize:
             chosen = chosen / chosen.sum(-1, keepdim=True).clamp(min=1e-20)
     return chosen * (spec.scale if spec.expert_scale is None else spec.scale * spec.expert_scale.float()[ids_TK])
@@ -173,19 +194,22 @@ def reroute(
     spec: RouterSpec,
     own: Routing,
     ranked: tuple[Tensor, Tensor | None] | None = None,
+    rule: Callable[[Tensor], Tensor] | None = None,
 ) -> Routing:
-    """Each row's top-k inside the kept experts, in the row's own order; weights by the model's rule.
+    """Each row's top-k inside the kept experts, in the row's own order.
 
     A row whose own experts all stay is returned bit for bit. Where fewer than K kept experts lie in the groups that a
     row may use and above -inf (a logit that says never), its own next choices fill up. `ranked` saves the work of
-    `preference` if the caller has done it.
+    `preference` if the caller has done it. `rule` gives the weights of ids [T, K]; None: the model's.
     """
     choice_TE, allowed_TE = ranked or preference(logits_TE, spec)
     keep_TE = keep_E & (choice_TE > -torch.inf)
     tier_TE = keep_TE if allowed_TE is None else allowed_TE * (1 + keep_TE.long())
     ids_TK = order_key(choice_TE, tier_TE).topk(spec.top_k, -1).indices
-    stays_T1 = keep_E[own.ids].all(-1, keepdim=True)
-    weights_TK = weigh(logits_TE, ids_TK, spec, own.weights.sum(-1, keepdim=True))
+    # Two ways to stay: all are kept (an engine may break ties otherwise), or what is filled up with is what was there.
+    again_TK = (own.ids[:, :, None] == ids_TK[:, None, :]).any(-1)
+    stays_T1 = keep_E[own.ids].all(-1, keepdim=True) | again_TK.all(-1, keepdim=True)
+    weights_TK = rule(ids_TK) if rule else weigh(logits_TE, ids_TK, spec, own.weights.sum(-1, keepdim=True))
     return Routing(torch.where(stays_T1, own.ids, ids_TK), torch.where(stays_T1, own.weights, weights_TK))
 
 

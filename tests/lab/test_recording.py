@@ -133,5 +133,5 @@ def test_a_file_that_is_no_recording_is_named(tmp_path: Path) -> None:
     for name in ("cut", "other", "text", "missing"):
         with pytest.raises(ValueError, match=f"{name}.safetensors is not a readable recording"):
             recording.load(tmp_path / f"{name}.safetensors")
-    with pytest.raises(ValueError, match="num_keep=99"):
+    with pytest.raises(ValueError, match="num_keep keeps 99 experts"):
         replay(recording.load(tmp_path / "a.safetensors"), ["random:num_keep=99"])

@@ -1,8 +1,11 @@
-"""A MoE layer as an engine knows it, and the check of a policy against all of them."""
+"""A MoE layer as an engine knows it, and a policy made to fit all of them."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
+from lynx_moe.calibration.artifact import attach
 from lynx_moe.policies import Policy
 from lynx_moe.routing import RouterSpec
 
@@ -15,10 +18,15 @@ class Layer:
     spec: RouterSpec
 
 
-def check(policy: Policy, layers: Iterable[Layer], model: str) -> None:
-    """Raises ValueError, naming the layer, if a knob of the policy does not fit one of them."""
-    for layer in layers:
+def fitted(policy: Policy, layers: Sequence[Layer], model: str, device: torch.device) -> list[Policy]:
+    """Each layer's policy, its calibration attached.
+
+    Raises ValueError, naming the layer, if a knob does not fit a layer's router, or calibration is missing.
+    """
+    by_layer = attach(policy, [layer.name for layer in layers], device)
+    for layer, one in zip(layers, by_layer, strict=True):
         try:
-            policy.check(layer.spec)
+            one.check(layer.spec)
         except ValueError as error:
             raise ValueError(f"{error} (layer {layer.name} of {model})") from None
+    return by_layer

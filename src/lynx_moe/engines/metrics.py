@@ -69,7 +69,8 @@ class LayerStats:
 @dataclass(frozen=True, kw_only=True)
 class Stats:
     """Steps by kind: decode and mixed ones reach the policy; prefill ones (no decode row) and single ones (one decode
-    row alone) have nothing to gain and are passed by. bypassed_layers: layer -> why it keeps the model's own routing.
+    row alone) have nothing to gain and are passed by. A `token_level` policy acts on single ones too, uncounted.
+    bypassed_layers: layer -> why it keeps the model's own routing.
     decision_us: mean microseconds of a decision (one layer, one step), counting included; None where the host does not
     wait for it, and where nobody measured it."""
 

@@ -48,6 +48,7 @@ def _vllm(settings: fidelity.Settings, policy: str, max_bytes: int, path: Path) 
     llm = open_engine(settings.model, policy, max_num_seqs=size, enforce_eager=True, dtype=settings.dtype)
     found = fidelity.documents(settings, llm.get_tokenizer())
     recorder = engine.record(max_bytes)
+    assert recorder is not None
     params = [vllm.SamplingParams(temperature=0, max_tokens=len(document.rest)) for document in found]
     llm.generate([{"prompt_token_ids": list(document.prefix)} for document in found], params, use_tqdm=False)
     engine.record(None)
@@ -58,6 +59,7 @@ def _vllm(settings: fidelity.Settings, policy: str, max_bytes: int, path: Path) 
 def _transformers(settings: fidelity.Settings, policy: str, max_bytes: int, path: Path) -> Path:
     model, tokenizer, (run,) = fidelity.open_model(settings, [policy])
     recorder = run.record(max_bytes)
+    assert recorder is not None
     pad = tokenizer.pad_token_id or 0
     for batch in batches(fidelity.documents(settings, tokenizer), settings.batch_sizes[0], "mixed", settings.seed):
         decode(model, batch, [run], "own", pad)

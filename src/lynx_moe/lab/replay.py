@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lynx_moe.engines.layers import Layer, fitted
 from lynx_moe.lab.recording import Recording
 from lynx_moe.policies import ModelShape, Policy, make_policy
 from lynx_moe.routing import RouterSpec, Routing, Rows, loaded, scores
@@ -33,19 +34,24 @@ def replay(
     """
     if num_steps is not None and num_steps < 1:
         raise ValueError(f"{num_steps} steps leave nothing to replay; use 1 or more")
-    groups = list(_groups(recording, num_steps))
     shape = ModelShape(**recording.facts["shape"])
     named = [(make_policy(policy) if isinstance(policy, str) else policy).for_model(shape) for policy in policies]
-    for policy in named:
-        for layer in recording.layers:
-            policy.check(layer.spec)
-    return [_line(policy, groups) for policy in named]
+    layers = [Layer(name=layer.name, spec=layer.spec) for layer in recording.layers]
+    by_layer = [fitted(policy, layers, shape.name or shape.model_type, recording.remap.device) for policy in named]
+    stacked = list(_groups(recording, num_steps))
+    lines = []
+    for policy, fits in zip(named, by_layer, strict=True):
+        jobs = [(policy, group) for group in stacked]
+        if policy.calibration_file is not None:  # every layer has a policy of its own
+            jobs = [(one, g) for n, one in enumerate(fits) for g in _groups(_only(recording, n), num_steps)]
+        lines.append(_line(policy, jobs))
+    return lines
 
 
 def routings(recording: Recording, policy: Policy, layer: int) -> Tensor:
     """The ids [N, K] that `policy` gives all rows of a layer."""
     ids_NK = recording.layers[layer].own.ids.clone()
-    for group in _groups(replace(recording, layers=recording.layers[layer : layer + 1]), None):
+    for group in _groups(_only(recording, layer), None):
         ids_NK[group.places] = group.decide(policy)
     return ids_NK
 
@@ -72,11 +78,15 @@ class _Group:
             return policy.route(logits_TE, spec, Rows(remap=remap_T), Routing(ids_TK, weights_TK)).ids
 
         parts = [self.logits, self.ids, self.weights, self.remap, *([] if self.bias is None else [self.bias])]
-        chunks = zip(*(part.split(CHUNK) for part in parts), strict=True)
+        chunks = zip(*(torch.split(part, CHUNK) for part in parts), strict=True)
         return torch.cat([torch.vmap(one)(*chunk) for chunk in chunks])
 
     def scores(self) -> Tensor:
         return scores(self.logits, self.spec)
+
+
+def _only(recording: Recording, layer: int) -> Recording:
+    return replace(recording, layers=recording.layers[layer : layer + 1])
 
 
 def _groups(recording: Recording, num_steps: int | None) -> Iterator[_Group]:
@@ -86,7 +96,7 @@ def _groups(recording: Recording, num_steps: int | None) -> Iterator[_Group]:
     if num_steps is not None and num_steps < len(rows_S):
         chosen = torch.linspace(0, len(rows_S) - 1, num_steps).long()
         rows_S, starts_S = rows_S[chosen], starts_S[chosen]
-    for size in rows_S.unique().tolist():
+    for size in torch.unique(rows_S).tolist():
         places = starts_S[rows_S == size, None] + torch.arange(size)
 
         def gather(parts: list[Tensor], places: Tensor = places) -> Tensor:
@@ -105,11 +115,11 @@ def _groups(recording: Recording, num_steps: int | None) -> Iterator[_Group]:
         )
 
 
-def _line(policy: Policy, groups: Sequence[_Group]) -> dict[str, Any]:
+def _line(policy: Policy, jobs: Sequence[tuple[Policy, _Group]]) -> dict[str, Any]:
     sums = torch.zeros(5, dtype=torch.float64)
     decisions = rows = 0
-    for group in groups:
-        ids_DTK, score_DTE = group.decide(policy), group.scores()
+    for one, group in jobs:
+        ids_DTK, score_DTE = group.decide(one), group.scores()
         for column, choice in enumerate((group.ids, ids_DTK)):
             sums[column] += torch.vmap(lambda ids, num=group.spec.num_experts: loaded(ids, num))(choice).sum()
         asked_DT = score_DTE.gather(2, group.ids).sum(-1).clamp(min=1e-20)

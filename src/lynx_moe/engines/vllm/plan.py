@@ -9,7 +9,7 @@ import time
 import torch
 from torch import Tensor
 
-from lynx_moe.engines.layers import Layer, check
+from lynx_moe.engines.layers import Layer, fitted
 from lynx_moe.engines.metrics import KINDS, Counters, HostCounters, Kind, Stats, layer_stats
 from lynx_moe.engines.recorder import Recorder
 from lynx_moe.engines.vllm.options import Options
@@ -30,6 +30,7 @@ class Plan:
         self.layers: list[Layer] = []
         self.bypassed: dict[str, str] = {}
         self.policy: Policy = options.make_policy().for_model(shape)
+        self.by_layer: list[Policy] = []
         self.rows = StepRows(max_rows, device)
         self.recorder: Recorder | None = None
         self.has_begun = False
@@ -37,7 +38,7 @@ class Plan:
 
     def seal(self) -> None:
         """All layers are known: counting starts. Raises ValueError if the policy does not fit one of them."""
-        check(self.policy, self.layers, self.shape.name)
+        self.by_layer = fitted(self.policy, self.layers, self.shape.name, self.device)
         count = len(self.layers)
         self.counters = HostCounters(count) if self.device.type == "cpu" else Counters(count, self.device)
         self.reset_stats()
@@ -49,7 +50,7 @@ class Plan:
                 "start the engine with enforce_eager=True, or build one engine per policy"
             )
         policy = make_policy(spec).for_model(self.shape)
-        check(policy, self.layers, self.shape.name)
+        self.by_layer = fitted(policy, self.layers, self.shape.name, self.device)
         self.policy = policy
         return policy.spec
 
@@ -71,7 +72,8 @@ class Plan:
         On the CPU a step in which nothing can change is left at once. On a GPU a CUDA graph records what happens here:
         only the persistent masks tell steps apart.
         """
-        if not logits_TE.is_cuda and not self.rows.kind.acts:
+        acts = self.rows.kind.acts or (self.policy.token_level and self.rows.kind is Kind.SINGLE)
+        if not logits_TE.is_cuda and not acts:
             return None
         if self.policy.is_identity and not self.options.stats and self.recorder is None:
             return None
@@ -80,7 +82,7 @@ class Plan:
         own = Routing(ids_TK.long(), weights_TK)
         if self.recorder is not None:
             self.recorder.add(layer, logits_TE, own, rows)
-        final = own if self.policy.is_identity else self.policy.decide(logits_TE, spec, rows, own)
+        final = own if self.policy.is_identity else self.by_layer[layer].decide(logits_TE, spec, rows, own)
         if self.options.stats:
             self.counters.add(layer, own, final, spec.num_experts, rows.valid if rows else None)
         self.decisions += 1
