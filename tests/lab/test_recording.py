@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+import lynx_moe
 from lynx_moe.engines.layers import Layer
 from lynx_moe.engines.recorder import Recorder
 from lynx_moe.lab import recording
@@ -135,3 +137,35 @@ def test_a_file_that_is_no_recording_is_named(tmp_path: Path) -> None:
             recording.load(tmp_path / f"{name}.safetensors")
     with pytest.raises(ValueError, match="num_keep keeps 99 experts"):
         replay(recording.load(tmp_path / "a.safetensors"), ["random:num_keep=99"])
+
+
+def test_a_live_run_of_transformers_is_replayed_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(2)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    experts = {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 16, "head_dim": 16}
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=200, intermediate_size=32, **sizes, **experts)).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    live: dict[int, list[torch.Tensor]] = {0: [], 1: []}
+    for number, layer in enumerate(model.model.layers):
+        called = layer.mlp.experts.forward
+        monkeypatch.setattr(
+            layer.mlp.experts,
+            "forward",
+            lambda x, ids, weights, n=number, f=called: live[n].append(ids) or f(x, ids, weights),
+        )
+    run = lynx_moe.apply(model, "lynx")
+    recorder = run.record(10**7)
+    with run, torch.inference_mode():
+        ids = torch.randint(3, 200, (6, 5))
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, eos_token_id=None)
+    assert run.record(None) is None
+    assert recorder is not None
+    read = recording.load(recording.save(recorder, tmp_path / "r.safetensors", shape=vars(run.shape)))
+    assert read.rows.tolist() == [6] * 7
+    for layer, ids_by_step in live.items():
+        decoded = torch.cat([ids for ids in ids_by_step if len(ids) == 6])
+        assert torch.equal(routings(read, run.policy, layer), decoded)
+    (line,) = replay(read, ["lynx"])
+    assert line["after"] == pytest.approx(run.stats().mean_after)
+    assert line["after"] < line["before"]
