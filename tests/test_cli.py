@@ -22,13 +22,18 @@ def moe_folder(folder: Path, **config: object) -> str:
     return str(folder)
 
 
-def test_policies_lists_every_policy_with_its_knobs() -> None:
+def test_policies_lists_every_policy_with_its_knobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     result = run("policies")
     assert result.returncode == 0
-    for name in POLICIES:
-        assert name in result.stdout
-    assert "alpha: float = auto" in result.stdout
-    assert "num_keep: int" in result.stdout
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    first = [line.split()[0] for line in lines if line.startswith("  ") and line[2:3].isalpha()]
+    assert first == ["policy", *POLICIES]
+    for knob in ("alpha: float = auto", "pin_top1: bool = false", "num_keep: int", "budget: int, or"):
+        assert knob in result.stdout  # unbroken
+    assert "norm (all but vanilla): " in result.stdout
+    assert "data (sere, exfold, reap): calibration file" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -51,6 +56,15 @@ def test_serve_refuses_a_dense_model_and_a_missing_one(tmp_path: Path) -> None:
     assert missing.returncode == 2
     assert "does not exist" in missing.stderr
     assert len((dense.stderr + missing.stderr).strip().splitlines()) == 2
+
+
+def test_serve_refuses_a_policy_without_its_calibration(tmp_path: Path) -> None:
+    model = moe_folder(tmp_path, model_type="qwen3_moe", num_experts=64, num_experts_per_tok=8)
+    with pytest.raises(ValueError, match=r"write reap:share=0\.5,data=FILE"):
+        serve.check_model(model, "reap:share=0.5")
+    for where in (model, "some/model"):  # the file is asked for even where the model is still to be fetched
+        with pytest.raises(ValueError, match=r"calibration file nowhere\.safetensors does not exist"):
+            serve.check_model(where, "reap:share=0.5,data=nowhere.safetensors")
 
 
 def test_serve_refuses_a_port_in_use(tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 """The command line: `lynx-moe policies | serve | demo | eval | bench | plot | testbed`."""
 
+import json
 import sys
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lynx_moe.policies import POLICIES, knobs, make_policy
+from lynx_moe.policies import POLICIES, SHARED, Policy, knobs, make_policy
 from lynx_moe.testbed.cli import app as testbed
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -23,14 +25,25 @@ Rounds = Annotated[int, typer.Option(min=1, help="Interleaved rounds per batch s
 @app.command()
 def policies() -> None:
     """Every policy, its knobs with their defaults, and where it was published."""
-    table = Table("policy", "knobs", "what stays", "source")
+    console, table = Console(), Table(box=box.SIMPLE_HEAD)
+    for column in ("policy", "knobs", "what stays", "source"):
+        table.add_column(column, no_wrap=column in ("policy", "knobs"))
     for name, policy in POLICIES.items():
-        lines = [
-            f"{knob}: {kind.__name__}" + ("" if default is MISSING else f" = {'auto' if default is None else default}")
-            for knob, (kind, default) in knobs(policy).items()
-        ]
+        own = {knob: about for knob, about in knobs(policy).items() if knob not in SHARED}
+        lines = [f"{knob}: {kind.__name__}{_default(policy, knob, value)}" for knob, (kind, value) in own.items()]
         table.add_row(name, "\n".join(lines) or "-", policy.summary, policy.source)
-    Console().print(table)
+    console.print(table)
+    for knob, meaning in SHARED.items():
+        others = [name for name, policy in POLICIES.items() if knob not in knobs(policy)]
+        takers = [name for name in POLICIES if name not in others]
+        who = f"all but {', '.join(others)}" if len(others) < len(takers) else ", ".join(takers)
+        console.print(f"{knob} ({who}): {meaning}", highlight=False)
+
+
+def _default(policy: type[Policy], knob: str, value: Any) -> str:
+    if knob in policy.one_of:
+        return "" if knob == policy.one_of[-1] else ", or"
+    return "" if value is MISSING else f" = {'auto' if value is None else str(value).lower()}"
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -81,12 +94,7 @@ def bench(
     from lynx_moe.lab.speed import check
 
     specs = [make_policy(text).spec for text in policies.split()]
-    try:
-        sizes = [int(size) for size in batch_sizes.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"--batch-sizes {batch_sizes!r} must be whole numbers between commas, such as 1,4,16"
-        ) from None
+    sizes = _sizes(batch_sizes)
     check(shape, sizes)
     path = out / "speed.json"
     options = {"shape": shape, "layers": layers, "policies": specs, "batch_sizes": sizes, "rounds": rounds}
@@ -120,11 +128,9 @@ def evaluate(
     """Any lm-evaluation-harness task under several policies, on the same items; goes on with what --out holds."""
     from lynx_moe.lab import evaluation, plot_evaluation, scores, tables
     from lynx_moe.serve import check_model
-    from lynx_moe.testbed import path as testbed_path
 
     specs = [make_policy(text).spec for text in policies.split()]
-    if not Path(model).is_dir() and "/" not in model:
-        model = str(testbed_path(model))
+    model = _found(model)
     for spec in specs:
         check_model(model, spec)
     settings = evaluation.Settings(
@@ -151,34 +157,149 @@ def evaluate(
     console.print(f"Record: {file}")
 
 
+@app.command()
+def fidelity(
+    model: Annotated[str, typer.Argument(help="Model folder, hub name, or the name of a testbed model.")],
+    policies: Annotated[str, typer.Option(help="Spec strings between spaces.")] = "lynx",
+    batch_sizes: Annotated[
+        str, typer.Option(help="Sequences that decode together, between commas.")
+    ] = "2,4,8,16,32,64",
+    data: Annotated[
+        str, typer.Option(help="testbed, or a file: .jsonl of text or prompt and continuation, or text.")
+    ] = ("testbed"),
+    mixes: Annotated[str, typer.Option(help="one: batches of one group; mixed: of all groups.")] = "one,mixed",
+    caches: Annotated[
+        str, typer.Option(help="own: policies read what they wrote; exact: what the model wrote.")
+    ] = "own",
+    sequences: Annotated[int, typer.Option(help="Documents to draw batches from.")] = 224,
+    prefix: Annotated[int, typer.Option(help="Tokens of running text that are prefilled.")] = 32,
+    steps: Annotated[int, typer.Option(help="Tokens of running text that are decoded.")] = 32,
+    seed: Annotated[int, typer.Option(help="Draws the exercises and who shares a batch.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, ...; auto: as the weights were saved.")] = "auto",
+    out: Out = Path("out/fidelity"),
+) -> None:
+    """How far policies move the next-token distribution from the model's own; goes on with what --out holds."""
+    from lynx_moe.lab import fidelity as measurement
+    from lynx_moe.lab import plot_fidelity, tables
+
+    settings = measurement.Settings(
+        model=_found(model),
+        data=data,
+        batch_sizes=tuple(_sizes(batch_sizes)),
+        mixes=tuple(mixes.split(",")),
+        caches=tuple(caches.split(",")),
+        num_sequences=sequences,
+        prefix=prefix,
+        steps=steps,
+        seed=seed,
+        dtype=dtype,
+    )
+    console, file = Console(), out / "fidelity.jsonl"
+    result = measurement.measure(settings, policies.split(), file, advance=console.print)
+    for title, lines in tables.by_cache(result["results"]).items():
+        tables.show(f"{model}: {title}", tables.FIDELITY_HEAD, tables.fidelity_rows(lines), console)
+    console.print(f"Picture: {plot_fidelity.draw(result, file.with_suffix('.png'))}")
+    console.print(f"Record: {file}")
+
+
+@app.command()
+def record(
+    model: Annotated[str, typer.Argument(help="Model folder, hub name, or the name of a testbed model.")],
+    engine: Annotated[str, typer.Option(help="vllm: its own batches; transformers: lockstep.")] = "vllm",
+    policy: Annotated[str, typer.Option(help="What decodes meanwhile.")] = "vanilla",
+    batch_size: Annotated[int, typer.Option(help="Sequences that decode together.")] = 16,
+    data: Annotated[str, typer.Option(help="testbed, or a file, as for `lynx-moe fidelity`.")] = "testbed",
+    sequences: Annotated[int, typer.Option(help="Documents to decode.")] = 224,
+    prefix: Annotated[int, typer.Option(help="Tokens of running text that are prefilled.")] = 32,
+    steps: Annotated[int, typer.Option(help="Tokens of running text that are decoded.")] = 32,
+    seed: Annotated[int, typer.Option(help="Draws the exercises.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, ...; auto: as the weights were saved.")] = "auto",
+    max_mib: Annotated[float, typer.Option(help="Steps beyond this size are left out.")] = 64,
+    out: Annotated[Path, typer.Option(help="The recording.")] = Path("out/recording.safetensors"),
+) -> None:
+    """Records a model's router logits while it decodes, for `lynx-moe replay`."""
+    from lynx_moe.lab import capture, fidelity, recording
+
+    capture.check(engine, batch_size, max_mib)
+    settings = fidelity.Settings(
+        model=_found(model),
+        data=data,
+        batch_sizes=(batch_size,),
+        num_sequences=sequences,
+        prefix=prefix,
+        steps=steps,
+        seed=seed,
+        dtype=dtype,
+    )
+    made = recording.load(capture.capture(engine, settings, make_policy(policy).spec, max_mib, out))
+    left = f", {made.facts['dropped_steps']} more left out" if made.facts["dropped_steps"] else ""
+    typer.echo(
+        f"{len(made.rows)} steps of {len(made.layers)} layers{left}: {out}, {out.stat().st_size / 2**20:.1f} MiB"
+    )
+
+
+@app.command()
+def replay(
+    recorded: Annotated[Path, typer.Argument(help="A file of `lynx-moe record`.")],
+    policies: Annotated[str, typer.Option(help="Spec strings between spaces.")] = "vanilla lynx",
+    steps: Annotated[int | None, typer.Option(help="Only so many steps, evenly spaced (default: all).")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSONL file for the rows of the table.")] = None,
+) -> None:
+    """What policies would have decided on recorded router logits, without the model."""
+    from lynx_moe.lab import recording, tables
+    from lynx_moe.lab.replay import replay as decide
+
+    found = decide(recording.load(recorded), policies.split(), steps)
+    tables.show(str(recorded), tables.REPLAY_HEAD, tables.replay_rows(found), Console())
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("".join(json.dumps(line) + "\n" for line in found))
+
+
 @app.command("table")
 def markdown_table(
-    saved: Annotated[list[Path], typer.Argument(help="The .jsonl files of `lynx-moe eval`.")],
+    saved: Annotated[list[Path], typer.Argument(help="The .jsonl files of `lynx-moe eval` and `fidelity`.")],
 ) -> None:
-    """Prints saved evaluations as Markdown, without running anything."""
-    from lynx_moe.lab import evaluation, tables
+    """Prints saved records as Markdown, without running anything."""
+    from lynx_moe.lab import lines, tables
 
     for file in saved:
-        record = evaluation.load(file)
+        record = lines.load(file, *tables.MARKDOWN)
         typer.echo(f"### {Path(record['settings']['model']).name}\n")
-        typer.echo(tables.evaluation_markdown(record["results"]))
+        typer.echo(tables.MARKDOWN[record["kind"]](record["results"]))
 
 
 @app.command()
 def plot(
-    saved: Annotated[Path, typer.Argument(help="A demo.json, or the .jsonl of `lynx-moe eval`.")],
+    saved: Annotated[Path, typer.Argument(help="A demo.json, or the .jsonl of `lynx-moe eval` or `fidelity`.")],
     out: Annotated[Path | None, typer.Option(help="The picture (default: beside the record).")] = None,
 ) -> None:
     """Draws a saved record again, without running anything."""
-    from lynx_moe.lab import evaluation, plot_evaluation, plots, record
+    from lynx_moe.lab import lines, plot_evaluation, plot_fidelity, plots, record
 
     if saved.suffix == ".jsonl":
-        typer.echo(plot_evaluation.draw(evaluation.load(saved), out or saved.with_suffix(".png")))
+        pictures = {"evaluation": plot_evaluation.draw, "fidelity": plot_fidelity.draw}
+        lined = lines.load(saved, *pictures)
+        typer.echo(pictures[lined["kind"]](lined, out or saved.with_suffix(".png")))
         return
     loaded = record.load(saved)
     if loaded["kind"] != "demo":
         raise ValueError(f"{saved} is a record of kind {loaded['kind']!r}; only 'demo' records have a picture")
     typer.echo(plots.demo(loaded, out or saved.with_suffix(".png")))
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        return [int(size) for size in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--batch-sizes {text!r} must be whole numbers between commas, such as 2,4,16") from None
+
+
+def _found(model: str) -> str:
+    """A folder or hub name as it is; a plain name is a testbed model's."""
+    from lynx_moe.testbed import path as testbed_path
+
+    return model if Path(model).is_dir() or "/" in model else str(testbed_path(model))
 
 
 def main() -> None:

@@ -5,12 +5,13 @@ Everything here has fixed shapes, no host sync and no data-dependent control flo
 capture it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-SCORINGS = ("softmax", "sigmoid", "sqrtsoftplus")
+SCORINGS = ("softmax", "sigmoid", "sqrtsoftplus", "sparsemixer")
 INT32_MIN = -(2**31)
 
 
@@ -19,11 +20,15 @@ class RouterSpec:
     """How a model's router turns logits into experts and weights.
 
     scoring      logits -> scores: "softmax" over all experts, or "sigmoid" / "sqrtsoftplus" of each logit alone.
+                 "sparsemixer" (Phi-3.5-MoE): softmax, but a chosen expert's weight is its share among those that were
+                 not chosen before it, rank no higher than it, and whose logit lies within 2 * jitter of its own.
     renormalize  the chosen scores are divided by their sum (softmax over the chosen logits, as gpt-oss does, is this).
     scale        routed scaling factor: multiplies the weights last.
     bias         [E] selection bias (`e_score_correction_bias`): added to the scores for choosing, never for weights.
     groups       (n_group, topk_group): only the best topk_group of n_group equal groups may be chosen from. A group's
                  score is its best expert's, or the sum of its two best biased scores where there is a bias.
+    jitter       relative distance of "sparsemixer".
+    expert_scale [E] one more factor for the weight of each expert, last (Gemma 4).
 
     Raises ValueError when the values contradict one another.
     """
@@ -35,14 +40,17 @@ class RouterSpec:
     scale: float = 1.0
     bias: Tensor | None = None
     groups: tuple[int, int] | None = None
+    jitter: float = 0.0
+    expert_scale: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= self.num_experts:
             raise ValueError(f"top_k={self.top_k} must lie between 1 and num_experts={self.num_experts}")
         if self.scoring not in SCORINGS:
             raise ValueError(f"scoring={self.scoring!r} is unknown; allowed: {', '.join(SCORINGS)}")
-        if self.bias is not None and self.bias.shape != (self.num_experts,):
-            raise ValueError(f"bias has shape {tuple(self.bias.shape)}, expected ({self.num_experts},)")
+        for name, vector in (("bias", self.bias), ("expert_scale", self.expert_scale)):
+            if vector is not None and vector.shape != (self.num_experts,):
+                raise ValueError(f"{name} has shape {tuple(vector.shape)}, expected ({self.num_experts},)")
         if self.groups is not None:
             n_group, topk_group = self.groups
             if n_group < 1 or self.num_experts % n_group or not 1 <= topk_group <= n_group:
@@ -94,14 +102,24 @@ def order_key(value_TE: Tensor, tier_TE: Tensor | None = None) -> Tensor:
     return key if tier_TE is None else key.add(tier_TE, alpha=1 << 50)
 
 
+def places(value_E: Tensor, tier_E: Tensor | None = None) -> Tensor:
+    """int64 [E]: each expert's place by `order_key`, 0 the first."""
+    key_E = order_key(value_E[None], None if tier_E is None else tier_E[None])[0]
+    return key_E.argsort(descending=True).argsort()
+
+
 def scores(logits_TE: Tensor, spec: RouterSpec) -> Tensor:
-    """Float32 scores [T, E]: what the weights are made of."""
-    logits_TE = logits_TE.float()
-    if spec.scoring == "softmax":
-        return logits_TE.softmax(-1)
+    """Float32 scores [T, E]: what the weights are made of.
+
+    Rounded from float64. In float32 the last bit tells where a row or an expert stands (vector or remainder of a
+    sigmoid on a CPU, the order of a softmax's sum), and would break ties.
+    """
+    logits_TE = logits_TE.float().double()
+    if spec.scoring in ("softmax", "sparsemixer"):
+        return logits_TE.softmax(-1).float()
     if spec.scoring == "sigmoid":
-        return logits_TE.sigmoid()
-    return torch.nn.functional.softplus(logits_TE).sqrt()
+        return logits_TE.sigmoid().float()
+    return torch.nn.functional.softplus(logits_TE).sqrt().float()
 
 
 def preference(logits_TE: Tensor, spec: RouterSpec) -> tuple[Tensor, Tensor | None]:
@@ -120,19 +138,47 @@ def preference(logits_TE: Tensor, spec: RouterSpec) -> tuple[Tensor, Tensor | No
     return choice_TE, allowed_TG.repeat_interleave(choice_TE.shape[-1] // n_group, -1)
 
 
-def weigh(logits_TE: Tensor, ids_TK: Tensor, spec: RouterSpec, mass_T1: Tensor | None = None) -> Tensor:
+def weigh(
+    logits_TE: Tensor,
+    ids_TK: Tensor,
+    spec: RouterSpec,
+    mass_T1: Tensor | None = None,
+    live_TK: Tensor | None = None,
+) -> Tensor:
     """The model's weights rule on given ids: float32 [T, K].
 
     mass_T1: what a row's weights shall sum to where the router does not renormalise a softmax (the row's original
     top-k mass, Lynx's rule). Scores of independent experts (sigmoid) follow the model's rule as they are.
+    live_TK: False for dropped slots. They weigh 0, and the rule holds for the others. None: every slot is live.
     """
     if spec.scoring == "softmax" and (spec.renormalize or mass_T1 is not None):
-        chosen = logits_TE.float().gather(-1, ids_TK).softmax(-1)
-        return chosen * (mass_T1 if mass_T1 is not None and not spec.renormalize else spec.scale)
-    chosen = scores(logits_TE, spec).gather(-1, ids_TK)
-    if spec.renormalize:
-        chosen = chosen / chosen.sum(-1, keepdim=True).clamp(min=1e-20)
-    return chosen * spec.scale
+        chosen = logits_TE.float().gather(-1, ids_TK)
+        chosen = (chosen if live_TK is None else chosen.where(live_TK, -torch.inf)).softmax(-1)
+        if mass_T1 is not None and not spec.renormalize:
+            return chosen * mass_T1
+    else:
+        sparse = spec.scoring == "sparsemixer"
+        chosen = _sparsemixer(logits_TE, ids_TK, spec) if sparse else scores(logits_TE, spec).gather(-1, ids_TK)
+        if live_TK is not None:
+            chosen = chosen.where(live_TK, 0.0)
+        if spec.renormalize:
+            chosen = chosen / chosen.sum(-1, keepdim=True).clamp(min=1e-20)
+    return chosen * (spec.scale if spec.expert_scale is None else spec.scale * spec.expert_scale.float()[ids_TK])
+
+
+def _sparsemixer(logits_TE: Tensor, ids_TK: Tensor, spec: RouterSpec) -> Tensor:
+    """On the model's own ids, whose experts rank highest of what is left, exactly its rule; on others, what the rule
+    would give if the experts that the row could not have did not exist."""
+    logits_TE = logits_TE.float()
+    shares = []
+    for place in range(spec.top_k):
+        id_T1 = ids_TK[:, place : place + 1]
+        value_T1 = logits_TE.gather(-1, id_T1)
+        distance_TE = (value_T1 - logits_TE) / logits_TE.abs().clamp(min=value_T1)
+        apart_TE = (logits_TE > value_T1) | (distance_TE > 2 * spec.jitter)
+        apart_TE = apart_TE.scatter(-1, ids_TK[:, :place], True)
+        shares.append(logits_TE.masked_fill(apart_TE, -torch.inf).softmax(-1).gather(-1, id_T1))
+    return torch.cat(shares, -1).nan_to_num(0.0)  # an expert at -inf is alone with its like
 
 
 def select(logits_TE: Tensor, spec: RouterSpec) -> Routing:
@@ -148,19 +194,22 @@ def reroute(
     spec: RouterSpec,
     own: Routing,
     ranked: tuple[Tensor, Tensor | None] | None = None,
+    rule: Callable[[Tensor], Tensor] | None = None,
 ) -> Routing:
-    """Each row's top-k inside the kept experts, in the row's own order; weights by the model's rule.
+    """Each row's top-k inside the kept experts, in the row's own order.
 
     A row whose own experts all stay is returned bit for bit. Where fewer than K kept experts lie in the groups that a
     row may use and above -inf (a logit that says never), its own next choices fill up. `ranked` saves the work of
-    `preference` if the caller has done it.
+    `preference` if the caller has done it. `rule` gives the weights of ids [T, K]; None: the model's.
     """
     choice_TE, allowed_TE = ranked or preference(logits_TE, spec)
     keep_TE = keep_E & (choice_TE > -torch.inf)
     tier_TE = keep_TE if allowed_TE is None else allowed_TE * (1 + keep_TE.long())
     ids_TK = order_key(choice_TE, tier_TE).topk(spec.top_k, -1).indices
-    stays_T1 = keep_E[own.ids].all(-1, keepdim=True)
-    weights_TK = weigh(logits_TE, ids_TK, spec, own.weights.sum(-1, keepdim=True))
+    # Two ways to stay: all are kept (an engine may break ties otherwise), or what is filled up with is what was there.
+    again_TK = (own.ids[:, :, None] == ids_TK[:, None, :]).any(-1)
+    stays_T1 = keep_E[own.ids].all(-1, keepdim=True) | again_TK.all(-1, keepdim=True)
+    weights_TK = rule(ids_TK) if rule else weigh(logits_TE, ids_TK, spec, own.weights.sum(-1, keepdim=True))
     return Routing(torch.where(stays_T1, own.ids, ids_TK), torch.where(stays_T1, own.weights, weights_TK))
 
 
@@ -169,7 +218,7 @@ def loaded(ids_TK: Tensor, num_experts: int, rows_T: Tensor | None = None) -> Te
     if rows_T is not None:
         ids_TK = torch.where(rows_T[:, None], ids_TK, num_experts)
     flags = torch.zeros(num_experts + 1, dtype=torch.bool, device=ids_TK.device)
-    return flags.scatter_(0, ids_TK.flatten().long(), True)[:num_experts]
+    return flags.scatter(0, ids_TK.flatten().long(), True)[:num_experts]
 
 
 def distinct(ids_TK: Tensor, num_experts: int, valid_T: Tensor | None = None) -> Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lynx_moe.calibration import artifact
 from lynx_moe.policies import make_policy
 from lynx_moe.routing import RouterSpec
 
@@ -64,7 +65,11 @@ def option(args: Sequence[str], name: str) -> str | None:
 
 
 def check_model(model: str, policy: str) -> None:
-    """Raises ValueError if a local model folder is none, is dense, or the policy does not fit its router."""
+    """Raises ValueError if a local model folder is none, is dense, or the policy does not fit its router; also if the
+    policy's calibration file is none."""
+    made = make_policy(policy)
+    if made.calibration_file is not None:
+        artifact.load(made.calibration_file)
     folder = Path(model).expanduser()
     if not folder.exists():
         if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
@@ -82,7 +87,7 @@ def check_model(model: str, policy: str) -> None:
         raise ValueError(f"{model} ({kind}) is a dense model: it has no experts to choose from; use plain `vllm serve`")
     top_k = next((value for key, value in _numbers(config) if key in TOP_K_NAMES), None)
     if top_k is not None:
-        make_policy(policy).check(RouterSpec(num_experts=max(counts), top_k=top_k))
+        made.check(RouterSpec(num_experts=max(counts), top_k=top_k))
 
 
 def check_port(host: str, port: int) -> None:

@@ -12,8 +12,8 @@ import torch
 from tiny_vllm import engine, generate, model_of, prompts, runner_of, save_model, tokens
 
 from lynx_moe.engines import vllm as lynx_vllm
+from lynx_moe.engines.metrics import Kind
 from lynx_moe.engines.vllm.plan import Plan, active
-from lynx_moe.engines.vllm.rows import Kind
 
 SMALL = {"max_num_batched_tokens": 48, "enable_chunked_prefill": True, "enable_prefix_caching": True, "block_size": 32}
 POLICY = "lynx:alpha=0.3,beta=1"

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from lynx_moe.engines.vllm.metrics import Counters, HostCounters
+from lynx_moe.calibration.artifact import Artifact, Provenance, save
+from lynx_moe.engines.layers import Layer
+from lynx_moe.engines.metrics import Counters, HostCounters
 from lynx_moe.engines.vllm.op import reroute
 from lynx_moe.engines.vllm.options import Options
-from lynx_moe.engines.vllm.plan import Layer, Plan
+from lynx_moe.engines.vllm.plan import Plan
 from lynx_moe.policies import ModelShape, make_policy
 from lynx_moe.routing import RouterSpec, Routing, Rows, select
 
@@ -166,6 +168,39 @@ def test_the_policy_can_be_switched_unless_cuda_graphs_recorded_it():
     assert plan.policy.spec == "lynx:alpha=3,beta=2"
     with pytest.raises(ValueError, match="enforce_eager=True"):
         make_plan("vanilla", graphs=True).set_policy("lynx")
+
+
+def test_a_policy_per_token_acts_on_a_single_row_and_is_not_counted_there():
+    plan = make_plan("topk:k=1")
+    logits, weights, ids = own_routing(1)
+    for past_prompt, distinct in ((True, 1), (False, K)):  # a prompt of one token is left alone
+        begin(plan, [past_prompt], [1])
+        assert len(reroute(logits, weights, ids, 0)[1].unique()) == distinct
+    assert plan.stats().layers[0].decode.before == 0
+
+
+def test_every_layer_routes_by_its_own_calibration(tmp_path):
+    layers = {n: {"gate_norm": torch.arange(E).float() * (1 - 2 * n)} for n in (0, 1)}
+    provenance = Provenance(model="tiny", data="-", num_tokens=1, seed=0)
+    save(Artifact(layers=layers, provenance=provenance), tmp_path / "c.safetensors")
+    plan = make_plan("vanilla")
+    plan.set_policy(f"reap:num_keep=30,data={tmp_path / 'c.safetensors'}")
+    begin(plan, [True] * 16, [1] * 16)
+    for layer, kept in ((0, range(30, E)), (1, range(30))):
+        assert set(reroute(*own_routing(16), layer)[1].flatten().tolist()) <= set(kept)
+
+
+def test_a_policy_that_lacks_its_calibration_is_refused_before_weights_load(tmp_path):
+    with pytest.raises(ValueError, match=r"reap needs calibration data: .*\(layer layers\.0 of tiny\)"):
+        make_plan("reap:share=0.5")
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        make_plan("reap:share=0.5,data=nowhere")
+    plan, path = make_plan("vanilla"), tmp_path / "c.safetensors"
+    about = Provenance(model="tiny", data="-", num_tokens=1, seed=0)
+    save(Artifact(layers={0: {"gate_norm": torch.ones(E)}}, provenance=about), path)
+    with pytest.raises(ValueError, match="no calibration of layer 1; the data have layers 0"):
+        plan.set_policy(f"reap:share=0.5,data={path}")
+    assert plan.policy.spec == "vanilla"
 
 
 def test_the_log_line_comes_when_due_and_only_after_decode_steps():

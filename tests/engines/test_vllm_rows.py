@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lynx_moe.engines.vllm.rows import Kind, StepRows, from_v1_runner, from_v2_batch
+from lynx_moe.engines.metrics import Kind
+from lynx_moe.engines.vllm.rows import StepRows, from_v1_runner, from_v2_batch
 
 
 def filled(past_prompt: list[bool], scheduled: list[int]) -> StepRows:

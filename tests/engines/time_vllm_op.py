@@ -6,9 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from lynx_moe.engines.layers import Layer
 from lynx_moe.engines.vllm.op import reroute
 from lynx_moe.engines.vllm.options import Options
-from lynx_moe.engines.vllm.plan import Layer, Plan, activate
+from lynx_moe.engines.vllm.plan import Plan, activate
 from lynx_moe.policies import ModelShape
 from lynx_moe.routing import RouterSpec, select
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lynx_moe.lab import evaluation, harness, scores
+from lynx_moe.lab import evaluation, harness, lines, scores
 from lynx_moe.testbed import path
 
 TASKS = ("lynx_testbed_sort", "lynx_testbed_walk")
@@ -57,12 +57,12 @@ def test_the_record_holds_settings_items_and_experts(record: Path) -> None:
 
 
 def test_keeping_every_expert_changes_no_answer_and_keeping_eight_does(record: Path) -> None:
-    lines = evaluation.load(record)["results"]
-    metrics = [line["metrics"]["exact_match,none"] for line in lines]
+    found = lines.load(record, "evaluation")["results"]
+    metrics = [line["metrics"]["exact_match,none"] for line in found]
     assert [metric["items"] for metric in metrics[2:4]] == [metric["items"] for metric in metrics[:2]]
     assert [metric["difference"] for metric in metrics[:4]] == [0, 0, 0, 0]
     assert [metric["difference_interval"] for metric in metrics[:4]] == [[0, 0]] * 4
-    assert lines[0]["before"] == lines[0]["after"] == lines[2]["after"] > lines[4]["after"]
+    assert found[0]["before"] == found[0]["after"] == found[2]["after"] > found[4]["after"]
     assert sum(metric["difference"] for metric in metrics[4:]) < 0
 
 

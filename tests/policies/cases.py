@@ -1,5 +1,6 @@
-"""Random routing steps for the contract tests: logits of every awkward kind, router schemes, row masks."""
+"""Random routing steps for the policies' tests: logits of every awkward kind, routers, row masks, calibration."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import hypothesis.strategies as st
@@ -8,10 +9,14 @@ from torch import Tensor
 
 from lynx_moe.routing import RouterSpec, Rows
 
+TOP_K = {4: 2, 12: 3, 60: 4, 64: 8, 128: 8, 256: 8}
 SIZES_T = (1, 2, 7, 64, 257)
 SIZES_E = (4, 60, 64, 128, 256)
 KINDS = ("normal", "flat", "ties", "equal", "extreme", "minus_inf", "nan", "bfloat16")
-SCHEMES = ("softmax", "softmax_raw", "sigmoid_bias", "grouped", "grouped_bias", "sqrtsoftplus_bias", "sigmoid")
+SCHEMES = (
+    *("softmax", "softmax_raw", "softmax_scaled", "sigmoid_bias", "grouped", "grouped_bias"),
+    *("sqrtsoftplus_bias", "sigmoid", "sparsemixer_raw"),
+)
 
 
 @dataclass
@@ -49,23 +54,39 @@ def make_logits(kind: str, num_rows: int, num_experts: int, rng: torch.Generator
 
 
 def make_spec(scheme: str, num_experts: int, rng: torch.Generator) -> RouterSpec:
-    top_k = {4: 2, 60: 4, 64: 8, 128: 8, 256: 8}[num_experts]
     scoring = scheme.partition("_")[0].replace("grouped", "sigmoid" if scheme.endswith("bias") else "softmax")
     return RouterSpec(
         num_experts=num_experts,
-        top_k=top_k,
+        top_k=TOP_K[num_experts],
         scoring=scoring,
-        renormalize=scheme not in ("softmax_raw", "grouped"),
+        renormalize=scheme not in ("softmax_raw", "grouped", "sparsemixer_raw"),
         scale=2.5 if "bias" in scheme else 1.0,
         bias=torch.randn(num_experts, generator=rng) * 0.1 if "bias" in scheme else None,
         groups=(2, 1) if "grouped" in scheme else None,
+        jitter=0.1,
+        expert_scale=torch.rand(num_experts, generator=rng) if "scaled" in scheme else None,
     )
 
 
+def make_calibration(num_experts: int, seed: int = 0) -> dict[str, Tensor]:
+    """One layer's tensors with ties, negative scalars and pairs that were never seen."""
+    rng = torch.Generator().manual_seed(seed)
+    square = (num_experts, num_experts)
+    loss = torch.rand(square, generator=rng).mul(8).round().div(8)
+    loss = loss.masked_fill(torch.rand(square, generator=rng) < 0.3, torch.inf).fill_diagonal_(0.0)
+    return {
+        "gate_norm": torch.rand(num_experts, generator=rng).mul(16).round(),
+        "output_norm": torch.rand(num_experts, generator=rng).mul(4).round() + 1,
+        "similarity": torch.rand(square, generator=rng).mul(8).round().div(8).fill_diagonal_(1.0),
+        "fold_scale": torch.randn(square, generator=rng).where(loss.isfinite(), 0.0),
+        "fold_loss": loss,
+    }
+
+
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn, sizes_T: Sequence[int] = SIZES_T, sizes_E: Sequence[int] = SIZES_E) -> Case:
     rng = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    num_rows, num_experts = draw(st.sampled_from(SIZES_T)), draw(st.sampled_from(SIZES_E))
+    num_rows, num_experts = draw(st.sampled_from(sizes_T)), draw(st.sampled_from(sizes_E))
     logits = make_logits(draw(st.sampled_from(KINDS)), num_rows, num_experts, rng)
     spec = make_spec(draw(st.sampled_from(SCHEMES)), num_experts, rng)
 

@@ -56,7 +56,7 @@ def assert_every_field_counts():
     def check(logits_TE, spec, weights_TK, ids_TK):
         scoring = "sigmoid" if spec.scoring == "softmax" else "softmax"
         wrong = {"scoring": scoring, "renormalize": not spec.renormalize, "scale": spec.scale * 1.01}
-        wrong |= {name: None for name in ("bias", "groups") if getattr(spec, name) is not None}
+        wrong |= {name: None for name in ("bias", "groups", "expert_scale") if getattr(spec, name) is not None}
         for name, value in wrong.items():
             with pytest.raises(AssertionError):
                 _assert_selects(logits_TE, replace(spec, **{name: value}), weights_TK, ids_TK)

@@ -19,7 +19,7 @@ def test_scores_that_underflow_give_no_nan(scoring):
     [
         ({"top_k": 0}, "top_k=0"),
         ({"top_k": 13}, "top_k=13"),
-        ({"scoring": "tanh"}, "allowed: softmax, sigmoid, sqrtsoftplus"),
+        ({"scoring": "tanh"}, "allowed: softmax, sigmoid, sqrtsoftplus, sparsemixer"),
         ({"bias": torch.zeros(11)}, r"bias has shape \(11,\)"),
         ({"bias": torch.zeros(1, 12)}, r"bias has shape \(1, 12\)"),
         ({"groups": (5, 1)}, "must divide num_experts=12"),

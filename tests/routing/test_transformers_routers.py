@@ -27,6 +27,10 @@ def dense_scores(out, top_k):
     return out[1], *out[0].topk(top_k)
 
 
+def probabilities(out, top_k):
+    return out[0].log(), *out[1:]
+
+
 class Family(NamedTuple):
     """A router class, how to build it, how to read its output as (logits, weights, ids), the spec that describes it."""
 
@@ -82,6 +86,18 @@ FAMILIES = {  # module name of the model, and a variant
     "mistral4": family("Mistral4TopkRouter", "Mistral4", R, SCALE | NORM, **V3_SPEC | ZEROS),
     # Masked groups get 0.0 here too: equal as long as no biased score is negative.
     "axk2": family("AXK2TopkRouter", "AXK2", R, SCALE | NORM, **V3_SPEC | {"bias": (0, 0.5)}),
+    # Each of the two choices has a weight of its own; with 0.4 about half of the experts take part in it.
+    "phimoe": family(
+        "PhimoeTopKRouter",
+        "Phimoe",
+        L,
+        {"router_jitter_noise": 0.4},
+        sizes=((7, 2), (60, 2), (2, 2)),
+        scoring="sparsemixer",
+        renormalize=False,
+        jitter=0.4,
+    ),
+    "gemma4": family("Gemma4TextRouter", "Gemma4Text", N, sizes=((7, 3), (6, 1), (60, 4), (5, 5)), read=probabilities),
     "deepseek_v4": family(
         "DeepseekV4TopKRouter", "DeepseekV4", R, SCALE, **BIASED | {"scoring": "sqrtsoftplus", "scale": 2.5}
     ),
@@ -94,7 +110,7 @@ def run_router(name, size, num_tokens, dtype=torch.float32):
     row, module = FAMILIES[name], name.partition("-")[0]
     num_experts, top_k, *groups = size
     torch.manual_seed(num_experts + num_tokens)
-    sizes = {row.num_experts: num_experts, "num_experts_per_tok": top_k, "hidden_size": HIDDEN}
+    sizes = {row.num_experts: num_experts, "num_experts_per_tok": top_k, "top_k_experts": top_k, "hidden_size": HIDDEN}
     sizes |= dict(zip(("n_group", "topk_group"), groups, strict=False))
     module = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
     router = getattr(module, row.router)(getattr(transformers, row.config)(**sizes, **row.options))
@@ -104,12 +120,15 @@ def run_router(name, size, num_tokens, dtype=torch.float32):
             tensor.data.copy_(bias_E)
         else:  # logits with a standard deviation near 3
             tensor.data.copy_(torch.randn(tensor.shape) * (3 / HIDDEN**0.5 if tensor.dim() > 1 else 1))
+    if name == "gemma4":
+        router.scalar_root_size = 1.0  # it shrinks its input
     hidden = torch.randn(num_tokens, HIDDEN).to(dtype)
-    router.to(dtype)
+    router.to(dtype).eval()
     with torch.no_grad():
         out = router(hidden, bias_E) if name == "minimax_m2" else router(hidden)
     logits_TE, weights_TK, ids_TK = row.read(out, top_k)
-    spec = RouterSpec(num_experts=num_experts, top_k=top_k, bias=bias_E, groups=tuple(groups) or None, **row.spec)
+    rule = {"bias": bias_E, "groups": tuple(groups) or None, "expert_scale": getattr(router, "per_expert_scale", None)}
+    spec = RouterSpec(num_experts=num_experts, top_k=top_k, **rule, **row.spec)
     return logits_TE, spec, weights_TK, ids_TK
 
 

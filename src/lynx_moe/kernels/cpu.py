@@ -21,7 +21,8 @@ Array = np.ndarray[Any, Any]
 
 def fits(logits_TE: Tensor, spec: RouterSpec) -> bool:
     """Whether this file computes the router's rule, here."""
-    return logits_TE.device.type == "cpu" and spec.scoring == "softmax" and spec.bias is None and spec.groups is None
+    plain = spec.scoring == "softmax" and spec.bias is None and spec.groups is None and spec.expert_scale is None
+    return plain and logits_TE.device.type == "cpu"
 
 
 def affinity_binning(

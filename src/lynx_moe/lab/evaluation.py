@@ -4,7 +4,6 @@ The record is a JSONL file: a line of settings, then a line per policy and task.
 interrupted run goes on where it stopped. Its first policy is the baseline of all differences.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from lynx_moe.lab import harness, record, scores
+from lynx_moe.lab import harness, lines, record, scores
 from lynx_moe.lab.engine import prepare
 from lynx_moe.policies import make_policy
 
@@ -101,7 +100,7 @@ def evaluate(
         seconds = round(time.perf_counter() - start, 1)
         new = [line | {"seconds": seconds} for line in scores.lines(spec, full[spec], results, lm.parts)]
         whole["results"] = scores.compare([*whole["results"], *new])
-        _save(whole, path)
+        lines.save(whole, path)
     return whole
 
 
@@ -115,41 +114,11 @@ def apart(settings: Settings, policies: Sequence[str], path: Path, *, allow_code
         return pool.submit(evaluate, settings, policies, path, allow_code=allow_code, advance=print).result()
 
 
-def load(path: Path) -> Record:
-    """The record of a JSONL file: `settings`, `environment`, `results`. Raises ValueError if it is none."""
-    try:
-        first, *lines = [json.loads(line) for line in path.read_text().splitlines()]
-        return {**{key: first[key] for key in ("kind", "settings", "environment")}, "results": lines}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a readable record of lynx-moe eval: {error}") from None
-
-
-def _save(whole: Record, path: Path) -> None:
-    first = {key: value for key, value in whole.items() if key != "results"}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(line) + "\n" for line in [first, *whole["results"]]))
-    part.replace(path)
-
-
 def _plan(settings: Settings, policies: Sequence[str], path: Path) -> tuple[Record, list[str]]:
     """The record at `path`, or an empty one, and the policies that it lacks. Raises as `evaluate` does."""
     specs = [make_policy(policy).spec for policy in policies]
     if not specs or len(set(specs)) < len(specs):
         raise ValueError(f"name at least one policy, and each of them once; given: {', '.join(specs) or 'none'}")
-    environment = record.environment()
-    now = asdict(settings) | {"tasks": list(settings.tasks), "weights": _weights(Path(settings.model))}
-    now |= {"versions": environment["versions"] | {"lm-eval": metadata.version("lm-eval")}}
-    if not path.exists():
-        return {"kind": "evaluation", "settings": now, "environment": environment, "results": []}, specs
-    whole = load(path)
-    for name, value in now.items():
-        if (before := whole["settings"].get(name)) != value:
-            raise ValueError(f"{path} was made with {name}={before!r}, now it is {value!r}; give another --out")
+    versions = record.environment()["versions"] | {"lm-eval": metadata.version("lm-eval")}
+    whole = lines.begin(path, "evaluation", asdict(settings) | {"versions": versions})
     return whole, [spec for spec in specs if spec not in {line["policy"] for line in whole["results"]}]
-
-
-def _weights(folder: Path) -> int | None:
-    """Seconds since 1970 when the newest weights of a folder were written; None for a model of the hub."""
-    times = [int(file.stat().st_mtime) for file in folder.glob("*.safetensors")]
-    return max(times, default=None)

@@ -10,6 +10,8 @@ from rich.table import Table
 from lynx_moe.lab.scores import overall
 
 QUALITY_HEAD = ("policy", "exact match, %", "paired difference", "distinct experts")
+FIDELITY_HEAD = ("batch", "groups", "policy", "KL, mnats", "same top-1, %", "gain, mnats", "experts")
+REPLAY_HEAD = ("policy", "distinct experts", "router mass kept, %", "own experts kept, %", "rows changed, %")
 SPEED_HEAD = ("batch", "policy", "TPOT, ms", "tokens/s", "speed-up", "distinct experts")
 
 
@@ -73,6 +75,41 @@ def speed_rows(summary: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
+def fidelity_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Means over tokens with their intervals; KL and the true token's log-likelihood in thousandths of a nat."""
+
+    def text(line: dict[str, Any], name: str, scale: float, sign: str = "") -> str:
+        low, high = (scale * edge for edge in line[f"{name}_interval"])
+        return f"{scale * line[name]:{sign}.1f}\n[{low:{sign}.1f}, {high:{sign}.1f}]"
+
+    return [
+        (
+            str(line["batch_size"]),
+            line["mix"],
+            line["spec"].replace(":", ":\n"),
+            text(line, "kl", 1000),
+            text(line, "agree", 100),
+            text(line, "gain", 1000, "+"),
+            _experts(line),
+        )
+        for line in results
+    ]
+
+
+def replay_rows(found: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (line["policy"], _experts(line), *(f"{100 * line[name]:.1f}" for name in ("mass", "overlap", "changed")))
+        for line in found
+    ]
+
+
+def by_cache(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The lines of a fidelity record under a title for each kind of cache."""
+    titles = {"own": "policies read the cache they wrote", "exact": "policies read the exact model's cache"}
+    caches = dict.fromkeys(line["cache"] for line in results)
+    return {titles[cache]: [line for line in results if line["cache"] == cache] for cache in caches}
+
+
 def _half(edges: Sequence[float]) -> float:
     return (edges[1] - edges[0]) / 2
 
@@ -82,7 +119,8 @@ def _experts(row: dict[str, Any]) -> str:
 
 
 def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
-    caption = "± half the range over the rounds" if head[0] == "batch" else "[95 % intervals]"
+    """Prints a table, with a rule wherever the first of the columns named "batch" changes."""
+    caption = {SPEED_HEAD: "± half the range over the rounds", REPLAY_HEAD: None}.get(tuple(head), "[95 % intervals]")
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.box, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, (0, 0)
     for name in head:
@@ -106,3 +144,14 @@ def evaluation_markdown(results: Sequence[dict[str, Any]]) -> str:
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def fidelity_markdown(results: Sequence[dict[str, Any]]) -> str:
+    parts = []
+    for title, lines in by_cache(results).items():
+        rows = [tuple(cell.replace(":\n", ":").replace("\n", " ") for cell in row) for row in fidelity_rows(lines)]
+        parts.append(f"{title.capitalize()}:\n\n{markdown(FIDELITY_HEAD, rows)}\n")
+    return "\n".join(parts)
+
+
+MARKDOWN = {"evaluation": evaluation_markdown, "fidelity": fidelity_markdown}

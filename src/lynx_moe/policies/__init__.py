@@ -2,30 +2,40 @@
 
 import difflib
 import types
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from typing import Any, get_args, get_type_hints
 
+from lynx_moe.policies.exfold import ExFold
 from lynx_moe.policies.lynx import Lynx
 from lynx_moe.policies.lynx_v1 import LynxV1
+from lynx_moe.policies.min_p import MinP
+from lynx_moe.policies.naee import Naee
 from lynx_moe.policies.oea import Oea
-from lynx_moe.policies.policy import ModelShape, Policy
+from lynx_moe.policies.policy import SHARED, ModelShape, Policy
 from lynx_moe.policies.random import Random
+from lynx_moe.policies.reap import Reap
+from lynx_moe.policies.sere import Sere
+from lynx_moe.policies.topk import TopK
 from lynx_moe.policies.vanilla import Vanilla
+from lynx_moe.policies.xshare import XShare
 
-POLICIES: dict[str, type[Policy]] = {p.name: p for p in (Vanilla, Lynx, LynxV1, Oea, Random)}
+POLICIES: dict[str, type[Policy]] = {
+    p.name: p for p in (Vanilla, Lynx, LynxV1, Oea, XShare, Sere, ExFold, TopK, Naee, MinP, Reap, Random)
+}
 
-__all__ = ["POLICIES", "ModelShape", "Policy", "knobs", "make_policy"]
+__all__ = ["POLICIES", "SHARED", "ModelShape", "Policy", "knobs", "make_policy"]
 
 
 def knobs(policy: type[Policy]) -> dict[str, tuple[type, Any]]:
     """A policy's knobs: name -> (type, default), the default being MISSING where one must be given."""
     hints = get_type_hints(policy)
-    return {f.name: (_plain(hints[f.name]), f.default) for f in fields(policy)}
+    return {f.name: (_plain(hints[f.name]), f.default) for f in policy.knob_fields()}
 
 
 def make_policy(spec: str) -> Policy:
     """The policy that a spec string names: `name` or `name:knob=value,knob=value`.
 
+    The first `=` ends a knob's name, so its value may hold one (norm=k2=8); a comma ends the value.
     Raises ValueError that says what was given, what is allowed and the nearest valid name.
     """
     name, _, rest = spec.strip().partition(":")
@@ -34,12 +44,12 @@ def make_policy(spec: str) -> Policy:
     allowed = knobs(POLICIES[name])
     given: dict[str, Any] = {}
     for part in filter(None, (p.strip() for p in rest.split(","))):
-        key, sign, text = (p.strip() for p in part.partition("="))
+        key, text = (p.strip() for p in (part.partition("=")[::2]))
         if key not in allowed:
             raise ValueError(f"{name} has no knob {key!r} in {spec!r}{_nearest(key, list(allowed))}")
         if key in given:
             raise ValueError(f"{name}: knob {key!r} is given twice in {spec!r}")
-        if not sign:
+        if not text:
             raise ValueError(f"{name}: {part!r} in {spec!r} lacks a value; write {key}=VALUE")
         given[key] = _parse(name, key, text, allowed[key][0])
     missing = [key for key, (_, default) in allowed.items() if default is MISSING and key not in given]

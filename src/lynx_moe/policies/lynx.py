@@ -10,22 +10,24 @@ inside a bin. The union of everybody's top-k under that order stays.
     keep   = union of C[t]
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from lynx_moe.kernels import cpu
-from lynx_moe.policies.policy import ModelShape, Policy, Step
+from lynx_moe.policies.forms import Rerouting
+from lynx_moe.policies.policy import ModelShape
 from lynx_moe.policies.published import alpha_beta
-from lynx_moe.routing import RouterSpec, Routing, Rows, order_key, select
+from lynx_moe.policies.step import Step
+from lynx_moe.routing import RouterSpec, Routing, Rows, select
 
 EXACT_BITS = 53  # float64 adds integers below 2**53 without rounding
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lynx(Policy):
+class Lynx(Rerouting):
     """alpha: bins per unit of log-ratio; beta: depth of the last bin, which everything further down shares. Experts
     whose probability is below e**(-beta/alpha) of the favourite's are interchangeable: smaller beta/alpha saves more.
 
@@ -46,6 +48,7 @@ class Lynx(Policy):
     pin_top1: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
             raise ValueError(f"lynx: alpha={self.alpha:g} must be a finite number above 0, such as alpha=3")
         if self.beta is not None and not 0 <= self.beta <= 16:
@@ -55,7 +58,7 @@ class Lynx(Policy):
         known = alpha_beta(model)
         if known is None or self.alpha is not None or self.beta is not None:
             return self
-        return type(self)(alpha=known[0], beta=known[1], pin_top1=self.pin_top1)
+        return replace(self, alpha=known[0], beta=known[1])
 
     def decide(
         self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
@@ -65,7 +68,7 @@ class Lynx(Policy):
         beta = self.beta if self.beta is not None else _default_beta(spec)
         settings = {"beta": beta, "rank": _default_rank(spec), "max_base": _max_base(beta)}
         fast = None
-        if cpu.fits(logits_TE, spec):
+        if self.norm == "model" and cpu.fits(logits_TE, spec):
             fast = cpu.affinity_binning(
                 logits_TE, spec, rows, own, alpha=self.alpha, pin_top1=self.pin_top1, **settings
             )
@@ -86,7 +89,7 @@ class Lynx(Policy):
             rank_TE = rank_TE.where(step.allowed_TE, torch.iinfo(torch.int64).min)
         keep_E = step.union(rank_TE.topk(step.spec.top_k, -1).indices)
         if self.pin_top1:
-            keep_E = keep_E | step.union(order_key(step.choice_TE, step.allowed_TE).argmax(-1, keepdim=True))
+            keep_E = keep_E | step.union(step.best(1))
         return keep_E
 
 
@@ -104,7 +107,7 @@ def _popularity(bin_TE: Tensor, beta: int, step: Step) -> Tensor:
 def _place(value_E: Tensor) -> Tensor:
     """int64 [E]: each expert's place in descending order, 0 the first; equal values: lowest id first."""
     order_E = value_E.sort(descending=True, stable=True).indices
-    return torch.empty_like(order_E).scatter_(0, order_E, torch.arange(len(order_E), device=order_E.device))
+    return torch.empty_like(order_E).scatter(0, order_E, torch.arange(len(order_E), device=order_E.device))
 
 
 def _max_base(beta: int) -> int:

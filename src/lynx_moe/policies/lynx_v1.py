@@ -6,14 +6,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lynx_moe.policies.policy import Policy, Step, check_num_keep
-from lynx_moe.routing import RouterSpec, order_key, scores
+from lynx_moe.policies.amounts import check_kept
+from lynx_moe.policies.forms import Rerouting
+from lynx_moe.policies.step import Step
+from lynx_moe.routing import RouterSpec, places, scores
 
 MODES = ("popularity", "confidence")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LynxV1(Policy):
+class LynxV1(Rerouting):
     """mode=popularity: the num_keep experts with the most votes stay (a vote: the expert is in a row's top-k; equal
     votes: lowest id). num_keep left open: half of what the step would load, rounded up, but at least k.
 
@@ -30,14 +32,16 @@ class LynxV1(Policy):
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mode not in MODES:
             raise ValueError(f"lynx-v1: mode={self.mode} is unknown; allowed: {', '.join(MODES)}")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"lynx-v1: threshold={self.threshold:g} must lie between 0 and 1")
 
     def check(self, spec: RouterSpec) -> None:
+        super().check(spec)
         if self.num_keep is not None:
-            check_num_keep(self.name, self.num_keep, spec)
+            check_kept(self.name, "num_keep", self.num_keep, spec)
 
     def keep(self, step: Step) -> Tensor:
         return self._popular(step) if self.mode == "popularity" else self._pinned(step)
@@ -46,13 +50,12 @@ class LynxV1(Policy):
         votes_E = step.votes()
         half = ((votes_E > 0).sum() + 1) // 2
         num_keep = half.clamp(min=step.spec.top_k) if self.num_keep is None else self.num_keep
-        place_E = order_key(votes_E[None])[0].argsort(descending=True).argsort()
-        return place_E < num_keep
+        return places(votes_E) < num_keep
 
     def _pinned(self, step: Step) -> Tensor:
         top_k = step.spec.top_k
         upper = (top_k + 1) // 2
-        best_TK = order_key(step.choice_TE, step.allowed_TE).topk(top_k, -1).indices
+        best_TK = step.best(top_k)
         mass_TK = scores(step.logits_TE, step.spec).gather(-1, best_TK)
         upper_T, lower_T = mass_TK[:, :upper].sum(-1), mass_TK[:, upper:].sum(-1)
         sure_T = (upper_T - lower_T) > self.threshold * upper_T

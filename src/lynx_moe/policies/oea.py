@@ -5,12 +5,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lynx_moe.policies.policy import Policy, Step
-from lynx_moe.routing import RouterSpec, order_key
+from lynx_moe.policies.amounts import check_rank, check_rank_fits
+from lynx_moe.policies.forms import Rerouting
+from lynx_moe.policies.step import Step
+from lynx_moe.routing import RouterSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Oea(Policy):
+class Oea(Rerouting):
     """Every voter's first k0 experts stay; each fills up to k from what then stays, in its own order."""
 
     name: ClassVar[str] = "oea"
@@ -19,12 +21,12 @@ class Oea(Policy):
     k0: int
 
     def __post_init__(self) -> None:
-        if self.k0 < 1:
-            raise ValueError(f"oea: k0={self.k0} must be at least 1")
+        super().__post_init__()
+        check_rank(self.name, "k0", self.k0)
 
     def check(self, spec: RouterSpec) -> None:
-        if self.k0 > spec.top_k:
-            raise ValueError(f"oea: k0={self.k0} is more than the model's top_k={spec.top_k}; use k0 <= {spec.top_k}")
+        super().check(spec)
+        check_rank_fits(self.name, "k0", self.k0, spec)
 
     def keep(self, step: Step) -> Tensor:
-        return step.union(order_key(step.choice_TE, step.allowed_TE).topk(self.k0, -1).indices)
+        return step.union(step.best(self.k0))

@@ -1,17 +1,25 @@
 """The contract of a policy, and what every policy has in common.
 
-A policy says which experts stay (`keep`), or makes whole routings (`propose`). `route` takes care of the rest, so that
-these hold for every policy: rows that may not be remapped are untouched bit for bit; one row with nothing donated is
-left alone; a step never loads more distinct experts than the model's own routing; padding rows load nothing.
+`route` takes care that these hold for every policy: rows that may not be remapped are untouched bit for bit; one row
+with nothing donated is left alone, unless the policy is `token_level`; a step never loads more distinct experts than
+the model's own routing; padding rows load nothing. What a policy adds is a routing for the rows that may change: most
+derive it from one of the three forms in `forms.py`.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, fields
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from lynx_moe.routing import RouterSpec, Routing, Rows, distinct, loaded, preference, reroute, select
+from lynx_moe.policies.step import Step
+from lynx_moe.routing import RouterSpec, Routing, Rows, distinct, loaded, preference, select
+
+SHARED = {  # knobs that several policies have: they come last in a spec
+    "norm": "how the experts of a changed row are weighed: model, mass or k2=N; sere and exfold also own and fold",
+    "data": "calibration file",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,67 +33,66 @@ class ModelShape:
     name: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One layer's view of one engine step, made by `Policy.route` (T rows, E experts, K = top_k).
-
-    logits_TE   float32; rows that do not vote are zeroed, so nothing of theirs can leak in (NaN least of all)
-    own         the model's own routing
-    voters_T    bool: the rows that may be remapped
-    free_E      bool: experts that rows which keep their own routing load anyway
-    choice_TE   float32: what the model ranks by (`routing.preference`)
-    allowed_TE  bool: the experts that the model's groups let a row choose from; None: all
-    """
-
-    logits_TE: Tensor
-    spec: RouterSpec
-    own: Routing
-    voters_T: Tensor
-    free_E: Tensor
-    choice_TE: Tensor
-    allowed_TE: Tensor | None
-
-    def union(self, ids_TK: Tensor) -> Tensor:
-        """bool [E]: the experts named by any voter's row of ids_TK."""
-        return loaded(ids_TK, self.spec.num_experts, self.voters_T)
-
-    def votes(self) -> Tensor:
-        """int64 [E]: how many voters have the expert among their own top-k."""
-        ids_TK = torch.where(self.voters_T[:, None], self.own.ids, self.spec.num_experts)
-        count = torch.zeros(self.spec.num_experts + 1, dtype=torch.int64, device=ids_TK.device)
-        return count.scatter_add(0, ids_TK.flatten(), torch.ones_like(ids_TK.flatten()))[:-1]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Base of all policies: an immutable set of knobs, named by one spec string such as `lynx:alpha=3,beta=2`."""
+    """Base of all policies: an immutable set of knobs, named by one spec string such as `lynx:alpha=3,beta=2`.
+
+    Words of the contract that a policy may declare:
+    is_identity   changes nothing.
+    token_level   looks at each row alone and drops some of its slots, so it acts on a single row too.
+    drops_slots   a row may end up with fewer than K experts: a dropped slot repeats an id of its row with weight 0.
+    one_of        knobs of which exactly one must be given.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
     is_identity: ClassVar[bool] = False
+    token_level: ClassVar[bool] = False
+    drops_slots: ClassVar[bool] = False
+    one_of: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the knobs by themselves. A subclass that adds checks calls this one too."""
+        given = [f"{key}={_text(getattr(self, key))}" for key in self.one_of if getattr(self, key) is not None]
+        if self.one_of and len(given) != 1:
+            allowed = " or ".join(f"{key}=VALUE" for key in self.one_of)
+            raise ValueError(f"{self.name}: give exactly one of {allowed}; given: {', '.join(given) or 'none'}")
+
+    @classmethod
+    def knob_fields(cls) -> list[Field[Any]]:
+        """The policy's own knobs, then the shared ones. A field that takes no part in comparison is no knob."""
+        return sorted((f for f in fields(cls) if f.compare), key=lambda f: f.name in SHARED)
 
     @property
     def spec(self) -> str:
         """The spec string that makes this policy again: the name, and every knob that is not at its default."""
-        knobs = [f"{f.name}={_text(getattr(self, f.name))}" for f in fields(self) if getattr(self, f.name) != f.default]
+        values = ((f.name, getattr(self, f.name), f.default) for f in self.knob_fields())
+        knobs = [f"{name}={_text(value)}" for name, value, default in values if value != default]
         return f"{self.name}:{','.join(knobs)}" if knobs else self.name
+
+    @property
+    def calibration_file(self) -> str | None:
+        """The file whose tensors an engine attaches by `for_layer`; None: the policy has no need of any."""
+        return None
 
     def for_model(self, model: ModelShape) -> Self:
         """The policy with knobs that were left open set to what is published for this model, if anything is."""
         return self
 
-    def check(self, spec: RouterSpec) -> None:
-        """Raises ValueError if a knob does not fit the router."""
+    def for_layer(self, layer: int, artifact: Mapping[int, Mapping[str, Tensor]]) -> Self:
+        """The policy of one layer, with what calibration found out about that layer attached (`calibrated.py`).
 
-    def keep(self, step: Step) -> Tensor:
-        """bool [E]: the experts that stay. Donated ones (`step.free_E`) are added by `propose`."""
-        raise NotImplementedError(f"{self.name} must define keep() or propose()")
+        An engine calls it for each of its layers, by the layer's number in the model, and routes by the result.
+        """
+        return self
+
+    def check(self, spec: RouterSpec) -> None:
+        """Raises ValueError if a knob does not fit the router. A subclass that adds checks calls this one too."""
 
     def propose(self, step: Step) -> Routing:
         """A routing for every row; rows that do not vote are ignored."""
-        ranked = (step.choice_TE, step.allowed_TE)
-        return reroute(step.logits_TE, self.keep(step) | step.free_E, step.spec, step.own, ranked)
+        raise NotImplementedError(f"{self.name} must derive from one of the forms, or define propose()")
 
     def route(
         self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
@@ -98,12 +105,13 @@ class Policy:
                    get exactly that. None: `select(logits_TE, spec)`.
 
         A row whose largest logit is not finite (NaN anywhere, +inf, or -inf everywhere) is treated as not remappable.
-        Padding rows come back with a valid row's ids and weight 0. Raises ValueError if a knob does not fit `spec`.
+        Padding rows come back with a valid row's ids and weight 0. Raises ValueError if a knob does not fit `spec`, or
+        if calibration data are needed and not attached.
         """
         self.check(spec)
         logits_TE = logits_TE.float()
         own = own or select(logits_TE, spec)
-        own = Routing(own.ids.long(), own.weights)
+        own = Routing(own.ids.long(), own.weights.float())
         valid_T = rows.valid if rows else None
         voters_T = logits_TE.amax(-1).isfinite()
         if rows and rows.remap is not None:
@@ -116,7 +124,7 @@ class Policy:
             silent_T = ~voters_T if valid_T is None else valid_T & ~voters_T
             free_E = loaded(own.ids, spec.num_experts, silent_T)
             step = Step(logits_TE, spec, own, voters_T, free_E, *preference(logits_TE, spec))
-            final = _settle(self.propose(step), step, valid_T)
+            final = self._settle(self.propose(step), step, valid_T)
         return final if valid_T is None else _fill_padding(final, valid_T)
 
     def decide(
@@ -128,18 +136,16 @@ class Policy:
         """
         return self.route(logits_TE, spec, rows, own)
 
-
-def _settle(proposed: Routing, step: Step, valid_T: Tensor | None) -> Routing:
-    """The proposal on the voters' rows, or the model's own routing if the step gains nothing or loads more."""
-    own, num_experts = step.own, step.spec.num_experts
-    voters_T1 = step.voters_T[:, None]
-    ids_TK = torch.where(voters_T1, proposed.ids, own.ids)
-    gains = (step.voters_T.sum() > 1) | step.free_E.any()
-    fewer = distinct(ids_TK, num_experts, valid_T) <= distinct(own.ids, num_experts, valid_T)
-    act = gains & fewer
-    return Routing(
-        torch.where(act, ids_TK, own.ids), torch.where(voters_T1 & act, proposed.weights, own.weights).float()
-    )
+    def _settle(self, proposed: Routing, step: Step, valid_T: Tensor | None) -> Routing:
+        """The proposal on the voters' rows, or the model's own routing if the step gains nothing or loads more."""
+        own, num_experts = step.own, step.spec.num_experts
+        voters_T1 = step.voters_T[:, None]
+        ids_TK = torch.where(voters_T1, proposed.ids, own.ids)
+        act = distinct(ids_TK, num_experts, valid_T) <= distinct(own.ids, num_experts, valid_T)
+        if not self.token_level:
+            act = act & ((step.voters_T.sum() > 1) | step.free_E.any())
+        weights_TK = torch.where(voters_T1 & act, proposed.weights, own.weights)
+        return Routing(torch.where(act, ids_TK, own.ids), weights_TK)
 
 
 def _fill_padding(routing: Routing, valid_T: Tensor) -> Routing:
@@ -152,13 +158,6 @@ def _fill_padding(routing: Routing, valid_T: Tensor) -> Routing:
 
 
 def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value).removesuffix(".0")
-
-
-def check_num_keep(name: str, num_keep: int, spec: RouterSpec) -> None:
-    """Raises ValueError unless top_k <= num_keep <= num_experts."""
-    if not spec.top_k <= num_keep <= spec.num_experts:
-        raise ValueError(
-            f"{name}: num_keep={num_keep} must lie between the model's top_k={spec.top_k} "
-            f"and its {spec.num_experts} experts"
-        )
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

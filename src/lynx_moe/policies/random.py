@@ -6,14 +6,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lynx_moe.policies.policy import Policy, Step, check_num_keep
+from lynx_moe.policies.amounts import check_kept
+from lynx_moe.policies.forms import Rerouting
+from lynx_moe.policies.step import Step
 from lynx_moe.routing import RouterSpec
 
 MIX = 0x2545F4914F6CDD1D  # xorshift64* multiplier
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random(Policy):
+class Random(Rerouting):
     """num_keep of the experts that the step would load stay, drawn anew for every layer and step.
 
     The draw is a hash of the voters' own choices, so every tensor-parallel rank draws alike and the order of the rows
@@ -27,7 +29,8 @@ class Random(Policy):
     seed: int = 0
 
     def check(self, spec: RouterSpec) -> None:
-        check_num_keep(self.name, self.num_keep, spec)
+        super().check(spec)
+        check_kept(self.name, "num_keep", self.num_keep, spec)
 
     def keep(self, step: Step) -> Tensor:
         votes_E = step.votes()

@@ -5,10 +5,12 @@ functions here reach the engine of this process (VLLM_ENABLE_V1_MULTIPROCESSING=
 `llm.collective_rpc("lynx_stats")`, `"lynx_reset_stats"` and `"lynx_set_policy"`.
 """
 
-from lynx_moe.engines.vllm.metrics import LayerStats, Stats, Tally
+from lynx_moe.engines.metrics import LayerStats, Stats, Tally
+from lynx_moe.engines.recorder import Recorder
 from lynx_moe.engines.vllm.plan import active
+from lynx_moe.policies import ModelShape
 
-__all__ = ["LayerStats", "Stats", "Tally", "reset_stats", "set_policy", "stats"]
+__all__ = ["LayerStats", "Recorder", "Stats", "Tally", "record", "reset_stats", "set_policy", "shape", "stats"]
 
 
 def stats() -> Stats:
@@ -19,6 +21,19 @@ def stats() -> Stats:
 def reset_stats() -> None:
     """Starts all counts at zero."""
     active().reset_stats()
+
+
+def record(max_bytes: int | None) -> Recorder | None:
+    """Keeps the router logits of the steps from now on, up to `max_bytes`; None: stops. Returns what collects them.
+
+    Raises ValueError where CUDA graphs have recorded the policy.
+    """
+    return active().record(max_bytes)
+
+
+def shape() -> ModelShape:
+    """What policies with published settings know the model by."""
+    return active().shape
 
 
 def set_policy(spec: str) -> str:

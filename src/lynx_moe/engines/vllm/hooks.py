@@ -9,8 +9,9 @@ import vllm.model_executor.layers.fused_moe.layer as moe_layer
 from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
+from lynx_moe.engines.layers import Layer
 from lynx_moe.engines.vllm.options import KEY, Options
-from lynx_moe.engines.vllm.plan import Layer, Plan, activate
+from lynx_moe.engines.vllm.plan import Plan, activate
 from lynx_moe.engines.vllm.plugin import wrap
 from lynx_moe.engines.vllm.router import LynxRouter
 from lynx_moe.engines.vllm.rows import from_v1_runner, from_v2_batch

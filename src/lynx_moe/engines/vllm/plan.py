@@ -5,26 +5,19 @@ operator in the model's graph knows its layer only by number, so that compiled g
 """
 
 import time
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lynx_moe.engines.vllm.metrics import COLUMNS, KINDS, Counters, HostCounters, LayerStats, Stats, Tally
+from lynx_moe.engines.layers import Layer, fitted
+from lynx_moe.engines.metrics import KINDS, Counters, HostCounters, Kind, Stats, layer_stats
+from lynx_moe.engines.recorder import Recorder
 from lynx_moe.engines.vllm.options import Options
-from lynx_moe.engines.vllm.rows import Kind, StepRows
+from lynx_moe.engines.vllm.rows import StepRows
 from lynx_moe.policies import ModelShape, Policy, make_policy
-from lynx_moe.routing import RouterSpec, Routing
+from lynx_moe.routing import Routing
 
 _active: list["Plan"] = []
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Layer:
-    """A remapped MoE layer: vLLM's name of it, and its router's rule."""
-
-    name: str
-    spec: RouterSpec
 
 
 class Plan:
@@ -37,13 +30,15 @@ class Plan:
         self.layers: list[Layer] = []
         self.bypassed: dict[str, str] = {}
         self.policy: Policy = options.make_policy().for_model(shape)
+        self.by_layer: list[Policy] = []
         self.rows = StepRows(max_rows, device)
+        self.recorder: Recorder | None = None
         self.has_begun = False
         self.seal()
 
     def seal(self) -> None:
         """All layers are known: counting starts. Raises ValueError if the policy does not fit one of them."""
-        self._check(self.policy)
+        self.by_layer = fitted(self.policy, self.layers, self.shape.name, self.device)
         count = len(self.layers)
         self.counters = HostCounters(count) if self.device.type == "cpu" else Counters(count, self.device)
         self.reset_stats()
@@ -55,16 +50,9 @@ class Plan:
                 "start the engine with enforce_eager=True, or build one engine per policy"
             )
         policy = make_policy(spec).for_model(self.shape)
-        self._check(policy)
+        self.by_layer = fitted(policy, self.layers, self.shape.name, self.device)
         self.policy = policy
         return policy.spec
-
-    def _check(self, policy: Policy) -> None:
-        for layer in self.layers:
-            try:
-                policy.check(layer.spec)
-            except ValueError as error:
-                raise ValueError(f"{error} (layer {layer.name} of {self.shape.name})") from None
 
     def begin_step(self) -> None:
         """The masks of `rows` are those of the step that comes next."""
@@ -84,19 +72,30 @@ class Plan:
         On the CPU a step in which nothing can change is left at once. On a GPU a CUDA graph records what happens here:
         only the persistent masks tell steps apart.
         """
-        if not logits_TE.is_cuda and not self.rows.kind.acts:
+        acts = self.rows.kind.acts or (self.policy.token_level and self.rows.kind is Kind.SINGLE)
+        if not logits_TE.is_cuda and not acts:
             return None
-        if self.policy.is_identity and not self.options.stats:
+        if self.policy.is_identity and not self.options.stats and self.recorder is None:
             return None
         start = time.perf_counter()
         spec, rows = self.layers[layer].spec, self.rows.masks(len(ids_TK))
         own = Routing(ids_TK.long(), weights_TK)
-        final = own if self.policy.is_identity else self.policy.decide(logits_TE, spec, rows, own)
+        if self.recorder is not None:
+            self.recorder.add(layer, logits_TE, own, rows)
+        final = own if self.policy.is_identity else self.by_layer[layer].decide(logits_TE, spec, rows, own)
         if self.options.stats:
             self.counters.add(layer, own, final, spec.num_experts, rows.valid if rows else None)
         self.decisions += 1
         self.decision_seconds += time.perf_counter() - start
         return None if final is own else final
+
+    def record(self, max_bytes: int | None) -> Recorder | None:
+        """From the next step on, keep the router logits of steps that reach the policy; None: no longer."""
+        if max_bytes is not None and self.graphs:
+            raise ValueError("CUDA graphs leave no room for recording; start the engine with enforce_eager=True")
+        numbered = {number: layer for number, layer in enumerate(self.layers) if layer.name not in self.bypassed}
+        self.recorder = None if max_bytes is None else Recorder(numbered, max_bytes)
+        return self.recorder
 
     def reset_stats(self) -> None:
         self.counters.reset()
@@ -106,24 +105,13 @@ class Plan:
         self.last_log = (time.monotonic(), 0)
 
     def stats(self) -> Stats:
-        totals = self.counters.read()
-
-        def tally(layer: int, kind: int) -> Tally:
-            name = KINDS[kind]
-            rows, decode_rows = self.row_sums[name]
-            sums = dict(zip(COLUMNS, totals[layer][kind], strict=True))
-            return Tally(steps=self.steps[name], rows=rows, decode_rows=decode_rows, **sums)
-
-        layers = tuple(
-            LayerStats(name=layer.name, decode=tally(i, 0), mixed=tally(i, 1))
-            for i, layer in enumerate(self.layers)
-            if layer.name not in self.bypassed
-        )
+        names = [layer.name for layer in self.layers]
+        counted = layer_stats(names, self.counters.read(), self.steps, self.row_sums)
         timed = self.decisions and self.device.type == "cpu"
         return Stats(
             policy=self.policy.spec,
             steps=dict(self.steps),
-            layers=layers,
+            layers=tuple(layer for layer in counted if layer.name not in self.bypassed),
             bypassed_layers=dict(self.bypassed),
             decision_us=1e6 * self.decision_seconds / self.decisions if timed else None,
         )

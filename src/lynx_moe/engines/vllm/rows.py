@@ -8,27 +8,13 @@ bulk recomputation is compute-bound like a prefill: remapping would save nothing
 Shapes: R requests of a step, T rows.
 """
 
-from enum import Enum
 from typing import Any
 
 import numpy as np
 import torch
 
+from lynx_moe.engines.metrics import Kind
 from lynx_moe.routing import Rows
-
-
-class Kind(Enum):
-    """A step, by what a policy could do with it."""
-
-    IDLE = "idle"  # dummy and profile runs
-    PREFILL = "prefill"  # no decode row
-    SINGLE = "single"  # one decode row alone: nothing to share
-    DECODE = "decode"
-    MIXED = "mixed"
-
-    @property
-    def acts(self) -> bool:
-        return self in (Kind.DECODE, Kind.MIXED)
 
 
 class StepRows:

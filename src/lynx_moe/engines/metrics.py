@@ -1,10 +1,12 @@
-"""Counting distinct experts per layer, from the ids that the expert kernels get.
+"""Counting distinct experts per layer, from the ids that the expert kernels get; every engine counts with this.
 
 Shapes: L layers, T rows, K = top_k, E experts. Counts live in tensors on the device of the model and are only added to,
 so nothing waits for the device and a CUDA graph can record it.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import Enum
 from typing import Any
 
 import torch
@@ -13,7 +15,22 @@ from torch import Tensor
 from lynx_moe.kernels import cpu
 from lynx_moe.routing import Routing
 
-KINDS = ("decode", "mixed")
+
+class Kind(Enum):
+    """A step, by what a policy could do with it."""
+
+    IDLE = "idle"  # dummy and profile runs
+    PREFILL = "prefill"  # no decode row
+    SINGLE = "single"  # one decode row alone: nothing to share
+    DECODE = "decode"
+    MIXED = "mixed"
+
+    @property
+    def acts(self) -> bool:
+        return self in (Kind.DECODE, Kind.MIXED)
+
+
+KINDS = tuple(kind.value for kind in Kind if kind.acts)
 COLUMNS = ("before", "after", "changed_rows", "unchanged_steps")
 
 
@@ -52,9 +69,10 @@ class LayerStats:
 @dataclass(frozen=True, kw_only=True)
 class Stats:
     """Steps by kind: decode and mixed ones reach the policy; prefill ones (no decode row) and single ones (one decode
-    row alone) have nothing to gain and are passed by. bypassed_layers: layer -> why it keeps vLLM's own routing.
-    decision_us: mean microseconds of a decision (one layer, one step), counting included; None on a GPU, where the host
-    does not wait for it."""
+    row alone) have nothing to gain and are passed by. A `token_level` policy acts on single ones too, uncounted.
+    bypassed_layers: layer -> why it keeps the model's own routing.
+    decision_us: mean microseconds of a decision (one layer, one step), counting included; None where the host does not
+    wait for it, and where nobody measured it."""
 
     policy: str
     steps: dict[str, int]
@@ -75,6 +93,23 @@ class Stats:
     def as_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and numbers (JSON), the two means included."""
         return {**asdict(self), "mean_before": self.mean_before, "mean_after": self.mean_after}
+
+
+def layer_stats(
+    names: Sequence[str],
+    totals: list[list[list[int]]],
+    steps: Mapping[str, int],
+    row_sums: Mapping[str, Sequence[int]],
+) -> tuple[LayerStats, ...]:
+    """What `Counters.read` gave, with the steps and the (rows, decode rows) of each kind that all layers share."""
+
+    def tally(layer: int, kind: int) -> Tally:
+        name = KINDS[kind]
+        rows, decode_rows = row_sums[name]
+        sums = dict(zip(COLUMNS, totals[layer][kind], strict=True))
+        return Tally(steps=steps[name], rows=rows, decode_rows=decode_rows, **sums)
+
+    return tuple(LayerStats(name=name, decode=tally(i, 0), mixed=tally(i, 1)) for i, name in enumerate(names))
 
 
 class Counters:

@@ -1,0 +1,85 @@
+"""Decoding in lockstep along the true continuation: what a policy does to every next token, beside the exact model.
+
+All sequences of a batch are prefilled with the model's own routing; then each step feeds every one its next true token,
+once exactly and once under each policy. B sequences, S steps, V entries of the vocabulary.
+
+What a policy's cache holds decides what is measured. "own": what its own earlier steps wrote, as in serving; errors add
+up. "exact": what the exact run wrote, so that each step shows its own damage alone.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lynx_moe.engines.transformers import Run
+from lynx_moe.lab.documents import Batch
+
+CACHES = ("own", "exact")
+
+
+class Effect(NamedTuple):
+    """One policy on one batch, [S, B] each, float32: KL(exact || policy) in nats; 1 where both rank the same token
+    first; what the true token's log-likelihood gained; and that log-likelihood under the exact model."""
+
+    kl: Tensor
+    agree: Tensor
+    gain: Tensor
+    exact: Tensor
+
+
+@torch.inference_mode()
+def decode(model: Any, batch: Batch, runs: Sequence[Run], cache: str, pad: int) -> list[Effect]:
+    """The effect of each policy in `runs` (made by `apply`, not installed) on `batch`; they count their own experts.
+
+    Raises ValueError for an unknown `cache`.
+    """
+    if cache not in CACHES:
+        raise ValueError(f"cache={cache!r} is unknown; allowed: {', '.join(CACHES)}")
+    device = next(model.parameters()).device
+    ids_BL, mask_BL = left_padded([member.prefix for member in batch.members], pad)
+    rest_BS = torch.tensor([member.rest[: batch.num_steps + 1] for member in batch.members], device=device)
+    ids_BL, mask_BL = ids_BL.to(device), mask_BL.to(device)
+    exact = model(ids_BL, attention_mask=mask_BL, position_ids=_positions(mask_BL), use_cache=True).past_key_values
+    caches = [deepcopy(exact) for _ in runs]
+    steps: list[list[tuple[Tensor, ...]]] = [[] for _ in runs]
+    for step in range(batch.num_steps):
+        mask_BL = F.pad(mask_BL, (0, 1), value=1)
+        given = {
+            "input_ids": rest_BS[:, step, None],
+            "attention_mask": mask_BL,
+            "position_ids": _positions(mask_BL)[:, -1:],
+        }
+        before = [deepcopy(exact) for _ in runs] if cache == "exact" else caches
+        truth_BV = _step(model, given, exact)
+        for run, own, found in zip(runs, before, steps, strict=True):
+            with run:
+                found.append(_compare(truth_BV, _step(model, given, own), rest_BS[:, step + 1]))
+    return [Effect(*map(torch.stack, zip(*found, strict=True))) for found in steps]
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, [B, L] each."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def _positions(mask_BL: Tensor) -> Tensor:
+    return (mask_BL.cumsum(-1) - 1).clamp(min=0)
+
+
+def _step(model: Any, given: dict[str, Tensor], cache: Any) -> Tensor:
+    logits: Tensor = model(**given, past_key_values=cache, use_cache=True).logits
+    return logits[:, -1].float().log_softmax(-1)
+
+
+def _compare(truth_BV: Tensor, policy_BV: Tensor, next_B: Tensor) -> tuple[Tensor, ...]:
+    kl_B = F.kl_div(policy_BV, truth_BV, reduction="none", log_target=True).sum(-1)
+    agree_B = (truth_BV.argmax(-1) == policy_BV.argmax(-1)).float()
+    exact_B = truth_BV.gather(1, next_B[:, None])[:, 0]
+    return kl_B, agree_B, policy_BV.gather(1, next_B[:, None])[:, 0] - exact_B, exact_B

@@ -1,0 +1,63 @@
+"""What a policy sees: one layer's view of one engine step."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lynx_moe.routing import RouterSpec, Routing, loaded, order_key
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Made by `Policy.route` (T rows, E experts, K = top_k).
+
+    logits_TE   float32; rows that do not vote are zeroed, so nothing of theirs can leak in (NaN least of all)
+    own         the model's own routing
+    voters_T    bool: the rows that may be remapped
+    free_E      bool: experts that rows which keep their own routing load anyway
+    choice_TE   float32: what the model ranks by (`routing.preference`)
+    allowed_TE  bool: the experts that the model's groups let a row choose from; None: all
+    """
+
+    logits_TE: Tensor
+    spec: RouterSpec
+    own: Routing
+    voters_T: Tensor
+    free_E: Tensor
+    choice_TE: Tensor
+    allowed_TE: Tensor | None
+
+    def best(self, num: int) -> Tensor:
+        """int64 [T, num]: every row's first experts, in the model's order."""
+        return order_key(self.choice_TE, self.allowed_TE).topk(num, -1).indices
+
+    def ranks(self) -> Tensor:
+        """int64 [T, K]: the rank of every slot of the model's own routing among its row's slots, 0 the first.
+
+        Engines may hand over a top-k that is not sorted.
+        """
+        key_TK = order_key(self.choice_TE, self.allowed_TE).gather(-1, self.own.ids)
+        return (key_TK[:, None, :] > key_TK[:, :, None]).sum(-1)
+
+    def first(self, value_TK: Tensor) -> Tensor:
+        """[T, 1]: what a row's first slot, the one of rank 0, has of a value per slot."""
+        return value_TK.gather(-1, self.ranks().argmin(-1, keepdim=True))
+
+    def own_mass(self) -> Tensor:
+        """float32 [T, 1]: what the weights of the model's own routing sum to."""
+        return self.own.weights.sum(-1, keepdim=True)
+
+    def union(self, ids_TK: Tensor) -> Tensor:
+        """bool [E]: the experts named by any voter's row of ids_TK."""
+        return loaded(ids_TK, self.spec.num_experts, self.voters_T)
+
+    def votes(self) -> Tensor:
+        """int64 [E]: how many voters have the expert among their own top-k."""
+        ids_TK = torch.where(self.voters_T[:, None], self.own.ids, self.spec.num_experts)
+        count = torch.zeros(self.spec.num_experts + 1, dtype=torch.int64, device=ids_TK.device)
+        return count.scatter_add(0, ids_TK.flatten(), torch.ones_like(ids_TK.flatten()))[:-1]
+
+    def total(self, value_TE: Tensor) -> Tensor:
+        """float64 [E]: the voters' sum. Compared in float32, as `order_key` does, it does not tell the rows' order."""
+        return value_TE.double().where(self.voters_T[:, None], 0.0).sum(0)

@@ -1,0 +1,180 @@
+"""The published rules once more, one row and one expert at a time, in plain Python: no tensor code, no clever order.
+
+A float is rounded to float32 (`f32`) where the definition says that float32 is compared; all else is exact or float64.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from cases import Case
+
+from lynx_moe.routing import Routing
+
+
+def f32(value: float) -> float:
+    return float(np.float32(value))
+
+
+def score(scoring: str, logits: list[float]) -> list[float]:
+    if scoring == "softmax":
+        exp = [math.exp(x - max(logits)) for x in logits]
+        return [f32(x / math.fsum(exp)) for x in exp]
+    if scoring == "sigmoid":
+        return [f32(1 / (1 + math.exp(-x)) if x > -700 else 0.0) for x in logits]
+    return [f32(math.sqrt(x if x > 40 else math.log1p(math.exp(x)))) for x in logits]
+
+
+@dataclass
+class Row:
+    """A voter: its scores p, what the model ranks by, which experts its groups allow, its own slots."""
+
+    p: list[float]
+    logits: list[float]
+    choice: list[float]
+    allowed: list[int]
+    own: list[int]
+    weights: list[float]
+
+    def order(self, experts: Any) -> list[int]:
+        return sorted(experts, key=lambda e: (-self.choice[e], e))
+
+    @property
+    def ranking(self) -> list[int]:
+        return self.order(self.allowed)
+
+
+class Batch:
+    """A step taken apart. `free` are the experts that rows which keep their routing load."""
+
+    def __init__(self, case: Case, own: Routing) -> None:
+        self.spec, self.case, self.own = case.spec, case, own
+        self.bias = [0.0] * case.spec.num_experts if case.spec.bias is None else case.spec.bias.tolist()
+        voters = [t for t, votes in enumerate(case.voters.tolist()) if votes]
+        self.rows = {t: self.row(case.logits[t].float().tolist(), own.ids[t].tolist(), own.weights[t]) for t in voters}
+        silent = [t for t, valid in enumerate(case.valid.tolist()) if valid and t not in voters]
+        self.free = {e for t in silent for e in own.ids[t].tolist()}
+
+    def row(self, logits: list[float], own: list[int], weights: Any) -> Row:
+        p = score(self.spec.scoring, logits)
+        choice = logits if self.spec.bias is None else [f32(a + f32(b)) for a, b in zip(p, self.bias, strict=True)]
+        return Row(p, logits, choice, self.groups(choice), own, weights.double().tolist())
+
+    def groups(self, choice: list[float]) -> list[int]:
+        if self.spec.groups is None:
+            return list(range(len(choice)))
+        n_group, topk_group = self.spec.groups
+        size = len(choice) // n_group
+
+        def value(group: int) -> float:
+            best = sorted(choice[group * size : (group + 1) * size], reverse=True)
+            return best[0] if self.spec.bias is None else f32(best[0] + best[1])
+
+        chosen = sorted(range(n_group), key=lambda g: (-value(g), g))[:topk_group]
+        return [e for e in range(len(choice)) if e // size in chosen]
+
+    def reroute(self, row: Row, keep: set[int]) -> list[int]:
+        order = row.ranking
+        kept = [e for e in order if e in keep and row.choice[e] > -math.inf]
+        return (kept + [e for e in order if e not in kept])[: self.spec.top_k]
+
+    def weigh(self, row: Row, experts: list[int], norm: str, form: str) -> list[float]:
+        """The weights of a changed row's different experts."""
+        spec = self.spec
+        total = spec.scale if spec.renormalize else math.fsum(row.weights)
+        if norm == "model" and not spec.renormalize and (spec.scoring != "softmax" or form == "drop"):
+            return [row.p[e] * spec.scale for e in experts]
+        if norm == "model" and spec.scoring == "softmax":  # from the logits: the scores may have vanished
+            top = max(row.logits[e] for e in experts)
+            exp = [math.exp(row.logits[e] - top) if top > -math.inf else 0.0 for e in experts]
+            return [x / max(math.fsum(exp), 1.0) * total for x in exp]
+        wide = row.ranking[: int(norm.removeprefix("k2="))] if norm.startswith("k2=") else row.own
+        mass = max(math.fsum(row.p[e] for e in (experts if norm == "model" else wide)), 1e-20)
+        return [row.p[e] / mass * total for e in experts]
+
+
+def rerouting(batch: Batch, keep: set[int], norm: str) -> dict[int, tuple[list[int], list[float]]]:
+    """New ids and weights of every voter whose experts do not all stay."""
+    changed = {}
+    for t, row in batch.rows.items():
+        ids = batch.reroute(row, keep | batch.free)
+        if set(ids) != set(row.own) and not set(row.own) <= keep | batch.free:
+            changed[t] = ids, batch.weigh(row, ids, norm, "reroute")
+    return changed
+
+
+def dropping(batch: Batch, live: Callable[[Row, int], bool], norm: str) -> dict[int, tuple[list[int], list[float]]]:
+    """live(row, rank): whether the row's expert of that rank stays."""
+    changed = {}
+    for t, row in batch.rows.items():
+        order = row.order(row.own)
+        stay = [e for rank, e in enumerate(order) if live(row, rank)]
+        if len(stay) < len(row.own):
+            weights = dict(zip(stay, batch.weigh(row, stay, norm, "drop"), strict=True))
+            changed[t] = [e if e in stay else order[0] for e in row.own], [weights.get(e, 0.0) for e in row.own]
+    return changed
+
+
+def merging(
+    batch: Batch, target: Callable[[Row, int], int], norm: str, scale: list[list[float]] | None = None
+) -> dict[int, tuple[list[int], list[float]]]:
+    """target(row, expert): where a choice goes."""
+    changed = {}
+    for t, row in batch.rows.items():
+        ids = [target(row, e) for e in row.own]
+        if ids == row.own:
+            continue
+        different = list(dict.fromkeys(ids))
+        if norm in ("own", "fold"):
+            sums = dict.fromkeys(different, 0.0)
+            for e, v, weight in zip(row.own, ids, row.weights, strict=True):
+                sums[v] += weight * (scale[e][v] if norm == "fold" and scale and v != e else 1.0)
+        else:
+            sums = dict(zip(different, batch.weigh(row, different, norm, "merge"), strict=True))
+        changed[t] = ids, [sums.pop(v, 0.0) for v in ids]  # the first slot that names an expert takes it all
+    return changed
+
+
+def union(batch: Batch, num: int) -> set[int]:
+    return {e for row in batch.rows.values() for e in row.ranking[:num]}
+
+
+def largest(value: list[float], num: int, first: set[int] = frozenset()) -> set[int]:  # type: ignore[assignment]
+    return set(sorted(range(len(value)), key=lambda e: (e not in first, -f32(value[e]), e))[:num])
+
+
+def xshare(batch: Batch, budget: int, k0: int) -> set[int]:
+    share = [
+        math.fsum(row.p[e] for row in batch.rows.values() if e in row.allowed) for e in range(batch.spec.num_experts)
+    ]
+    pinned = union(batch, k0)
+    return pinned | largest(share, budget, pinned)
+
+
+def sere(batch: Batch, num_primary: int, rho: float, similarity: list[list[float]]) -> Callable[[Row, int], int]:
+    primary = union(batch, num_primary) | batch.free
+
+    def target(row: Row, e: int) -> int:
+        usable = sorted(primary & set(row.allowed))
+        if e in primary or not usable:
+            return e
+        best = max(usable, key=lambda v: (similarity[e][v], -v))
+        return best if similarity[e][best] >= rho else e
+
+    return target
+
+
+def exfold(batch: Batch, num_keep: int, norms: list[float], loss: list[list[float]]) -> Callable[[Row, int], int]:
+    adds = [
+        math.fsum(row.weights[row.own.index(e)] for row in batch.rows.values() if e in row.own) * norms[e]
+        for e in range(batch.spec.num_experts)
+    ]
+    pool = largest(adds, num_keep) | batch.free
+
+    def target(row: Row, e: int) -> int:
+        usable = sorted(pool & set(row.allowed))
+        return e if e in pool or not usable else min(usable, key=lambda v: (loss[e][v], v))
+
+    return target

@@ -1,0 +1,131 @@
+"""Every published rule equals its transcription in `slow.py`: ids exactly, weights within float32 rounding."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import slow
+import torch
+from cases import Case, cases, make_calibration, make_logits, make_spec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slow import Batch
+
+from lynx_moe.policies import make_policy
+from lynx_moe.routing import Routing, Rows, select
+
+NORMS = ("model", "mass", "k2=2")
+Changed = dict[int, tuple[list[int], list[float]]]
+
+
+def oea(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
+    return "oea:k0=1", slow.rerouting(batch, slow.union(batch, 1), norm)
+
+
+def xshare(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
+    budget = batch.spec.num_experts // 2
+    return f"xshare:budget={budget}", slow.rerouting(batch, slow.xshare(batch, budget, 0), norm)
+
+
+def xshare_alpha(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
+    budget = int(0.6 * batch.spec.num_experts)
+    return "xshare:alpha=0.6,k0=1", slow.rerouting(batch, slow.xshare(batch, budget, 1), norm)
+
+
+def reap(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
+    keep = slow.largest(table["gate_norm"], batch.spec.num_experts // 2)
+    return "reap:share=0.5", slow.rerouting(batch, keep, norm)
+
+
+def topk(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
+    return "topk:k=1", slow.dropping(batch, lambda row, rank: rank < 1, norm)
+
+
+def naee(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
+    def live(row: slow.Row, rank: int) -> bool:
+        weights = [row.weights[row.own.index(e)] for e in row.order(row.own)]
+        return rank == 0 or weights[rank] >= slow.f32(slow.f32(0.6) * weights[0])
+
+    return "naee:beta=0.6", slow.dropping(batch, live, norm)
+
+
+def min_p(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
+    def live(row: slow.Row, rank: int) -> bool:
+        ranked = row.p if batch.spec.bias is None else row.choice
+        p = [ranked[e] for e in row.order(row.own)]
+        return rank < 1 or p[rank] > slow.f32(slow.f32(0.6) * p[0])
+
+    return "min-p:k_min=1,threshold=0.6", slow.dropping(batch, live, norm)
+
+
+def sere(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
+    target = slow.sere(batch, 1, 0.5, table["similarity"])
+    return "sere:num_primary=1,rho=0.5", slow.merging(batch, target, norm, table["fold_scale"])
+
+
+def exfold(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
+    target = slow.exfold(batch, 2, table["output_norm"], table["fold_loss"])
+    return "exfold:num_keep=2", slow.merging(batch, target, norm, table["fold_scale"])
+
+
+RULES: dict[Callable, tuple[str, ...]] = {
+    **dict.fromkeys((oea, xshare, xshare_alpha, reap, topk, naee, min_p), NORMS),
+    **dict.fromkeys((sere, exfold), ("own", "fold", *NORMS)),
+}
+PER_TOKEN = (topk, naee, min_p)
+CASES = [(rule, norm) for rule, norms in RULES.items() for norm in norms]
+
+
+def experts(batch: Batch, ids: torch.Tensor) -> set[int]:
+    return {e for row, valid in zip(ids.tolist(), batch.case.valid.tolist(), strict=True) if valid for e in row}
+
+
+def compare(rule: Callable, norm: str, case: Case, order: list[int]) -> bool:
+    """Whether the rule changed a row, after comparing. `order`: an engine's own order of a row's experts."""
+    own = select(case.logits, case.spec)
+    own = Routing(own.ids[:, order], own.weights[:, order])
+    batch = Batch(case, own)
+    tensors = make_calibration(case.spec.num_experts)
+    text, changed = rule(batch, norm, {name: tensor.tolist() for name, tensor in tensors.items()})
+    policy = make_policy(f"{text},norm={norm}").for_layer(0, {0: tensors})
+    routing = policy.route(case.logits, case.spec, case.rows, own)
+    ids, weights = own.ids.clone(), own.weights.clone()
+    for t, (new_ids, new_weights) in changed.items():
+        ids[t], weights[t] = torch.tensor(new_ids), torch.tensor(new_weights)
+    gains = rule in PER_TOKEN or len(batch.rows) > 1 or bool(batch.free)
+    if not gains or len(experts(batch, ids)) > len(experts(batch, own.ids)):
+        ids, weights, changed = own.ids, own.weights, {}
+    assert routing.ids[case.valid].tolist() == ids[case.valid].tolist()
+    bound = {"rtol": 2e-6, "atol": 1e-7 * max(1.0, case.spec.scale), "equal_nan": True}
+    torch.testing.assert_close(routing.weights[case.valid], weights[case.valid], **bound)
+    kept = [t for t in range(len(ids)) if case.valid[t] and t not in changed]
+    assert torch.equal(routing.weights[kept].view(torch.int32), own.weights[kept].view(torch.int32))
+    return bool(changed)
+
+
+def orders(num: int) -> st.SearchStrategy[list[int]]:
+    return st.permutations(list(range(num)))
+
+
+@pytest.mark.parametrize(("rule", "norm"), CASES, ids=lambda x: getattr(x, "__name__", x))
+@settings(max_examples=30, deadline=None)
+@given(case=cases(sizes_T=(1, 2, 3, 7), sizes_E=(4, 12)), data=st.data())
+def test_a_policy_is_its_transcription(rule: Callable, norm: str, case: Case, data: st.DataObject) -> None:
+    compare(rule, norm, case, data.draw(orders(case.spec.top_k)))
+
+
+def plain_cases() -> Iterator[Case]:
+    for seed, scheme in enumerate(("softmax", "softmax_raw", "sigmoid_bias", "sqrtsoftplus_bias", "grouped_bias") * 3):
+        rng = torch.Generator().manual_seed(seed)
+        yield Case(make_logits("normal", 4 + seed % 3, 12, rng), make_spec(scheme, 12, rng), Rows())
+
+
+@pytest.mark.parametrize(("rule", "norm"), CASES, ids=lambda x: getattr(x, "__name__", x))
+def test_the_comparison_does_compare(rule: Callable, norm: str) -> None:
+    assert sum(compare(rule, norm, case, [2, 0, 1]) for case in plain_cases()) > 5
+
+
+def test_the_scores_of_the_transcription_are_right() -> None:
+    assert slow.score("softmax", [0.0, math.log(3.0)]) == pytest.approx([0.25, 0.75])
+    assert slow.score("sigmoid", [0.0, -1000.0]) == [0.5, 0.0]
+    assert slow.score("sqrtsoftplus", [100.0, -math.inf]) == [10.0, 0.0]
