@@ -5,7 +5,7 @@ import torch
 
 from lynx_moe.engines.metrics import Kind
 from lynx_moe.engines.transformers.counters import STEPS, StepCounters
-from lynx_moe.engines.transformers.rows import PHASES, given, of_forward
+from lynx_moe.engines.transformers.rows import given, of_forward
 from lynx_moe.routing import Rows
 
 ALL = [1, 1, 1]
@@ -109,7 +109,3 @@ def test_steps_are_counted_by_what_a_policy_could_do(step, kind, counts):
     counters.reset()
     assert not counters.steps.any()
     assert not counters.rows.any()
-
-
-def test_the_phases_are_the_documented_ones():
-    assert PHASES == ("decode", "prefill", "all")
