@@ -17,6 +17,7 @@ SCHEMES = (
     *("softmax", "softmax_raw", "softmax_scaled", "sigmoid_bias", "grouped", "grouped_bias"),
     *("sqrtsoftplus_bias", "sigmoid", "sparsemixer_raw"),
 )
+BY_SCORES = tuple(scheme for scheme in SCHEMES if scheme != "sparsemixer_raw")  # weights are shares of scores
 
 
 @dataclass
@@ -84,11 +85,16 @@ def make_calibration(num_experts: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 @st.composite
-def cases(draw: st.DrawFn, sizes_T: Sequence[int] = SIZES_T, sizes_E: Sequence[int] = SIZES_E) -> Case:
+def cases(
+    draw: st.DrawFn,
+    sizes_T: Sequence[int] = SIZES_T,
+    sizes_E: Sequence[int] = SIZES_E,
+    schemes: Sequence[str] = SCHEMES,
+) -> Case:
     rng = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     num_rows, num_experts = draw(st.sampled_from(sizes_T)), draw(st.sampled_from(sizes_E))
     logits = make_logits(draw(st.sampled_from(KINDS)), num_rows, num_experts, rng)
-    spec = make_spec(draw(st.sampled_from(SCHEMES)), num_experts, rng)
+    spec = make_spec(draw(st.sampled_from(schemes)), num_experts, rng)
 
     def mask(share: float) -> Tensor | None:
         return None if draw(st.booleans()) else torch.rand(num_rows, generator=rng) < share

@@ -82,6 +82,11 @@ class Batch:
 
     def weigh(self, row: Row, experts: list[int], norm: str, form: str) -> list[float]:
         """The weights of a changed row's different experts."""
+        factors = [1.0] * self.spec.num_experts if self.spec.expert_scale is None else self.spec.expert_scale.tolist()
+        shares = self.shares(row, experts, norm, form)
+        return [share * factors[e] for share, e in zip(shares, experts, strict=True)]
+
+    def shares(self, row: Row, experts: list[int], norm: str, form: str) -> list[float]:
         spec = self.spec
         total = spec.scale if spec.renormalize else math.fsum(row.weights)
         if norm == "model" and not spec.renormalize and (spec.scoring != "softmax" or form == "drop"):

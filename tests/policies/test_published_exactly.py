@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import slow
 import torch
-from cases import Case, cases, make_calibration, make_logits, make_spec
+from cases import BY_SCORES, Case, cases, make_calibration, make_logits, make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow import Batch
@@ -109,7 +109,7 @@ def orders(num: int) -> st.SearchStrategy[list[int]]:
 
 @pytest.mark.parametrize(("rule", "norm"), CASES, ids=lambda x: getattr(x, "__name__", x))
 @settings(max_examples=30, deadline=None)
-@given(case=cases(sizes_T=(1, 2, 3, 7), sizes_E=(4, 12)), data=st.data())
+@given(case=cases(sizes_T=(1, 2, 3, 7), sizes_E=(4, 12), schemes=BY_SCORES), data=st.data())
 def test_a_policy_is_its_transcription(rule: Callable, norm: str, case: Case, data: st.DataObject) -> None:
     compare(rule, norm, case, data.draw(orders(case.spec.top_k)))
 

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import SCHEMES, make_logits, make_spec
+from cases import BY_SCORES, SCHEMES, make_logits, make_spec
 
 from lynx_moe import RouterSpec, Routing, make_policy
 from lynx_moe.routing import select
 
 E, K = 64, 8
 PER_SCHEME = pytest.mark.parametrize("scheme", SCHEMES)
+BY_SHARES = pytest.mark.parametrize("scheme", BY_SCORES)
 ROUND = {"rtol": 2e-6, "atol": 1e-7}
 
 
@@ -30,7 +31,7 @@ def test_topk_is_the_model_with_a_smaller_top_k(scheme: str, k: int) -> None:
     assert (routing.weights[:, k:] == 0).all()
 
 
-@PER_SCHEME
+@BY_SHARES
 def test_mass_leaves_the_weights_of_what_stays_and_k2_of_top_k_is_the_same(scheme: str) -> None:
     logits, spec = step(scheme)
     own = select(logits, spec)
@@ -40,12 +41,15 @@ def test_mass_leaves_the_weights_of_what_stays_and_k2_of_top_k_is_the_same(schem
         assert (routing.weights[:, 3:] == 0).all()
 
 
-@PER_SCHEME
+@BY_SHARES
 def test_k2_shares_the_row_s_total_among_its_first_n(scheme: str) -> None:
     logits, spec = step(scheme)
-    wide = select(logits, replace(spec, top_k=12))
+    plain = replace(spec, expert_scale=None)
+    wide = select(logits, replace(plain, top_k=12))
     total = spec.scale if spec.renormalize else select(logits, spec).weights.sum(-1, keepdim=True)
     shares = wide.weights / wide.weights.sum(-1, keepdim=True) * total
+    if spec.expert_scale is not None:
+        shares = shares * spec.expert_scale[wide.ids]
     routing = make_policy("topk:k=5,norm=k2=12").route(logits, spec)
     torch.testing.assert_close(routing.weights[:, :5], shares[:, :5], **ROUND)
 

@@ -9,8 +9,10 @@ total is what the row's own weights sum to (the routed scaling factor, where the
     norm=k2=N    sum of p over the row's first N experts (the k1/k2 split, arXiv 2609.04575: run k1, normalise by k2);
                  for N = top_k it is `mass`
 
-`model` is the rule of `routing.weigh`, and so leaves raw the scores of routers that judge each expert alone and do not
-renormalise. Rows whose experts all stay keep the model's own weights bit for bit, whatever the norm.
+A factor per expert (`expert_scale`) multiplies all of these last. `model` is the rule of `routing.weigh`, and so leaves
+raw the scores of routers that judge each expert alone and do not renormalise. A sparsemixer's weights are no shares of
+its scores: there mass and k2 share out the row's total by softmax. Rows whose experts all stay keep the model's own
+weights bit for bit, whatever the norm.
 Two more, for policies that move a choice from one expert to another (`forms.Merging`), keep the row's own weight of the
 choice: norm=own as it is, norm=fold times a calibrated scalar.
 """
@@ -55,7 +57,12 @@ def by_norm(
     score_TE = scores(step.logits_TE, step.spec)
     reference = step.own.ids if norm == "mass" else step.best(_wide(norm))
     mass_T1 = score_TE.gather(-1, reference).sum(-1, keepdim=True).clamp(min=1e-20)
-    total = step.spec.scale if step.spec.renormalize else step.own_mass()
+    spec = step.spec
+    if spec.expert_scale is None:
+        total = spec.scale if spec.renormalize else step.own_mass()
+    else:  # the row's own weights hold each expert's factor already
+        total = spec.scale * (1 if spec.renormalize else score_TE.gather(-1, step.own.ids).sum(-1, keepdim=True))
+        total = total * spec.expert_scale.float()[ids_TK]
     share_TK = score_TE.gather(-1, ids_TK) / mass_T1 * total
     return share_TK if live_TK is None else share_TK.where(live_TK, 0.0)
 
