@@ -145,6 +145,33 @@ def test_only_decode_rows_change(fresh, steps):
             assert all(len(set(row)) == len(row) for row in final.tolist())
 
 
+def test_the_expert_kernels_add_nothing_for_dropped_slots(fresh, monkeypatch):
+    from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+
+    kernel, dropped, alone = RoutedExperts.forward_modular, 0, 0
+
+    def forward_modular(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal dropped, alone
+        ids, weights = kwargs["topk_ids"], kwargs["topk_weights"]
+        idle = weights == 0
+        dropped, alone = dropped + int(idle.sum()), alone + int(len(ids) == 1 and bool(idle.any()))
+        elsewhere = {**kwargs, "topk_ids": torch.where(idle, (ids + 1) % 32, ids)}
+        copies = [
+            {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in d.items()} for d in (kwargs, elsewhere)
+        ]
+        first, second = (kernel(self, *args, **copy) for copy in copies)
+        assert torch.equal(first, second)
+        return first
+
+    monkeypatch.setattr(RoutedExperts, "forward_modular", forward_modular)
+    lynx_vllm.set_policy("topk:k=2")
+    generate(fresh, REQUESTS[:8])
+    assert dropped > 0
+    assert alone > 0  # the last request decodes by itself, and drops its slots too
+    stats = lynx_vllm.stats()
+    assert stats.mean_after < stats.mean_before
+
+
 def test_vllm_s_capture_callback_sees_the_final_ids(fresh, steps):
     from lynx_moe.engines.vllm.router import LynxRouter
 

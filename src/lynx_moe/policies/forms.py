@@ -103,15 +103,13 @@ class Merging(Calibrated, Reweighing):
         own, target_TK = step.own, self.targets(step)
         meet_TKK = target_TK[:, :, None] == target_TK[:, None, :]
         live_TK = meet_TKK.to(torch.int8).argmax(-1) == torch.arange(target_TK.shape[-1], device=target_TK.device)
-        if self.norm in BY_RULE or self.norm.startswith("k2="):
-            weights_TK = by_norm(self.norm, step, target_TK, live_TK, step.own_mass())
-        else:
-            carried_TK = own.weights
-            if self.norm == "fold":
-                scale_TK = self.tensor("fold_scale")[own.ids, target_TK]
-                carried_TK = carried_TK * scale_TK.where(target_TK != own.ids, 1.0)
-            weights_TK = (meet_TKK * carried_TK[:, None, :]).sum(-1).where(live_TK, 0.0)
-        return _unless_same(step, target_TK, weights_TK)
+        if self.norm not in ("own", "fold"):
+            return _unless_same(step, target_TK, by_norm(self.norm, step, target_TK, live_TK, step.own_mass()))
+        carried_TK = own.weights
+        if self.norm == "fold":
+            scale_TK = self.tensor("fold_scale")[own.ids, target_TK]
+            carried_TK = carried_TK * scale_TK.where(target_TK != own.ids, 1.0)
+        return _unless_same(step, target_TK, (meet_TKK * carried_TK[:, None, :]).sum(-1).where(live_TK, 0.0))
 
 
 def _unless_same(step: Step, ids_TK: Tensor, weights_TK: Tensor) -> Routing:
