@@ -24,8 +24,8 @@ class RoutedStatistics:
         fold_scale[a,b] = sum_i c_i <u_i, v_i> / (sum_i c_i |v_i|^2 + ridge)
         fold_loss[a,b]  = sum_i c_i |u_i - fold_scale[a,b] v_i|^2 / sum_i c_i |u_i|^2
 
-    The weight c is the one of the authors' release, which the paper leaves open; their clipping of scalars to 4, which
-    they use for one of two models, is left out. The ridge is absolute, as published: it counts where outputs are small.
+    The weight c and the relative loss are those of the authors' release; its clipping of scalars to 4, which it uses
+    for one of two models, is left out. The ridge is absolute, as published: it counts where outputs are small.
     A pair that was never seen has scale 0 and loss inf.
     """
 

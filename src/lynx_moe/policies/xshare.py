@@ -20,9 +20,9 @@ class XShare(Rerouting):
     budget: a number of experts, or alpha: a share of all of them, rounded down. A sum of scores is modular, so taking
     the largest first is the best set of that size. If the first k0 alone are more than the budget, all of them stay.
 
-    From the paper and the authors' vLLM pull request 35551 (expert_budget, budget_alpha, top_per_token), whose gates by
-    the number of rows are left out: here rows say whether they decode. Scores carry no selection bias, and experts
-    outside a row's groups get none of its score; neither case is in the paper.
+    The paper maximises the total gating score of the chosen set; the knobs are those of vLLM pull request 35551
+    (expert_budget, budget_alpha, top_per_token), whose gates by the number of rows are left out: here rows say whether
+    they decode. Scores carry no selection bias, and experts outside a row's groups get none of its score.
     Hurts where the rows have little in common: the budget does not ask what a row loses.
     """
 
