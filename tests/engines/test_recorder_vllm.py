@@ -32,7 +32,7 @@ def test_live_and_replayed_ids_are_the_same(family: str, tmp_path: Path, monkeyp
     with engine(save_model(family, tmp_path / "model"), "lynx") as llm:
         recorder = lynx_vllm.record(10**7)
         generate(llm, prompts(20, seed=3))
-        lynx_vllm.record(None)
+        lynx_vllm.stop_recording()
         facts = {"shape": vars(lynx_vllm.shape())}
         counted = lynx_vllm.stats()
         generate(llm, prompts(3, seed=4))

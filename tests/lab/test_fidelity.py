@@ -54,7 +54,7 @@ def documents(num: int, steps: int = 6) -> list[Document]:
 def test_vanilla_moves_nothing_and_the_exact_run_is_the_plain_forward(model: Any, cache: str) -> None:
     (batch,) = batches(documents(5), 5, "mixed", seed=0)
     run = lynx_moe.apply(model, "vanilla")
-    (effect,) = decode(model, batch, [run], cache, pad=0)
+    (effect,) = decode(model, batch, [run], cache)
     assert effect.kl.shape == (6, 5)
     assert not effect.kl.any()
     assert effect.agree.all()
@@ -72,10 +72,10 @@ def test_vanilla_moves_nothing_and_the_exact_run_is_the_plain_forward(model: Any
 def test_damage_grows_with_what_is_dropped_and_adds_up_in_the_policys_own_cache(model: Any) -> None:
     cut = batches(documents(48, steps=12), 8, "mixed", seed=0)
     runs = [lynx_moe.apply(model, policy) for policy in POLICIES]
-    own = [decode(model, batch, runs, "own", pad=0) for batch in cut]
+    own = [decode(model, batch, runs, "own") for batch in cut]
     loads = [run.stats().mean_after for run in runs]
     assert loads[0] > loads[1] > loads[2] == 4
-    exact = [decode(model, batch, runs, "exact", pad=0) for batch in cut]
+    exact = [decode(model, batch, runs, "exact") for batch in cut]
     kl = torch.stack([torch.stack([effect.kl for effect in effects]) for effects in own]).mean(0)  # policy, step, row
     kl_exact = torch.stack([torch.stack([effect.kl for effect in effects]) for effects in exact]).mean(0)
     assert (kl >= -1e-6).all()

@@ -159,8 +159,6 @@ def test_a_live_run_of_transformers_is_replayed_bit_for_bit(tmp_path: Path, monk
     with run, torch.inference_mode():
         ids = torch.randint(3, 200, (6, 5))
         model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, eos_token_id=None)
-    assert run.record(None) is None
-    assert recorder is not None
     read = recording.load(recording.save(recorder, tmp_path / "r.safetensors", shape=vars(run.shape)))
     assert read.rows.tolist() == [6] * 7
     for layer, ids_by_step in live.items():

@@ -1,13 +1,11 @@
 """`lynx-moe record`: router logits of a decoding model, from vLLM's own batches or in lockstep on transformers."""
 
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 
 from lynx_moe.lab import fidelity, recording
 from lynx_moe.lab.documents import batches
-from lynx_moe.lab.engine import import_vllm, open_engine, prepare
+from lynx_moe.lab.engine import import_vllm, in_own_process, open_engine
 from lynx_moe.lab.lockstep import decode
 
 ENGINES = ("vllm", "transformers")
@@ -35,9 +33,7 @@ def capture(engine: str, settings: fidelity.Settings, policy: str, max_mib: floa
     options = (settings, policy, int(max_mib * 2**20), path)
     if engine == "transformers":
         return _transformers(*options)
-    prepare()
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # vLLM does not leave a process as it was
-        return pool.submit(_vllm, *options).result()
+    return in_own_process(_vllm, *options)
 
 
 def _vllm(settings: fidelity.Settings, policy: str, max_bytes: int, path: Path) -> Path:
@@ -48,10 +44,8 @@ def _vllm(settings: fidelity.Settings, policy: str, max_bytes: int, path: Path) 
     llm = open_engine(settings.model, policy, max_num_seqs=size, enforce_eager=True, dtype=settings.dtype)
     found = fidelity.documents(settings, llm.get_tokenizer())
     recorder = engine.record(max_bytes)
-    assert recorder is not None
     params = [vllm.SamplingParams(temperature=0, max_tokens=len(document.rest)) for document in found]
     llm.generate([{"prompt_token_ids": list(document.prefix)} for document in found], params, use_tqdm=False)
-    engine.record(None)
     facts = {"engine": "vllm", "policy": engine.stats().policy, "shape": asdict(engine.shape())}
     return recording.save(recorder, path, settings=asdict(settings), **facts)
 
@@ -59,10 +53,7 @@ def _vllm(settings: fidelity.Settings, policy: str, max_bytes: int, path: Path) 
 def _transformers(settings: fidelity.Settings, policy: str, max_bytes: int, path: Path) -> Path:
     model, tokenizer, (run,) = fidelity.open_model(settings, [policy])
     recorder = run.record(max_bytes)
-    assert recorder is not None
-    pad = tokenizer.pad_token_id or 0
     for batch in batches(fidelity.documents(settings, tokenizer), settings.batch_sizes[0], "mixed", settings.seed):
-        decode(model, batch, [run], "own", pad)
-    run.record(None)
+        decode(model, batch, [run], "own")
     facts = {"engine": "transformers", "policy": run.policy.spec, "shape": asdict(run.shape)}
     return recording.save(recorder, path, settings=asdict(settings), **facts)

@@ -6,15 +6,13 @@ interrupted run goes on where it stopped. Its first policy is the baseline of al
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from lynx_moe.lab import harness, lines, record, scores
-from lynx_moe.lab.engine import prepare
+from lynx_moe.lab.engine import in_own_process
 from lynx_moe.policies import make_policy
 
 Record = dict[str, Any]
@@ -109,9 +107,7 @@ def apart(settings: Settings, policies: Sequence[str], path: Path, *, allow_code
     whole, missing = _plan(settings, policies, path)
     if not missing:
         return whole
-    prepare()
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(evaluate, settings, policies, path, allow_code=allow_code, advance=print).result()
+    return in_own_process(evaluate, settings, policies, path, allow_code=allow_code, advance=print)
 
 
 def _plan(settings: Settings, policies: Sequence[str], path: Path) -> tuple[Record, list[str]]:

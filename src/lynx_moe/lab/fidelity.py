@@ -78,7 +78,6 @@ def measure(
     advance("loading the model")
     model, tokenizer, runs = open_model(settings, specs)
     found = documents(settings, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     for number, (batch_size, mix, cache) in enumerate(missing, 1):
         advance(f"{number} of {len(missing)}: batch {batch_size}, {mix} group{'s' * (mix == 'mixed')}, {cache} cache")
         cut = batches(found, batch_size, mix, settings.seed)
@@ -87,7 +86,7 @@ def measure(
             continue
         for run in runs:
             run.reset_stats()
-        effects = [decode(model, batch, runs, cache, pad) for batch in cut]
+        effects = [decode(model, batch, runs, cache) for batch in cut]
         part = {"kind": "fidelity", "batch_size": batch_size, "mix": mix, "cache": cache}
         for spec, run, effect in zip(specs, runs, zip(*effects, strict=True), strict=True):
             whole["results"].append(

@@ -32,7 +32,7 @@ class Effect(NamedTuple):
 
 
 @torch.inference_mode()
-def decode(model: Any, batch: Batch, runs: Sequence[Run], cache: str, pad: int) -> list[Effect]:
+def decode(model: Any, batch: Batch, runs: Sequence[Run], cache: str) -> list[Effect]:
     """The effect of each policy in `runs` (made by `apply`, not installed) on `batch`; they count their own experts.
 
     Raises ValueError for an unknown `cache`.
@@ -40,7 +40,7 @@ def decode(model: Any, batch: Batch, runs: Sequence[Run], cache: str, pad: int) 
     if cache not in CACHES:
         raise ValueError(f"cache={cache!r} is unknown; allowed: {', '.join(CACHES)}")
     device = next(model.parameters()).device
-    ids_BL, mask_BL = left_padded([member.prefix for member in batch.members], pad)
+    ids_BL, mask_BL = left_padded([member.prefix for member in batch.members])
     rest_BS = torch.tensor([member.rest[: batch.num_steps + 1] for member in batch.members], device=device)
     ids_BL, mask_BL = ids_BL.to(device), mask_BL.to(device)
     exact = model(ids_BL, attention_mask=mask_BL, position_ids=_positions(mask_BL), use_cache=True).past_key_values
@@ -61,10 +61,10 @@ def decode(model: Any, batch: Batch, runs: Sequence[Run], cache: str, pad: int) 
     return [Effect(*map(torch.stack, zip(*found, strict=True))) for found in steps]
 
 
-def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, [B, L] each."""
+def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, [B, L] each; padding has id 0, which nothing attends to."""
     width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     return ids, mask
 

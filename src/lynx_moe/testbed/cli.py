@@ -24,7 +24,7 @@ def train(
     tokens: Annotated[int | None, typer.Option(help="training budget; the family's own by default")] = None,
     workers: Annotated[int, typer.Option(help="processes of one thread each; the shipped models had one")] = 1,
 ) -> None:
-    """Train models from nothing, or go on with runs that were interrupted; expect half an hour to an hour for each."""
+    """Train models from nothing, or go on with interrupted runs; expect 20 to 30 minutes of a core for each."""
     from lynx_moe.testbed.families import FAMILIES
 
     wanted = {name: _family(name) for name in names or FAMILIES if names or not (out / name / "scores.json").is_file()}

@@ -42,7 +42,7 @@ class Run:
         self.shape = shape_of(self._model, self.layers[0].spec)
         self.policy: Policy = (make_policy(policy) if isinstance(policy, str) else policy).for_model(self.shape)
         self._by_layer = fitted(self.policy, self.layers, self.shape.name, next(self._model.parameters()).device)
-        self._recorder: Recorder | None = None
+        self.recorder: Recorder | None = None
         self.rows: Rows | None = None
         names = [layer.name for layer in self.layers]
         self._decoder, self._generator = decoder_of(self._model, names), generator_of(self._model, names)
@@ -88,13 +88,13 @@ class Run:
         remapped = tuple(layer for layer in layers if layer.name not in self.bypassed)
         return Stats(policy=self.policy.spec, steps=counted, layers=remapped, bypassed_layers=dict(self.bypassed))
 
-    def record(self, max_bytes: int | None) -> Recorder | None:
-        """From now on, keep the router logits of forwards in which rows may be remapped; None: no longer.
+    def record(self, max_bytes: int) -> Recorder:
+        """From now on, keep the router logits of forwards in which rows may be remapped, until `recorder` is None.
 
         Nothing is kept of steps that torch.compile runs.
         """
-        self._recorder = None if max_bytes is None else Recorder(dict(enumerate(self.layers)), max_bytes)
-        return self._recorder
+        self.recorder = Recorder(dict(enumerate(self.layers)), max_bytes)
+        return self.recorder
 
     def reset_stats(self) -> None:
         """Starts all counts at zero."""
@@ -142,8 +142,8 @@ class Run:
             _check_rows(layer, step, logits_TE, ids_TK)
             own = final = Routing(ids_TK.long(), weights_TK.float())
             with torch.no_grad():
-                if self._recorder is not None and not compiling:
-                    self._recorder.add(number, logits_TE, own, step.masks)
+                if self.recorder is not None and not compiling:
+                    self.recorder.add(number, logits_TE, own, step.masks)
                 if not policy.is_identity:
                     decide = policy.route if compiling else policy.decide
                     final = decide(logits_TE, layer.spec, step.masks, own)

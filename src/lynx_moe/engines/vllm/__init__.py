@@ -10,7 +10,18 @@ from lynx_moe.engines.recorder import Recorder
 from lynx_moe.engines.vllm.plan import active
 from lynx_moe.policies import ModelShape
 
-__all__ = ["LayerStats", "Recorder", "Stats", "Tally", "record", "reset_stats", "set_policy", "shape", "stats"]
+__all__ = [
+    "LayerStats",
+    "Recorder",
+    "Stats",
+    "Tally",
+    "record",
+    "reset_stats",
+    "set_policy",
+    "shape",
+    "stats",
+    "stop_recording",
+]
 
 
 def stats() -> Stats:
@@ -23,12 +34,17 @@ def reset_stats() -> None:
     active().reset_stats()
 
 
-def record(max_bytes: int | None) -> Recorder | None:
-    """Keeps the router logits of the steps from now on, up to `max_bytes`; None: stops. Returns what collects them.
+def record(max_bytes: int) -> Recorder:
+    """Keeps the router logits of the steps from now on, up to `max_bytes`; returns what collects them.
 
     Raises ValueError where CUDA graphs have recorded the policy.
     """
     return active().record(max_bytes)
+
+
+def stop_recording() -> None:
+    """Ends `record`; what was collected stays with its recorder."""
+    active().recorder = None
 
 
 def shape() -> ModelShape:

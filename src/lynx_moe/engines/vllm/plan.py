@@ -89,12 +89,12 @@ class Plan:
         self.decision_seconds += time.perf_counter() - start
         return None if final is own else final
 
-    def record(self, max_bytes: int | None) -> Recorder | None:
-        """From the next step on, keep the router logits of steps that reach the policy; None: no longer."""
-        if max_bytes is not None and self.graphs:
+    def record(self, max_bytes: int) -> Recorder:
+        """From the next step on, keep the router logits of steps that reach the policy, until `recorder` is None."""
+        if self.graphs:
             raise ValueError("CUDA graphs leave no room for recording; start the engine with enforce_eager=True")
         numbered = {number: layer for number, layer in enumerate(self.layers) if layer.name not in self.bypassed}
-        self.recorder = None if max_bytes is None else Recorder(numbered, max_bytes)
+        self.recorder = Recorder(numbered, max_bytes)
         return self.recorder
 
     def reset_stats(self) -> None:

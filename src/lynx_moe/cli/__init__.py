@@ -1,0 +1,66 @@
+"""lynx-moe: fewer experts per decode step. Serve with a policy, measure what it saves and what it costs."""
+
+import sys
+from dataclasses import MISSING
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lynx_moe.cli import measure, records
+from lynx_moe.policies import POLICIES, SHARED, Policy, knobs, make_policy
+from lynx_moe.testbed.cli import app as testbed
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.command()
+def policies() -> None:
+    """Every policy, its knobs with their defaults, and where it was published."""
+    console, table = Console(), Table(box=box.SIMPLE_HEAD)
+    for column in ("policy", "knobs", "what stays", "source"):
+        table.add_column(column, no_wrap=column in ("policy", "knobs"))
+    for name, policy in POLICIES.items():
+        own = {knob: about for knob, about in knobs(policy).items() if knob not in SHARED}
+        lines = [f"{knob}: {kind.__name__}{_default(policy, knob, value)}" for knob, (kind, value) in own.items()]
+        table.add_row(name, "\n".join(lines) or "-", policy.summary, policy.source)
+    console.print(table)
+    for knob, meaning in SHARED.items():
+        others = [name for name, policy in POLICIES.items() if knob not in knobs(policy)]
+        takers = [name for name in POLICIES if name not in others]
+        who = f"all but {', '.join(others)}" if len(others) < len(takers) else ", ".join(takers)
+        console.print(f"{knob} ({who}): {meaning}", highlight=False)
+
+
+def _default(policy: type[Policy], knob: str, value: Any) -> str:
+    if knob in policy.one_of:
+        return "" if knob == policy.one_of[-1] else ", or"
+    return "" if value is MISSING else f" = {'auto' if value is None else str(value).lower()}"
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Model folder or name, as for `vllm serve`.")],
+    policy: Annotated[str, typer.Option(help="Spec string, such as lynx:alpha=3,beta=2.")] = "lynx",
+) -> None:
+    """`vllm serve MODEL` with a policy on; all of vllm serve's own flags pass through."""
+    from lynx_moe.serve import serve as run
+
+    run(model, make_policy(policy).spec, context.args)
+
+
+app.add_typer(measure.app)
+app.add_typer(records.app)
+app.add_typer(testbed, name="testbed")
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends in one line and exit code 2."""
+    try:
+        app()
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"lynx-moe: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,3 @@
+from lynx_moe.cli import main
+
+main()

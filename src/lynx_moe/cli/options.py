@@ -1,0 +1,33 @@
+"""Options that several commands take, and how their text is read."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Argument(help="Model folder, hub name, or the name of a testbed model.")]
+Out = Annotated[Path, typer.Option(help="Folder for records and pictures.")]
+Policies = Annotated[str, typer.Option(help="Spec strings between spaces.")]
+Baseline = Annotated[str, typer.Option(help="Spec strings between spaces; the first is the baseline.")]
+BatchSizes = Annotated[str, typer.Option(help="Requests that decode together: sizes between commas.")]
+Data = Annotated[str, typer.Option(help="testbed, or a file: .jsonl of text or prompt and continuation, or text.")]
+Sequences = Annotated[int, typer.Option(help="Documents to decode.")]
+Prefix = Annotated[int, typer.Option(help="Tokens of running text that are prefilled.")]
+Steps = Annotated[int, typer.Option(help="Tokens of running text that are decoded.")]
+Seed = Annotated[int, typer.Option(help="Draws the exercises and who shares a batch.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, ...; auto: as the weights were saved.")]
+
+
+def sizes(text: str) -> list[int]:
+    """Whole numbers between commas. Raises ValueError for anything else."""
+    try:
+        return [int(size) for size in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--batch-sizes {text!r} must be whole numbers between commas, such as 2,4,16") from None
+
+
+def found(model: str) -> str:
+    """A folder or hub name as it is; a plain name is a testbed model's."""
+    from lynx_moe.testbed import path as testbed_path
+
+    return model if Path(model).is_dir() or "/" in model else str(testbed_path(model))
