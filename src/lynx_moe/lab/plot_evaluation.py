@@ -63,4 +63,4 @@ def _by_task(axes: Any, rows: list[dict[str, Any]], results: list[dict[str, Any]
     axes.set_xlabel(f"percentage points against {rows[0]['spec']}, paired, with 95 % interval")
     axes.set_title("What each task lost or won", fontsize=10)
     if len(rows) > 1:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False)
