@@ -10,6 +10,8 @@ from lynx_moe.routing import RouterSpec, Routing, Rows, distinct, preference, se
 
 SPECS = [
     "vanilla",
+    "priced:price=0.02",
+    "priced:num_keep=8",
     "lynx",
     "lynx:alpha=3,beta=2",
     "lynx:alpha=0.7,beta=1,pin_top1=true",

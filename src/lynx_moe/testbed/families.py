@@ -34,7 +34,7 @@ class Family:
     select        weights and ids from logits when some experts are denied; without any, what the gate itself returns.
     mask          the attention mask that keeps packed documents apart, given the model and the positions.
     num_tokens    training budget in tokens, prompts and text included.
-    sharp         projections to queries and keys, where nothing normalises these (`optimizers.py` says why).
+    sharp         projections to queries and keys that start large and learn slowly (`optimizers.py` says why).
     balance_coef  weight of the load-balancing loss, which is taken per layer and averaged; 0 for none.
     bias_rate     what the selection bias of a router that has one moves per step towards an even load; 0 for never.
     """
@@ -151,9 +151,7 @@ _GPT_OSS = {
 }
 
 BALANCED: dict[str, Family] = {
-    "mixtral": Family(
-        config_class=MixtralConfig, model_class=MixtralForCausalLM, config=_MIXTRAL, sharp=("q_proj", "k_proj")
-    ),
+    "mixtral": Family(config_class=MixtralConfig, model_class=MixtralForCausalLM, config=_MIXTRAL),
     "qwen3-moe": Family(config_class=Qwen3MoeConfig, model_class=Qwen3MoeForCausalLM, config=_QWEN3),
     "olmoe": Family(config_class=OlmoeConfig, model_class=OlmoeForCausalLM, config=_OLMOE),
     "deepseek-v3": Family(
@@ -162,7 +160,6 @@ BALANCED: dict[str, Family] = {
         config=_DEEPSEEK,
         score=selection.sigmoid,
         select=selection.by_biased_groups,
-        sharp=("q_proj",),
         balance_coef=0.0,
         bias_rate=0.001,
     ),

@@ -60,8 +60,9 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(model: PreTrainedModel, family: Family) -> list[torch.optim.Optimizer]:
     """Muon over the matrices of the layers; AdamW at half the rate over embeddings, routers, norms and biases.
 
-    `family.sharp` projections start large and move at a quarter of the rate. At the full rate, from the usual 0.02,
-    `recall` stayed near 8 % in every family without normalised queries and keys; so mixtral is through at step 1,250.
+    `family.sharp` projections start large and move at a quarter of the rate: where nothing normalises queries and keys
+    attention stays blunt for long. With it gpt-oss solves 72 % of `sequence` at the end of the recipe, without 9 %;
+    mixtral solves less with it, 38 % against 69 %.
     """
     lr = family.learning_rate
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
