@@ -1,4 +1,4 @@
-"""`lynx-moe record | replay | table | plot`: router logits, and saved measurements, seen again."""
+"""`lynx-moe record | replay | calibrate | table | plot`: router logits, calibration, saved measurements seen again."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lynx_moe.cli.options import Data, Dtype, Model, Policies, Seed, Sequences, Steps, found
+from lynx_moe.cli.options import Data, Dtype, Model, Policies, Prefix, Seed, Sequences, Steps, found
 from lynx_moe.policies import make_policy
 
 app = typer.Typer()
@@ -65,6 +65,39 @@ def replay(
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("".join(json.dumps(line) + "\n" for line in rows))
+
+
+@app.command()
+def calibrate(
+    model: Model,
+    data: Data = "testbed",
+    sequences: Sequences = 448,
+    prefix: Prefix = 32,
+    steps: Steps = 224,
+    seed: Seed = 0,
+    split: Annotated[str, typer.Option(help="calibrate: what no test draws; all: the whole file.")] = "calibrate",
+    similarity: Annotated[str, typer.Option(help="How alike two experts are: frobenius or cosine.")] = "frobenius",
+    dtype: Dtype = "auto",
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file.")] = Path("out/calibration.safetensors"),
+) -> None:
+    """Measures what sere, exfold and reap need of a model's experts; use it as their knob data=FILE."""
+    from lynx_moe.lab import calibrate as measurement
+    from lynx_moe.lab import fidelity
+
+    settings = fidelity.Settings(
+        model=found(model),
+        data=data,
+        batch_sizes=(2,),
+        num_sequences=sequences,
+        prefix=prefix,
+        steps=steps,
+        seed=seed,
+        dtype=dtype,
+        split=split,
+    )
+    with Console().status("starting") as status:
+        made = measurement.calibrate(settings, out, similarity, advance=status.update)
+    typer.echo(f"{len(made.layers)} layers, {made.provenance.num_tokens} tokens: {out}")
 
 
 @app.command("table")

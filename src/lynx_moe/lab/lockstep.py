@@ -43,7 +43,7 @@ def decode(model: Any, batch: Batch, runs: Sequence[Run], cache: str) -> list[Ef
     ids_BL, mask_BL = left_padded([member.prefix for member in batch.members])
     rest_BS = torch.tensor([member.rest[: batch.num_steps + 1] for member in batch.members], device=device)
     ids_BL, mask_BL = ids_BL.to(device), mask_BL.to(device)
-    exact = model(ids_BL, attention_mask=mask_BL, position_ids=_positions(mask_BL), use_cache=True).past_key_values
+    exact = model(ids_BL, attention_mask=mask_BL, position_ids=positions(mask_BL), use_cache=True).past_key_values
     caches = [deepcopy(exact) for _ in runs]
     steps: list[list[tuple[Tensor, ...]]] = [[] for _ in runs]
     for step in range(batch.num_steps):
@@ -51,7 +51,7 @@ def decode(model: Any, batch: Batch, runs: Sequence[Run], cache: str) -> list[Ef
         given = {
             "input_ids": rest_BS[:, step, None],
             "attention_mask": mask_BL,
-            "position_ids": _positions(mask_BL)[:, -1:],
+            "position_ids": positions(mask_BL)[:, -1:],
         }
         before = [deepcopy(exact) for _ in runs] if cache == "exact" else caches
         truth_BV = _step(model, given, exact)
@@ -69,7 +69,8 @@ def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _positions(mask_BL: Tensor) -> Tensor:
+def positions(mask_BL: Tensor) -> Tensor:
+    """Every token's place in its own sequence, [B, L]; 0 for padding."""
     return (mask_BL.cumsum(-1) - 1).clamp(min=0)
 
 
