@@ -102,29 +102,33 @@ def calibrate(
 
 @app.command("table")
 def markdown_table(
-    saved: Annotated[list[Path], typer.Argument(help="The .jsonl files of `lynx-moe eval` and `fidelity`.")],
+    saved: Annotated[list[Path], typer.Argument(help="The .jsonl files of `lynx-moe eval`, `fidelity` and `bakeoff`.")],
 ) -> None:
     """Prints saved records as Markdown, without running anything."""
     from lynx_moe.lab import lines, tables
+    from lynx_moe.lab.bakeoff import page
 
     for file in saved:
-        record = lines.load(file, *tables.MARKDOWN)
+        record = lines.load(file, *tables.MARKDOWN, "bakeoff")
         typer.echo(f"### {Path(record['settings']['model']).name}\n")
-        typer.echo(tables.MARKDOWN[record["kind"]](record["results"]))
+        bakeoff = record["kind"] == "bakeoff"
+        typer.echo(page.markdown(record) if bakeoff else tables.MARKDOWN[record["kind"]](record["results"]))
 
 
 @app.command()
 def plot(
-    saved: Annotated[Path, typer.Argument(help="A demo.json, or the .jsonl of `lynx-moe eval` or `fidelity`.")],
-    out: Annotated[Path | None, typer.Option(help="The picture (default: beside the record).")] = None,
+    saved: Annotated[Path, typer.Argument(help="A demo.json, or the .jsonl of `eval`, `fidelity` or `bakeoff`.")],
+    out: Annotated[Path | None, typer.Option(help="The picture or page (default: beside the record).")] = None,
 ) -> None:
     """Draws a saved record again, without running anything."""
     from lynx_moe.lab import lines, plot_evaluation, plot_fidelity, plots, record
+    from lynx_moe.lab.bakeoff import page
 
     if saved.suffix == ".jsonl":
-        pictures = {"evaluation": plot_evaluation.draw, "fidelity": plot_fidelity.draw}
+        pictures = {"evaluation": plot_evaluation.draw, "fidelity": plot_fidelity.draw, "bakeoff": page.draw}
         lined = lines.load(saved, *pictures)
-        typer.echo(pictures[lined["kind"]](lined, out or saved.with_suffix(".png")))
+        suffix = ".html" if lined["kind"] == "bakeoff" else ".png"
+        typer.echo(pictures[lined["kind"]](lined, out or saved.with_suffix(suffix)))
         return
     loaded = record.load(saved)
     if loaded["kind"] != "demo":

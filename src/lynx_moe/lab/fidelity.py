@@ -98,13 +98,14 @@ def measure(
     return whole
 
 
-def summary(cut: Sequence[Batch], effects: Sequence[Effect]) -> Line:
-    """Means over tokens with 95 % intervals (bootstrap over sequences), and each sequence's means with its group."""
+def summary(cut: Sequence[Batch], effects: Sequence[Effect], names: Sequence[str] = Effect._fields) -> Line:
+    """Means over tokens of the effect's named parts with 95 % intervals (bootstrap over sequences), and each sequence's
+    means with its group."""
     found: Line = {"num_sequences": sum(len(batch.members) for batch in cut)}
     found["num_tokens"] = sum(effect.kl.numel() for effect in effects)
     found["groups"] = [member.group for batch in cut for member in batch.members]
     steps = [batch.num_steps for batch in cut for _ in batch.members]
-    for name in Effect._fields:
+    for name in names:
         values = [value for effect in effects for value in getattr(effect, name).mean(0).tolist()]
         found[name] = sum(value * count for value, count in zip(values, steps, strict=True)) / sum(steps)
         found[f"{name}_interval"] = weighted_mean(values, steps)

@@ -61,6 +61,29 @@ def decode(model: Any, batch: Batch, runs: Sequence[Run], cache: str) -> list[Ef
     return [Effect(*map(torch.stack, zip(*found, strict=True))) for found in steps]
 
 
+@torch.inference_mode()
+def decode_together(model: Any, batch: Batch, run: Run, num: int) -> list[Effect]:
+    """As `decode` with cache "own", for many policies in one forward: the rows of `num` of them, side by side.
+
+    run: of a policy that leaves the first rows to the exact model (`bakeoff.together`); the effects are of the others.
+    """
+    device = next(model.parameters()).device
+    ids_BL, mask_BL = (part.to(device) for part in left_padded([member.prefix for member in batch.members]))
+    rest_BS = torch.tensor([member.rest[: batch.num_steps + 1] for member in batch.members], device=device)
+    cache = model(ids_BL, attention_mask=mask_BL, position_ids=positions(mask_BL), use_cache=True).past_key_values
+    cache.batch_select_indices(torch.arange(len(ids_BL), device=device).repeat(num))
+    steps: list[list[tuple[Tensor, ...]]] = [[] for _ in range(num - 1)]
+    for step in range(batch.num_steps):
+        mask_BL = F.pad(mask_BL, (0, 1), value=1)
+        given = {"input_ids": rest_BS[:, step, None], "position_ids": positions(mask_BL)[:, -1:]}
+        given = {name: part.repeat(num, 1) for name, part in (given | {"attention_mask": mask_BL}).items()}
+        with run:
+            truth_BV, *found = _step(model, given, cache).chunk(num)
+        for kept, policy_BV in zip(steps, found, strict=True):
+            kept.append(_compare(truth_BV, policy_BV, rest_BS[:, step + 1]))
+    return [Effect(*map(torch.stack, zip(*kept, strict=True))) for kept in steps]
+
+
 def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask, [B, L] each; padding has id 0, which nothing attends to."""
     width = max(map(len, rows))
