@@ -1,36 +1,15 @@
 """`lynx-moe calibrate` on a tiny model, and calibrated policies with its file."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig
 from typer.testing import CliRunner
 
 from lynx_moe.calibration.artifact import load
 from lynx_moe.cli import app
 from lynx_moe.lab import calibrate, fidelity, lines
 from lynx_moe.policies.calibrated import DIMENSIONS
-
-MODELS = Path(__file__).resolve().parents[2] / "models"
-SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16,
-         "num_key_value_heads": 1, "num_experts": 12, "num_experts_per_tok": 4, "moe_intermediate_size": 16,
-         "norm_topk_prob": True}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    tokenizer = AutoTokenizer.from_pretrained(MODELS / "tokenizer")
-    torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(Qwen3MoeConfig(vocab_size=len(tokenizer), **SIZES))
-    for weight in model.parameters():
-        if weight.ndim > 1:
-            torch.nn.init.normal_(weight, std=2 * weight.shape[-1] ** -0.5)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
 
 
 def test_one_file_serves_all_calibrated_policies(folder: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ GRIDS: dict[str, Callable[[int, int], Sequence[str]]] = {
     "xshare": lambda e, k: over("xshare:budget={},k0={}", budgets(e, k), (0, 1)),
     "topk": lambda e, k: over("topk:k={}", range(1, k)),
     "naee": lambda e, k: over("naee:beta={}", (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)),
-    "min-p": lambda e, k: over("min-p:k_min={},threshold={}", sorted({1, k // 2}), (0.05, 0.1, 0.2, 0.4)),
+    "min-p": lambda e, k: over("min-p:k_min={},threshold={}", sorted({1, max(1, k // 2)}), (0.05, 0.1, 0.2, 0.4)),
     "sere": lambda e, k: over("sere:num_primary={},rho={}", range(1, max(2, k // 2 + 1)), (0.0, 0.5)),
     "exfold": lambda e, k: over("exfold:num_keep={}", sorted({max(1, k // 2), *budgets(e, k)})),
     "reap": lambda e, k: over("reap:num_keep={}", budgets(e, k)),

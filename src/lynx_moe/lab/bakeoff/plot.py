@@ -41,11 +41,14 @@ def _picture(whole: Line, found: Sequence[Line], path: Path, panel: Any) -> Path
             axes.set_title(name_of(size, mix), fontsize=10)
     handles = [grid[0][0].plot([], [], label=name, **style)[0] for name, style in styles.items()]
     handles += [grid[0][0].plot([], [], "k-", label="own norm")[0], grid[0][0].plot([], [], "k:", label="norm=mass")[0]]
-    figure.legend(handles=handles, loc="lower center", ncols=7, fontsize=9, frameon=False, bbox_to_anchor=(0.5, 0.01))
+    columns = 2 + 2 * len(sizes)
+    lines, height = -(-len(handles) // columns), figure.get_figheight()
+    place = {"loc": "lower center", "ncols": columns, "bbox_to_anchor": (0.5, 0.2 / height)}
+    figure.legend(handles=handles, fontsize=9, frameon=False, **place)
     tokens = min(line["num_tokens"] for line in tested(whole))
     title = f"{Path(whole['settings']['model']).name}: n = {tokens} tokens and more a panel, knobs chosen on other data"
     figure.suptitle(title, fontsize=11)
-    save(figure, whole["environment"], path, bottom=0.1)
+    save(figure, whole["environment"], path, bottom=(0.3 + 0.22 * lines) / height)
     plt.close(figure)
     return path
 
