@@ -109,6 +109,18 @@ def test_a_finished_record_is_only_shown_and_drawn_again(record: Path, tmp_path:
     assert page.startswith("### qwen3-moe\n\n| task | n | vanilla | random:num_keep=64 |")
 
 
+def test_calibrated_policies_take_their_file_under_vllm(tmp_path: Path) -> None:
+    file = tmp_path / "c.safetensors"
+    made = run("calibrate", "qwen3-moe", "--sequences", "28", "-o", str(file))
+    assert made.returncode == 0, made.stderr
+    knobs = ("reap:num_keep=8", "exfold:num_keep=8", "sere:num_primary=1,rho=0")
+    result = measure(tmp_path, " ".join(f"{knob},data={file}" for knob in knobs))
+    assert result.returncode == 0, result.stderr
+    found = lines.load(tmp_path / "eval.jsonl", "evaluation")["results"][:: len(TASKS)]
+    assert [line["after"] <= 8 for line in found] == [True, True, False]
+    assert all(line["after"] < line["before"] for line in found)
+
+
 def test_an_interrupted_record_goes_on_and_takes_no_other_settings(
     record: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from lynx_moe.lab.documents import Document, batches, from_file, from_testbed
-from lynx_moe.testbed.tasks import TASKS
+from lynx_moe.testbed.tasks import TASKS, is_held_out
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 
@@ -46,6 +46,27 @@ def test_exercises_are_the_held_out_ones_with_their_ends(tokenizer):
         assert document.rest[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(document.prefix).endswith("->")
     assert from_testbed(tokenizer, 28, seed=1) != documents
+
+
+def test_splits_share_no_document_and_calibration_none_that_is_held_out(tokenizer, tmp_path):
+    splits = {split: from_testbed(tokenizer, 140, seed=0, split=split) for split in ("calibrate", "tune", "test")}
+    prompts = {
+        split: {tokenizer.decode(document.prefix, skip_special_tokens=True) for document in documents}
+        for split, documents in splits.items()
+    }
+    assert all(Counter(document.group for document in documents) == dict.fromkeys(TASKS, 10)
+               for documents in splits.values())  # fmt: skip
+    assert not any(map(is_held_out, prompts["calibrate"]))
+    assert all(map(is_held_out, prompts["tune"] | prompts["test"]))
+    assert not prompts["tune"] & prompts["test"]
+
+    book = tmp_path / "book.txt"
+    book.write_text(" ".join(map(str, range(3000))))
+    whole = from_file(book, tokenizer, 10**6, num_prefix=8, num_steps=4)
+    parts = [from_file(book, tokenizer, 10**6, 8, 4, split) for split in ("calibrate", "tune", "test")]
+    assert sorted(one.prefix for part in parts for one in part) == sorted(one.prefix for one in whole)
+    assert min(map(len, parts)) > len(whole) / 6
+    assert max(parts, key=len) == parts[2]
 
 
 def test_text_is_cut_into_windows_and_pairs_are_kept(tokenizer, tmp_path):

@@ -16,6 +16,7 @@ from lynx_moe.cli.options import (
     Policies,
     Seed,
     Sequences,
+    Split,
     Steps,
     found,
     sizes,
@@ -138,6 +139,7 @@ def fidelity(
     steps: Steps = 32,
     seed: Seed = 0,
     dtype: Dtype = "auto",
+    split: Split = "all",
     out: Out = Path("out/fidelity"),
 ) -> None:
     """How far policies move the next-token distribution from the model's own; goes on with what --out holds."""
@@ -155,6 +157,7 @@ def fidelity(
         steps=steps,
         seed=seed,
         dtype=dtype,
+        split=split,
     )
     console, file = Console(), out / "fidelity.jsonl"
     result = measurement.measure(settings, policies.split(), file, advance=console.print)

@@ -15,6 +15,7 @@ Sequences = Annotated[int, typer.Option(help="Documents to decode.")]
 Prefix = Annotated[int, typer.Option(help="Tokens of running text that are prefilled.")]
 Steps = Annotated[int, typer.Option(help="Tokens of running text that are decoded.")]
 Seed = Annotated[int, typer.Option(help="Draws the exercises and who shares a batch.")]
+Split = Annotated[str, typer.Option(help="Of the data: all, calibrate, tune or test, which never overlap.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, ...; auto: as the weights were saved.")]
 
 

@@ -1,4 +1,4 @@
-"""`lynx-moe record | replay | table | plot`: router logits, and saved measurements, seen again."""
+"""`lynx-moe record | replay | calibrate | table | plot`: router logits, calibration, saved measurements seen again."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lynx_moe.cli.options import Data, Dtype, Model, Policies, Seed, Sequences, Steps, found
+from lynx_moe.cli.options import Data, Dtype, Model, Policies, Prefix, Seed, Sequences, Steps, found
 from lynx_moe.policies import make_policy
 
 app = typer.Typer()
@@ -67,31 +67,68 @@ def replay(
         out.write_text("".join(json.dumps(line) + "\n" for line in rows))
 
 
+@app.command()
+def calibrate(
+    model: Model,
+    data: Data = "testbed",
+    sequences: Sequences = 448,
+    prefix: Prefix = 32,
+    steps: Steps = 224,
+    seed: Seed = 0,
+    split: Annotated[str, typer.Option(help="calibrate: what no test draws; all: the whole file.")] = "calibrate",
+    similarity: Annotated[str, typer.Option(help="How alike two experts are: frobenius or cosine.")] = "frobenius",
+    dtype: Dtype = "auto",
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file.")] = Path("out/calibration.safetensors"),
+) -> None:
+    """Measures what sere, exfold and reap need of a model's experts; use it as their knob data=FILE."""
+    from lynx_moe.lab import calibrate as measurement
+    from lynx_moe.lab import fidelity
+
+    settings = fidelity.Settings(
+        model=found(model),
+        data=data,
+        batch_sizes=(2,),
+        num_sequences=sequences,
+        prefix=prefix,
+        steps=steps,
+        seed=seed,
+        dtype=dtype,
+        split=split,
+    )
+    with Console().status("starting") as status:
+        made = measurement.calibrate(settings, out, similarity, advance=status.update)
+    typer.echo(f"{len(made.layers)} layers, {made.provenance.num_tokens} tokens: {out}")
+
+
 @app.command("table")
 def markdown_table(
-    saved: Annotated[list[Path], typer.Argument(help="The .jsonl files of `lynx-moe eval` and `fidelity`.")],
+    saved: Annotated[list[Path], typer.Argument(help="The .jsonl files of `lynx-moe eval`, `fidelity` and `bakeoff`.")],
 ) -> None:
     """Prints saved records as Markdown, without running anything."""
     from lynx_moe.lab import lines, tables
+    from lynx_moe.lab.bakeoff import page
 
     for file in saved:
-        record = lines.load(file, *tables.MARKDOWN)
+        record = lines.load(file, *tables.MARKDOWN, "bakeoff")
         typer.echo(f"### {Path(record['settings']['model']).name}\n")
-        typer.echo(tables.MARKDOWN[record["kind"]](record["results"]))
+        bakeoff = record["kind"] == "bakeoff"
+        typer.echo(page.markdown(record) if bakeoff else tables.MARKDOWN[record["kind"]](record["results"]))
 
 
 @app.command()
 def plot(
-    saved: Annotated[Path, typer.Argument(help="A demo.json, or the .jsonl of `lynx-moe eval` or `fidelity`.")],
-    out: Annotated[Path | None, typer.Option(help="The picture (default: beside the record).")] = None,
+    saved: Annotated[Path, typer.Argument(help="A demo.json, or the .jsonl of `eval`, `fidelity` or `bakeoff`.")],
+    out: Annotated[Path | None, typer.Option(help="The picture or page (default: beside the record).")] = None,
 ) -> None:
     """Draws a saved record again, without running anything."""
     from lynx_moe.lab import lines, plot_evaluation, plot_fidelity, plots, record
+    from lynx_moe.lab.bakeoff import page
 
     if saved.suffix == ".jsonl":
-        pictures = {"evaluation": plot_evaluation.draw, "fidelity": plot_fidelity.draw}
+        pictures = {"evaluation": plot_evaluation.draw, "fidelity": plot_fidelity.draw, "bakeoff": page.draw}
         lined = lines.load(saved, *pictures)
-        typer.echo(pictures[lined["kind"]](lined, out or saved.with_suffix(".png")))
+        suffix = ".html" if lined["kind"] == "bakeoff" else ".png"
+        typer.echo(pictures[lined["kind"]](lined, out or saved.with_suffix(suffix)))
         return
     loaded = record.load(saved)
     if loaded["kind"] != "demo":

@@ -1,5 +1,10 @@
-"""Documents to decode along: a prefix that is prefilled, and the true continuation; and how they share batches."""
+"""Documents to decode along: a prefix that is prefilled, and the true continuation; and how they share batches.
 
+A split keeps apart what is calibrated on, what knobs are chosen on, and what is reported on. Who belongs where is
+decided by a hash of the prompt or prefix, so no two commands and no two machines disagree.
+"""
+
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,9 +13,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from lynx_moe.testbed.tasks import TASKS, test_items
+from lynx_moe.testbed.tasks import TASKS, Item, is_held_out, test_items, train_item
 
 MIXES = ("one", "mixed")
+SPLITS = ("all", "calibrate", "tune", "test")
 MIN_STEPS = 4
 
 
@@ -31,21 +37,38 @@ class Batch:
     num_steps: int
 
 
-def from_testbed(tokenizer: Any, num_sequences: int, seed: int) -> list[Document]:
-    """Held-out exercises, equally many of every task: the prompt, and the right answer with its end."""
+def split_of(text: str) -> str:
+    """ "test" for half of all texts, "tune" and "calibrate" for a quarter each.
+
+    The first byte of the digest is left out: it says which exercises are held out (`testbed.tasks.is_held_out`).
+    """
+    return ("test", "tune", "test", "calibrate")[hashlib.sha256(text.encode()).digest()[1] % 4]
+
+
+def from_testbed(tokenizer: Any, num_sequences: int, seed: int, split: str = "all") -> list[Document]:
+    """Exercises, equally many of every task: the prompt, and the right answer with its end. They are held out, all of
+    them or those of `split`; for "calibrate" they are drawn as those of training were."""
     from lynx_moe.testbed.data import encode_item
+
+    def items(task: str, num: int) -> list[Item]:
+        if split == "calibrate":
+            rng = Random(f"calibrate/{task}/{seed}")
+            return [train_item(task, rng) for _ in range(num)]
+        return test_items(task, num, seed, lambda prompt: is_held_out(prompt) and split in ("all", split_of(prompt)))
 
     found = []
     for task in TASKS:
-        for item in test_items(task, max(1, num_sequences // len(TASKS)), seed=seed):
+        for item in items(task, max(1, num_sequences // len(TASKS))):
             ids, given = encode_item(item, tokenizer)
             found.append(Document(task, tuple(ids[:given]), tuple(ids[given:])))
     return found
 
 
-def from_file(path: Path, tokenizer: Any, num_sequences: int, num_prefix: int, num_steps: int) -> list[Document]:
-    """The first sequences of `path`: of a `.jsonl` file a line each, `{"prompt", "continuation", "group"}` or
-    `{"text", "group"}`, `group` being optional; of any other file a window of running text each.
+def from_file(
+    path: Path, tokenizer: Any, num_sequences: int, num_prefix: int, num_steps: int, split: str = "all"
+) -> list[Document]:
+    """The first sequences of `path`, of those in `split`: of a `.jsonl` file a line each, `{"prompt", "continuation",
+    "group"}` or `{"text", "group"}`, `group` being optional; of any other file a window of running text each.
 
     Text is cut into `num_prefix` tokens of prefix and `num_steps` + 1 of continuation; what is shorter is left out.
     Raises ValueError for a file that cannot be read, is malformed, or holds nothing long enough.
@@ -59,13 +82,15 @@ def from_file(path: Path, tokenizer: Any, num_sequences: int, num_prefix: int, n
         if rest is None:
             size = num_prefix + num_steps + 1
             windows = [prompt[i : i + size] for i in range(0, len(prompt) - size + 1, size)]
-            found += [Document(group, tuple(w[:num_prefix]), tuple(w[num_prefix:])) for w in windows]
-        elif len(rest) > MIN_STEPS:
-            found.append(Document(group, tuple(prompt), tuple(rest[: num_steps + 1])))
+            new = [Document(group, tuple(w[:num_prefix]), tuple(w[num_prefix:])) for w in windows]
+        else:
+            new = [Document(group, tuple(prompt), tuple(rest[: num_steps + 1]))] if len(rest) > MIN_STEPS else []
+        found += [one for one in new if split in ("all", split_of(str(one.prefix)))]
         if len(found) >= num_sequences:
             return found[:num_sequences]
     if not found:
-        raise ValueError(f"{path} holds no text of {num_prefix} + {num_steps + 1} tokens; lower --prefix or --steps")
+        what = f"{path} holds no text of {num_prefix} + {num_steps + 1} tokens"
+        raise ValueError(f"{what} (split {split}); lower --prefix or --steps")
     return found
 
 

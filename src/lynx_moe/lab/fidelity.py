@@ -13,7 +13,7 @@ import torch
 
 from lynx_moe.engines.transformers import Run, apply
 from lynx_moe.lab import lines
-from lynx_moe.lab.documents import MIXES, Batch, Document, batches, from_file, from_testbed
+from lynx_moe.lab.documents import MIXES, SPLITS, Batch, Document, batches, from_file, from_testbed
 from lynx_moe.lab.intervals import weighted_mean
 from lynx_moe.lab.lockstep import CACHES, Effect, decode
 from lynx_moe.policies import make_policy
@@ -32,6 +32,7 @@ class Settings:
     num_sequences  documents to draw from; the same ones for all batch sizes and policies.
     prefix, steps  tokens of running text that are prefilled, and that are decoded; exercises have their own lengths.
     dtype          what the weights are held in; "auto": as they were saved.
+    split          which of the data: "all", or "calibrate", "tune", "test" (`documents` keeps them apart).
     """
 
     model: str
@@ -44,10 +45,11 @@ class Settings:
     steps: int = 32
     seed: int = 0
     dtype: str = "auto"
+    split: str = "all"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("mixes", MIXES), ("caches", CACHES)):
-            given = getattr(self, name)
+        for name, allowed in (("mixes", MIXES), ("caches", CACHES), ("split", SPLITS)):
+            given = (self.split,) if name == "split" else getattr(self, name)
             if not given or not set(given) <= set(allowed):
                 raise ValueError(f"{name}={','.join(given)!r}: name some of {', '.join(allowed)}")
         if not self.batch_sizes or min(self.batch_sizes) < 2:
@@ -96,13 +98,14 @@ def measure(
     return whole
 
 
-def summary(cut: Sequence[Batch], effects: Sequence[Effect]) -> Line:
-    """Means over tokens with 95 % intervals (bootstrap over sequences), and each sequence's means with its group."""
+def summary(cut: Sequence[Batch], effects: Sequence[Effect], names: Sequence[str] = Effect._fields) -> Line:
+    """Means over tokens of the effect's named parts with 95 % intervals (bootstrap over sequences), and each sequence's
+    means with its group."""
     found: Line = {"num_sequences": sum(len(batch.members) for batch in cut)}
     found["num_tokens"] = sum(effect.kl.numel() for effect in effects)
     found["groups"] = [member.group for batch in cut for member in batch.members]
     steps = [batch.num_steps for batch in cut for _ in batch.members]
-    for name in Effect._fields:
+    for name in names:
         values = [value for effect in effects for value in getattr(effect, name).mean(0).tolist()]
         found[name] = sum(value * count for value, count in zip(values, steps, strict=True)) / sum(steps)
         found[f"{name}_interval"] = weighted_mean(values, steps)
@@ -129,8 +132,9 @@ def open_model(settings: Settings, specs: Sequence[str]) -> tuple[Any, Any, list
 def documents(settings: Settings, tokenizer: Any) -> list[Document]:
     """What `settings.data` names. Raises ValueError where it holds nothing of use."""
     if settings.data == "testbed":
-        return from_testbed(tokenizer, settings.num_sequences, settings.seed)
-    return from_file(Path(settings.data), tokenizer, settings.num_sequences, settings.prefix, settings.steps)
+        return from_testbed(tokenizer, settings.num_sequences, settings.seed, settings.split)
+    size = (settings.num_sequences, settings.prefix, settings.steps)
+    return from_file(Path(settings.data), tokenizer, *size, settings.split)
 
 
 def _loads(run: Run) -> Line:

@@ -43,7 +43,7 @@ def decode(model: Any, batch: Batch, runs: Sequence[Run], cache: str) -> list[Ef
     ids_BL, mask_BL = left_padded([member.prefix for member in batch.members])
     rest_BS = torch.tensor([member.rest[: batch.num_steps + 1] for member in batch.members], device=device)
     ids_BL, mask_BL = ids_BL.to(device), mask_BL.to(device)
-    exact = model(ids_BL, attention_mask=mask_BL, position_ids=_positions(mask_BL), use_cache=True).past_key_values
+    exact = model(ids_BL, attention_mask=mask_BL, position_ids=positions(mask_BL), use_cache=True).past_key_values
     caches = [deepcopy(exact) for _ in runs]
     steps: list[list[tuple[Tensor, ...]]] = [[] for _ in runs]
     for step in range(batch.num_steps):
@@ -51,7 +51,7 @@ def decode(model: Any, batch: Batch, runs: Sequence[Run], cache: str) -> list[Ef
         given = {
             "input_ids": rest_BS[:, step, None],
             "attention_mask": mask_BL,
-            "position_ids": _positions(mask_BL)[:, -1:],
+            "position_ids": positions(mask_BL)[:, -1:],
         }
         before = [deepcopy(exact) for _ in runs] if cache == "exact" else caches
         truth_BV = _step(model, given, exact)
@@ -59,6 +59,29 @@ def decode(model: Any, batch: Batch, runs: Sequence[Run], cache: str) -> list[Ef
             with run:
                 found.append(_compare(truth_BV, _step(model, given, own), rest_BS[:, step + 1]))
     return [Effect(*map(torch.stack, zip(*found, strict=True))) for found in steps]
+
+
+@torch.inference_mode()
+def decode_together(model: Any, batch: Batch, run: Run, num: int) -> list[Effect]:
+    """As `decode` with cache "own", for many policies in one forward: the rows of `num` of them, side by side.
+
+    run: of a policy that leaves the first rows to the exact model (`bakeoff.together`); the effects are of the others.
+    """
+    device = next(model.parameters()).device
+    ids_BL, mask_BL = (part.to(device) for part in left_padded([member.prefix for member in batch.members]))
+    rest_BS = torch.tensor([member.rest[: batch.num_steps + 1] for member in batch.members], device=device)
+    cache = model(ids_BL, attention_mask=mask_BL, position_ids=positions(mask_BL), use_cache=True).past_key_values
+    cache.batch_select_indices(torch.arange(len(ids_BL), device=device).repeat(num))
+    steps: list[list[tuple[Tensor, ...]]] = [[] for _ in range(num - 1)]
+    for step in range(batch.num_steps):
+        mask_BL = F.pad(mask_BL, (0, 1), value=1)
+        given = {"input_ids": rest_BS[:, step, None], "position_ids": positions(mask_BL)[:, -1:]}
+        given = {name: part.repeat(num, 1) for name, part in (given | {"attention_mask": mask_BL}).items()}
+        with run:
+            truth_BV, *found = _step(model, given, cache).chunk(num)
+        for kept, policy_BV in zip(steps, found, strict=True):
+            kept.append(_compare(truth_BV, policy_BV, rest_BS[:, step + 1]))
+    return [Effect(*map(torch.stack, zip(*kept, strict=True))) for kept in steps]
 
 
 def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -69,7 +92,8 @@ def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _positions(mask_BL: Tensor) -> Tensor:
+def positions(mask_BL: Tensor) -> Tensor:
+    """Every token's place in its own sequence, [B, L]; 0 for padding."""
     return (mask_BL.cumsum(-1) - 1).clamp(min=0)
 
 

@@ -24,10 +24,11 @@ def demo(record: dict[str, Any], path: Path) -> Path:
     return path
 
 
-def save(figure: Any, env: dict[str, Any], path: Path) -> None:
-    """Writes the figure with the machine and the day of its record below it; folders are made."""
+def save(figure: Any, env: dict[str, Any], path: Path, bottom: float = 0.03) -> None:
+    """Writes the figure with the machine and the day of its record below it; folders are made. bottom: the share of
+    its height that is kept free for that, and for a legend."""
     figure.text(0.01, 0.01, f"{env['cpu']}, {env['cores']} cores · {env['date'][:10]}", fontsize=7, color="#666666")
-    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    figure.tight_layout(rect=(0, bottom, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

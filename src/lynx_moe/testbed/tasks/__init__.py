@@ -3,6 +3,7 @@
 `TASKS` names the generators; `test_items` draws the held-out exercises, `train_item` all others.
 """
 
+from collections.abc import Callable
 from itertools import count
 from random import Random
 
@@ -36,10 +37,16 @@ def train_item(task: str, rng: Random) -> Item:
     return item
 
 
-def test_items(task: str, n: int, seed: int = 0) -> list[Item]:  # noqa: PT028
+def test_items(
+    task: str,
+    n: int,
+    seed: int = 0,  # noqa: PT028 - no test
+    belongs: Callable[[str], bool] = is_held_out,  # noqa: PT028
+) -> list[Item]:
     """`n` different held-out exercises of `task`; the same ones for the same `seed`, and a prefix of any longer list.
 
-    Raises ValueError for an unknown task, or when `task` has fewer than `n` held-out exercises.
+    belongs: which prompts may be drawn, some of the held-out ones.
+    Raises ValueError for an unknown task, or when `task` has fewer than `n` of these exercises.
     """
     generate, rng = _generator(task), Random(f"{task}/{seed}")
     found: dict[str, Item] = {}
@@ -49,7 +56,7 @@ def test_items(task: str, n: int, seed: int = 0) -> list[Item]:  # noqa: PT028
         if draw > 200 * (n + 1):
             raise ValueError(f"task {task!r} has about {len(found)} held-out exercises, {n} were asked for")
         item = generate(rng)
-        if is_held_out(item.prompt):
+        if belongs(item.prompt):
             found.setdefault(item.prompt, item)
     raise AssertionError("unreachable")
 

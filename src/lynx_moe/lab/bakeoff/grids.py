@@ -1,0 +1,97 @@
+"""The knob settings that each policy is tried with: one line per policy, from the router's E experts and K = top_k."""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import product
+from typing import NamedTuple
+
+from lynx_moe.policies import POLICIES, knobs, make_policy
+from lynx_moe.policies.calibrated import Calibrated
+from lynx_moe.routing import RouterSpec
+
+NORMS = ("model", "mass")
+DEPTHS = (0.12, 0.25, 0.5, 1.0, 2.0, 4.0)  # of lynx' last bin, in nats below the favourite: alpha = beta / depth
+BUDGETS = 6
+
+
+def over(text: str, *values: Iterable[object]) -> list[str]:
+    """`text` with every combination of values in its places."""
+    return [text.format(*chosen) for chosen in product(*values)]
+
+
+def budgets(num_experts: int, least: int) -> list[int]:
+    """Up to six numbers of experts from `least` to below all, in equal ratios."""
+    ratio = num_experts / least
+    return sorted({round(least * ratio ** (step / BUDGETS)) for step in range(BUDGETS)} - {num_experts})
+
+
+GRIDS: dict[str, Callable[[int, int], Sequence[str]]] = {
+    "lynx": lambda e, k: ["lynx", *(f"lynx:alpha={b / d:g},beta={b}" for b in (1, 2, 4) for d in DEPTHS)],
+    "lynx-v1": lambda e, k: ["lynx-v1", *over("lynx-v1:num_keep={}", budgets(e, k)),
+                             *over("lynx-v1:mode=confidence,threshold={}", (0.2, 0.5, 0.8))],
+    "oea": lambda e, k: over("oea:k0={}", range(1, k)),
+    "xshare": lambda e, k: over("xshare:budget={},k0={}", budgets(e, k), (0, 1)),
+    "topk": lambda e, k: over("topk:k={}", range(1, k)),
+    "naee": lambda e, k: over("naee:beta={}", (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)),
+    "min-p": lambda e, k: over("min-p:k_min={},threshold={}", sorted({1, max(1, k // 2)}), (0.05, 0.1, 0.2, 0.4)),
+    "sere": lambda e, k: over("sere:num_primary={},rho={}", range(1, max(2, k // 2 + 1)), (0.0, 0.5)),
+    "exfold": lambda e, k: over("exfold:num_keep={}", sorted({max(1, k // 2), *budgets(e, k)})),
+    "reap": lambda e, k: over("reap:num_keep={}", budgets(e, k)),
+    "random": lambda e, k: over("random:num_keep={}", budgets(e, k)),
+}  # fmt: skip
+
+
+class Setting(NamedTuple):
+    """method: the policy's name, with the norm where it is not the policy's own; spec: the whole spec string."""
+
+    method: str
+    spec: str
+
+
+def settings(
+    router: RouterSpec, names: Collection[str] = (), norms: Sequence[str] = NORMS, calibration: str | None = None
+) -> list[Setting]:
+    """Every setting of the named policies (none named: of all in the table) under each norm.
+
+    "model" stands for what each policy does by itself. Calibrated policies are left out without a calibration file.
+    Raises ValueError for a policy without a grid, and where nothing is left.
+    """
+    missing = sorted(set(names) - set(GRIDS))
+    if missing:
+        raise ValueError(
+            f"no grid of {', '.join(missing)}; there are grids of {', '.join(GRIDS)} (lab/bakeoff/grids.py)"
+        )
+    found = []
+    for name in names or GRIDS:
+        if needs_calibration(name) and calibration is None:
+            continue
+        for norm in norms:
+            if norm != "model" and "norm" not in knobs(POLICIES[name]):
+                continue
+            more = [] if norm == "model" else [f"norm={norm}"]
+            more += [f"data={calibration}"] if needs_calibration(name) else []
+            specs = (_with(spec, more) for spec in GRIDS[name](router.num_experts, router.top_k))
+            method = name if norm == "model" else f"{name} norm={norm}"
+            found += [Setting(method, make_policy(spec).spec) for spec in specs]
+    if not found:
+        raise ValueError("sere, exfold and reap need --calibration FILE (lynx-moe calibrate)")
+    return list(dict.fromkeys(found))
+
+
+def needs_calibration(name: str) -> bool:
+    return issubclass(POLICIES[name], Calibrated)
+
+
+def is_published(name: str) -> bool:
+    """Of a paper, a release or a pull request: neither a control nor the baseline."""
+    return POLICIES[name].source != "-"
+
+
+def short(spec: str) -> str:
+    """A spec without the path of its calibration file."""
+    name, _, rest = spec.partition(":")
+    kept = ",".join(part for part in rest.split(",") if not part.startswith("data="))
+    return f"{name}:{kept}" if kept else name
+
+
+def _with(spec: str, more: Sequence[str]) -> str:
+    return spec if not more else f"{spec}{',' if ':' in spec else ':'}{','.join(more)}"

@@ -1,0 +1,137 @@
+"""The bakeoff's record: a line of settings, a line per cell and setting, and a line per policy of what deciding costs.
+
+On the split "tune" every setting of every grid is measured; on "test" only those on each method's tune front, so that
+what is reported was not chosen on the data it is reported on. The record is written after every cell. What it lacks is
+measured: after a kill the rest, after a policy or a grid was added its settings.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lynx_moe.calibration import artifact
+from lynx_moe.engines.transformers import apply
+from lynx_moe.lab import fidelity, lines
+from lynx_moe.lab.bakeoff.cost import costs
+from lynx_moe.lab.bakeoff.fronts import fronts
+from lynx_moe.lab.bakeoff.grids import NORMS, Setting, needs_calibration, settings
+from lynx_moe.lab.bakeoff.together import together
+from lynx_moe.lab.documents import MIXES, Batch, batches
+from lynx_moe.lab.lockstep import Effect, decode_together
+from lynx_moe.testbed.tasks import TASKS
+
+Line = dict[str, Any]
+SPLITS = ("tune", "test")
+ROWS, LOGITS = 4096, 2**27  # of one forward at most; logits are float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides a result, as in `fidelity.Settings`. num_sequences: of a cell on "test", rounded to whole batches;
+    "tune" has half as many. calibration: the file for calibrated policies; None leaves them out."""
+
+    model: str
+    data: str = "testbed"
+    batch_sizes: tuple[int, ...] = (4, 16, 64)
+    mixes: tuple[str, ...] = MIXES
+    num_sequences: int = 112
+    prefix: int = 32
+    steps: int = 32
+    seed: int = 0
+    dtype: str = "auto"
+    norms: tuple[str, ...] = NORMS
+    calibration: str | None = None
+
+    def __post_init__(self) -> None:
+        self.of(SPLITS[0])
+        if self.calibration is not None:
+            about = artifact.load(self.calibration).provenance
+            if about.data.startswith(f"{self.data}, split all"):
+                raise ValueError(f"{self.calibration} was measured on all of {self.data}; calibrate on its own split")
+
+    def of(self, split: str) -> fidelity.Settings:
+        """The documents' settings: enough of them for a full batch of every group. Raises ValueError as these do."""
+        given = {key: value for key, value in asdict(self).items() if key not in ("norms", "calibration")}
+        if self.data == "testbed":  # the same number of every task
+            each = max(self.batch_sizes, default=2) if "one" in self.mixes else 1
+            given["num_sequences"] = len(TASKS) * max(each, -(-self.num_sequences // len(TASKS)))
+        return fidelity.Settings(**given, split=split)
+
+
+def measure(
+    given: Settings, path: Path, names: Sequence[str] = (), advance: Callable[[str], None] = lambda message: None
+) -> Line:
+    """Measures what the record at `path` lacks of the named policies (none named: all), and returns the whole of it.
+
+    Raises ValueError for bad settings, a model without MoE layers, data that cannot be read or hold too little, and a
+    record of other settings.
+    """
+    whole = lines.begin(path, "bakeoff", asdict(given))
+    advance("loading the model")
+    model, tokenizer, (plain,) = fidelity.open_model(given.of("tune"), ["vanilla"])
+    grid = settings(plain.layers[0].spec, names, given.norms, given.calibration)
+    cells = [(split, size, mix) for split in SPLITS for size in given.batch_sizes for mix in given.mixes]
+    found = {split: fidelity.documents(given.of(split), tokenizer) for split in SPLITS}
+    for number, (split, size, mix) in enumerate(cells, 1):
+        done = {line["spec"] for line in of_cell(whole, split, size, mix)}
+        wanted = grid if split == "tune" else on_front(whole, grid, size, mix)
+        missing = [setting for setting in wanted if setting.spec not in done]
+        cut = few(batches(found[split], size, mix, given.seed), given.num_sequences // (1 + (split == "tune")) // size)
+        if not cut:
+            raise ValueError(f"no group of {given.data} has {size} sequences in split {split}; lower --batch-sizes")
+        what = f"{split}, batch {size}, {'one group' if mix == 'one' else 'mixed'}"
+        advance(f"{number} of {len(cells)}: {what}: {len(missing)} settings, {len(cut)} batches")
+        whole["results"] += cell(model, plain.shape, cut, missing, {"split": split, "batch_size": size, "mix": mix})
+        lines.save(whole, path)
+    timed = {line["policy"] for line in whole["results"] if line["kind"] == "cost"}
+    if missing := [one for one in grid if one.method not in timed and " " not in one.method]:
+        advance("timing the decisions")
+        size = min(16, len(found["tune"]))
+        whole["results"] += costs(model, batches(found["tune"], size, "mixed", given.seed)[-1], missing)
+        lines.save(whole, path)
+    return whole
+
+
+def cell(model: Any, shape: Any, cut: Sequence[Batch], wanted: Sequence[Setting], about: Line) -> list[Line]:
+    """A line per setting on these batches: as many settings at a time as fit into a forward."""
+    rows = min(ROWS, LOGITS // model.config.get_text_config().vocab_size)
+    size = max(1, rows // len(cut[0].members) - 1)
+    found = []
+    for start in range(0, len(wanted), size):
+        part = wanted[start : start + size]
+        policy = together([setting.spec for setting in part])
+        run = apply(model, policy)
+        effects: list[list[Effect]] = [decode_together(model, batch, run, len(part) + 1) for batch in cut]
+        loads = policy.loads.means()[1:]
+        for setting, effect, (before, after) in zip(part, zip(*effects, strict=True), loads, strict=True):
+            name = setting.method.partition(" ")[0]
+            line = {"kind": "bakeoff", **about, "policy": name, "method": setting.method, "spec": setting.spec}
+            line |= {"calibrated": needs_calibration(name), "before": before, "after": after}
+            found.append(line | fidelity.summary(cut, effect, ("kl", "agree")))
+    return found
+
+
+def of_cell(whole: Line, split: str, batch_size: int, mix: str) -> list[Line]:
+    key = (split, batch_size, mix)
+    found = [line for line in whole["results"] if line["kind"] == "bakeoff"]
+    return [line for line in found if (line["split"], line["batch_size"], line["mix"]) == key]
+
+
+def on_front(whole: Line, grid: Sequence[Setting], batch_size: int, mix: str) -> list[Setting]:
+    """The settings of the grid that are on their method's tune front of a cell."""
+    mine = {setting.spec for setting in grid}
+    tuned = [line for line in of_cell(whole, "tune", batch_size, mix) if line["spec"] in mine]
+    chosen = {setting["spec"] for one in fronts(tuned) for setting in one["settings"]}
+    return [setting for setting in grid if setting.spec in chosen]
+
+
+def few(cut: list[Batch], num: int) -> list[Batch]:
+    """`num` batches, at least one, evenly over all: over their lengths, or over their groups."""
+    num = min(max(1, num), len(cut))
+    return [cut[(2 * place + 1) * len(cut) // (2 * num)] for place in range(num)]
+
+
+def tested(whole: Line) -> list[Line]:
+    """The lines of the split that is reported."""
+    return [line for line in whole["results"] if line["kind"] == "bakeoff" and line["split"] == "test"]
