@@ -90,19 +90,20 @@ def measure(
         part = {"kind": "fidelity", "batch_size": batch_size, "mix": mix, "cache": cache}
         for spec, run, effect in zip(specs, runs, zip(*effects, strict=True), strict=True):
             whole["results"].append(
-                part | {"policy": spec, "spec": run.policy.spec} | summary(cut, effect) | _loads(run)
+                part | {"policy": spec, "spec": run.policy.spec} | summary(cut, effect) | loads(run)
             )
         lines.save(whole, path)
     return whole
 
 
-def summary(cut: Sequence[Batch], effects: Sequence[Effect]) -> Line:
-    """Means over tokens with 95 % intervals (bootstrap over sequences), and each sequence's means with its group."""
+def summary(cut: Sequence[Batch], effects: Sequence[Effect], names: Sequence[str] = Effect._fields) -> Line:
+    """Means over tokens with 95 % intervals (bootstrap over sequences), and each sequence's means with its group; of
+    the fields of `Effect` that are named."""
     found: Line = {"num_sequences": sum(len(batch.members) for batch in cut)}
     found["num_tokens"] = sum(effect.kl.numel() for effect in effects)
     found["groups"] = [member.group for batch in cut for member in batch.members]
     steps = [batch.num_steps for batch in cut for _ in batch.members]
-    for name in Effect._fields:
+    for name in names:
         values = [value for effect in effects for value in getattr(effect, name).mean(0).tolist()]
         found[name] = sum(value * count for value, count in zip(values, steps, strict=True)) / sum(steps)
         found[f"{name}_interval"] = weighted_mean(values, steps)
@@ -133,7 +134,7 @@ def documents(settings: Settings, tokenizer: Any) -> list[Document]:
     return from_file(Path(settings.data), tokenizer, settings.num_sequences, settings.prefix, settings.steps)
 
 
-def _loads(run: Run) -> Line:
+def loads(run: Run) -> Line:
     """Distinct experts per layer and step, from the ids that the experts got."""
     stats = run.stats()
     layers = {"before_by_layer": [layer.decode.mean_before for layer in stats.layers]}
