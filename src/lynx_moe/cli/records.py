@@ -82,16 +82,18 @@ def markdown_table(
 
 @app.command()
 def plot(
-    saved: Annotated[Path, typer.Argument(help="A demo.json, or the .jsonl of `lynx-moe eval` or `fidelity`.")],
-    out: Annotated[Path | None, typer.Option(help="The picture (default: beside the record).")] = None,
+    saved: Annotated[Path, typer.Argument(help="A demo.json, or the .jsonl of `eval`, `fidelity` or `profile`.")],
+    out: Annotated[Path | None, typer.Option(help="The picture or page (default: beside the record).")] = None,
 ) -> None:
     """Draws a saved record again, without running anything."""
     from lynx_moe.lab import lines, plot_evaluation, plot_fidelity, plots, record
+    from lynx_moe.lab.profile import page
 
     if saved.suffix == ".jsonl":
-        pictures = {"evaluation": plot_evaluation.draw, "fidelity": plot_fidelity.draw}
+        pictures = {"evaluation": plot_evaluation.draw, "fidelity": plot_fidelity.draw, "profile": page.draw}
         lined = lines.load(saved, *pictures)
-        typer.echo(pictures[lined["kind"]](lined, out or saved.with_suffix(".png")))
+        suffix = ".html" if lined["kind"] == "profile" else ".png"
+        typer.echo(pictures[lined["kind"]](lined, out or saved.with_suffix(suffix)))
         return
     loaded = record.load(saved)
     if loaded["kind"] != "demo":

@@ -1,1 +1,1 @@
-"""`lynx-moe profile`: what one model tolerates, observation by observation; measured, drawn, and said in plain words."""
+"""`lynx-moe profile`: what one model tolerates, observation by observation; measured, drawn, said in plain words."""

@@ -37,7 +37,7 @@ class Denial(Experiment):
     def check(self, spec: RouterSpec) -> None:
         super().check(spec)
         if spec.num_experts == spec.top_k:
-            raise ValueError(f"every token uses all {spec.top_k} experts: no other one can take over, so none is denied")
+            raise ValueError(f"every token uses all {spec.top_k} experts: none can be denied, for no other takes over")
 
     def propose(self, step: Step) -> Routing:
         denied_TE = self.denied(step)

@@ -52,8 +52,8 @@ def open_session(settings: Settings) -> Session:
     cut = [batch for batch in cut if batch.num_steps > 0]
     if not cut:
         raise ValueError(
-            f"{settings.data} fills no batch of {settings.batch_size} sequences; give more data, or lower --batch-size, "
-            "--prefix or --steps"
+            f"{settings.data} fills no batch of {settings.batch_size} sequences; give more data, or lower "
+            "--batch-size, --prefix or --steps"
         )
     return Session(settings=settings, model=model, batches=cut)
 

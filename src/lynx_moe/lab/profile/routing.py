@@ -1,7 +1,7 @@
 """Expert use over the data set and inside batches, and distinct experts by batch size; from a trace.
 
-The spread of a set of tokens is the root mean square, over layers and experts, of an expert's share of these tokens less
-the even share K/E. Tokens that drew their K experts uniformly would have sqrt(p (1 - p) / tokens), p = K/E.
+The spread of a set of tokens is the root mean square, over layers and experts, of an expert's share of these tokens
+less the even share K/E. Tokens that drew their K experts uniformly would have sqrt(p (1 - p) / tokens), p = K/E.
 """
 
 from typing import Any

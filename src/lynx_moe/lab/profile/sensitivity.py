@@ -88,7 +88,9 @@ def experts(session: Session, layer: int, use: Sequence[float]) -> list[Line]:
     """One expert of one layer denied at a time, those of most `use` first."""
     order = sorted(range(len(use)), key=lambda expert: -use[expert])[: session.settings.num_experts]
     found = session.costs([session.run(DenyExpert(expert=expert), layer) for expert in order])
-    lines = [{"layer": layer, "expert": expert, "use": use[expert]} | one for expert, one in zip(order, found, strict=True)]
+    lines = [
+        {"layer": layer, "expert": expert, "use": use[expert]} | one for expert, one in zip(order, found, strict=True)
+    ]
     return [{name: value for name, value in line.items() if not name.endswith("by_sequence")} for line in lines]
 
 
@@ -108,7 +110,10 @@ def confidence(session: Session) -> list[Line]:
             inside = [(each >= low) & (each < high) for each in confidence_SB]
             pairs = [pair for kl, chosen in zip(kl_SB, inside, strict=True) for pair in _by_sequence(kl, chosen)]
             if pairs:
-                lines.append({"denied": name, "quarter": quarter, "from": low.item(), "to": edges[quarter + 1].item()} | _mean(pairs))
+                lines.append(
+                    {"denied": name, "quarter": quarter, "from": low.item(), "to": edges[quarter + 1].item()}
+                    | _mean(pairs)
+                )
     return lines
 
 
@@ -122,4 +127,9 @@ def _by_sequence(kl_SB: torch.Tensor, chosen_SB: torch.Tensor) -> Iterator[tuple
 def _mean(pairs: Sequence[tuple[float, int]]) -> Line:
     values, counts = zip(*pairs, strict=True)
     mean = sum(value * count for value, count in pairs) / sum(counts)
-    return {"num_tokens": sum(counts), "num_sequences": len(pairs), "kl": mean, "kl_interval": weighted_mean(values, counts)}
+    return {
+        "num_tokens": sum(counts),
+        "num_sequences": len(pairs),
+        "kl": mean,
+        "kl_interval": weighted_mean(values, counts),
+    }

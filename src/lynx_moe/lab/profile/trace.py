@@ -31,7 +31,9 @@ def trace(model: Any, batches: Sequence[Batch]) -> Trace:
     run = apply(model, "vanilla")
     kinds = {(layer.spec.num_experts, layer.spec.top_k) for layer in run.layers}
     if len(kinds) > 1:
-        raise ValueError(f"the routers differ, (experts, top_k) are {sorted(kinds)}: only models of one kind are profiled")
+        raise ValueError(
+            f"the routers differ, (experts, top_k) are {sorted(kinds)}: only models of one kind are profiled"
+        )
     device = next(model.parameters()).device
     found = Trace([], [], run.layers[0].spec)
     for batch in batches:
