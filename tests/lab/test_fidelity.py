@@ -7,47 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig
+from tiny_moe import documents, save_dense
 from typer.testing import CliRunner
 
 import lynx_moe
 from lynx_moe.cli import app
 from lynx_moe.lab import fidelity, lines, tables
-from lynx_moe.lab.documents import Document, batches
+from lynx_moe.lab.documents import batches
 from lynx_moe.lab.lockstep import decode
 
-MODELS = Path(__file__).resolve().parents[2] / "models"
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
-         "intermediate_size": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
-MOE = {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 16, "norm_topk_prob": True}
 POLICIES = ("vanilla", "random:num_keep=12", "random:num_keep=4")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model with the testbed's tokenizer; weights large enough that its routing matters."""
-    path = tmp_path_factory.mktemp("model")
-    tokenizer = AutoTokenizer.from_pretrained(MODELS / "tokenizer")
-    torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(Qwen3MoeConfig(vocab_size=len(tokenizer), **SIZES, **MOE))
-    for weight in model.parameters():
-        if weight.ndim > 1:
-            torch.nn.init.normal_(weight, std=2 * weight.shape[-1] ** -0.5)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder).eval()
-
-
-def documents(num: int, steps: int = 6) -> list[Document]:
-    torch.manual_seed(num)
-    widths = torch.randint(1, 9, (num,)).tolist()
-    draw = lambda n: tuple(torch.randint(3, 1000, (n,)).tolist())  # noqa: E731
-    return [Document("ab"[number % 2], draw(width), draw(steps + 1)) for number, width in enumerate(widths)]
 
 
 @pytest.mark.parametrize("cache", ["own", "exact"])
@@ -151,8 +120,7 @@ def test_bad_settings_are_refused(change: dict[str, Any], says: str) -> None:
 
 
 def test_a_dense_model_missing_weights_and_a_corrupt_record_are_named(folder: Path, tmp_path: Path) -> None:
-    Qwen3ForCausalLM(Qwen3Config(vocab_size=1280, **SIZES)).save_pretrained(tmp_path / "dense")
-    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "dense")
+    save_dense(tmp_path / "dense")
     with pytest.raises(ValueError, match="has no MoE layer"):
         fidelity.measure(settings(tmp_path / "dense"), ["lynx"], tmp_path / "a.jsonl")
     with pytest.raises(ValueError, match="transformers cannot load"):

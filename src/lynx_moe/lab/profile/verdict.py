@@ -18,7 +18,7 @@ def verdict(whole: Line) -> list[str]:
     if enough < routing["top_k"]:
         loads = routing["loads_by_rank"]
         ranks = (
-            f"Each token needs its first {enough} of {routing['top_k']} experts; the others are interchangeable. A batch "
+            f"Each token needs its first {enough} of {routing['top_k']} experts; the rest are interchangeable. A batch "
             f"of {whole['settings']['batch_size']} loads {loads[-1]:.1f} experts per layer, {loads[enough - 1]:.1f} of "
             "them for those."
         )
