@@ -11,7 +11,7 @@ SPECS = {
     "softmax": RouterSpec(num_experts=EXPERTS, top_k=TOP_K),
     "raw softmax": RouterSpec(num_experts=EXPERTS, top_k=TOP_K, renormalize=False, scale=2.5),
     "biased sigmoid": RouterSpec(
-        num_experts=EXPERTS, top_k=TOP_K, scoring="sigmoid", bias=torch.linspace(0, 1, EXPERTS)
+        num_experts=EXPERTS, top_k=TOP_K, scoring="sigmoid", bias=torch.linspace(0, 0.2, EXPERTS)
     ),
     "groups": RouterSpec(num_experts=18, top_k=TOP_K, groups=(3, 2)),
 }
