@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from lynx_moe.cli import app, main
 from lynx_moe.lab import lines
-from lynx_moe.lab.profile import findings, page, verdict
+from lynx_moe.lab.profile import findings, page, pictures, verdict, words
 from lynx_moe.lab.profile.measure import PARTS, measure, part
 from lynx_moe.lab.profile.settings import Settings
 
@@ -75,11 +75,12 @@ def test_the_page_is_drawn_from_the_record_alone_and_holds_all_it_needs(record: 
     whole = lines.load(record, "profile")
     whole["settings"]["model"] = "gone/from here"
     html = page.draw(whole, tmp_path / "page.html").read_text()
-    assert html.count("data:image/png;base64,") == len(page.FIGURES) == 8
+    assert html.count("data:image/png;base64,") == len(pictures.FIGURES) == 8
     assert not re.search(r"""(src|href)=["'](?!data:)""", html)
-    for figure in page.FIGURES:
+    for figure in pictures.FIGURES:
         assert figure.title in html
         assert (tmp_path / f"page-{figure.key}.png").stat().st_size > 5000
+    assert (tmp_path / "page.png").stat().st_size > 50_000
     assert html.rindex("<h2>Verdict</h2>") > html.rindex("<img")
     assert verdict.verdict(whole)[0] in html
     shown = CliRunner().invoke(app, ["plot", str(record)])
@@ -100,7 +101,7 @@ def test_the_words_follow_the_numbers(record: Path) -> None:
     whole = lines.load(record, "profile")
     low = {"kl_by_sequence": [0.01, 0.02, 0.03], "steps_by_sequence": [3, 4, 5]}
     high = low | {"kl_by_sequence": [0.11, 0.13, 0.16]}
-    assert (findings.more(high, low), findings.more(low, high), findings.more(low, low)) == (True, False, None)
+    assert (words.more(high, low), words.more(low, high), words.more(low, low)) == (True, False, None)
     for line in part(whole, "phases"):
         line |= high if line["phase"] == "prefill" else low
     assert verdict.verdict(whole)[1].startswith("Prefill is the sensitive phase")
@@ -110,8 +111,17 @@ def test_the_words_follow_the_numbers(record: Path) -> None:
     for line in part(whole, "check"):
         line |= {"kl": 0.5, "kl_interval": [0.4, 0.6]}
     assert "serve this model as it is" in verdict.verdict(whole)[-1]
+    assert verdict.command(whole) is None
     part(whole, "check")[1] |= {"kl": 0.004, "kl_interval": [0.002, 0.006], "before": 9.0, "after": 7.0}
     assert "Suggested: lynx:pin_top1=true. In batches of 4 it loads 7.0 instead of 9.0" in verdict.verdict(whole)[-1]
+    assert verdict.command(whole) == "lynx-moe serve MODEL --policy lynx:pin_top1=true"
+    assert [words.number(value) for value in (9484.5, 56.44, 1.04, 0.0432, 0.0)] == [
+        "9,484",
+        "56.4",
+        "1.0",
+        "0.043",
+        "0",
+    ]
 
 
 def test_small_models_are_called_small(record: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from lynx_moe.lab.plots import COLORS
 from lynx_moe.lab.profile.measure import part
+from lynx_moe.lab.profile.words import percent
 
 GRAY, BLUE, ORANGE = COLORS[:3]
 Line = dict[str, Any]
@@ -34,10 +35,10 @@ def use(panels: Sequence[Any], whole: Line) -> None:
     (axes,), (line,) = panels, part(whole, "routing")
     x = range(1, line["num_experts"] + 1)
     names = {
-        "sorted_inside": (f"inside batches: spread {_percent(line, 'inside')}", BLUE, "-"),
+        "sorted_inside": (f"inside batches: spread {percent(line, 'inside')}", BLUE, "-"),
         "sorted_uniform": (f"same, uniform routing: {100 * line['inside_uniform']:.1f}", BLUE, ":"),
         "sorted_over_data": (
-            f"whole data set: spread {_percent(line, 'over_data')}",
+            f"whole data set: spread {percent(line, 'over_data')}",
             ORANGE,
             "-",
         ),
@@ -49,11 +50,6 @@ def use(panels: Sequence[Any], whole: Line) -> None:
     axes.set_ylabel("tokens that use it, %")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
-
-
-def _percent(line: Line, name: str) -> str:
-    low, high = line[f"{name}_interval"]
-    return f"{100 * line[name]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def distinct(panels: Sequence[Any], whole: Line) -> None:

@@ -5,27 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from lynx_moe.lab.intervals import weighted_mean
 from lynx_moe.lab.profile.check import kept_enough
 from lynx_moe.lab.profile.measure import part
+from lynx_moe.lab.profile.words import mnats, more, number, times
 
 Line = dict[str, Any]
-
-
-def mnats(line: Line) -> str:
-    low, high = line["kl_interval"]
-    return f"{1000 * line['kl']:.1f} [{1000 * low:.1f}, {1000 * high:.1f}] millinats"
-
-
-def more(a: Line, b: Line) -> bool | None:
-    """Whether `a` costs more than `b`, the same tokens compared; None: not clear."""
-    gap = np.subtract(a["kl_by_sequence"], b["kl_by_sequence"])
-    low, high = weighted_mean(gap.tolist(), a["steps_by_sequence"])
-    return None if low <= 0 <= high else low > 0
-
-
-def times(a: Line, b: Line) -> str:
-    return f"{a['kl'] / b['kl']:.1f} times" if b["kl"] > 0 else "more than nothing"
 
 
 def time(whole: Line) -> str:
@@ -35,7 +19,7 @@ def time(whole: Line) -> str:
         few, many = (fit["base"] + fit["slope"] * number for number in ends)
         r2 = "" if fit["r2"] is None else f" (R² = {fit['r2']:.3f})"
         said.append(
-            f"A {line['phase']} forward of {line['rows']} rows takes {fit['base']:.1f} ms and {fit['slope']:.3f} ms "
+            f"A {line['phase']} forward of {line['rows']:,} rows takes {fit['base']:.1f} ms and {fit['slope']:.3f} ms "
             f"more per distinct expert{r2}: with {ends[1]} experts {many / few:.2f} times as long as with {ends[0]}."
         )
     size, cache = line["experts_bytes"], line["cache_bytes"]
@@ -136,7 +120,8 @@ def experts(whole: Line) -> str:
     names = f": {named(found)} (layer.expert)" if found else ""
     return (
         f"The costliest to lose is expert {worst['expert']} of layer {worst['layer']}, {mnats(worst)}; the median of "
-        f"the {len(lines)} tried costs {1000 * median:.1f}. {len(found)} cost more than the tolerance for sure{names}."
+        f"the {len(lines)} tried costs {number(1000 * median)}. "
+        f"{len(found)} cost more than the tolerance for sure{names}."
     )
 
 

@@ -1,11 +1,11 @@
 """The end of the page: what the model tolerates, and the policy that this suggests."""
 
-from pathlib import Path
 from typing import Any
 
 from lynx_moe.lab.profile.check import kept_enough, suggested
-from lynx_moe.lab.profile.findings import mnats, more, protected
+from lynx_moe.lab.profile.findings import protected
 from lynx_moe.lab.profile.measure import part
+from lynx_moe.lab.profile.words import mnats, more, percent
 
 Line = dict[str, Any]
 
@@ -61,6 +61,11 @@ def _suggestion(whole: Line) -> str:
     return (
         f"Suggested: {best['policy']}. In batches of {settings['batch_size']} it loads {best['after']:.1f} instead of "
         f"{best['before']:.1f} experts per layer and step, costs {mnats(best)} and writes the same token in "
-        f"{100 * best['agree']:.1f} % of cases; of those tried, the fewest experts within {limit}. "
-        f"Serve it: lynx-moe serve {Path(settings['model']).name} --policy {best['policy']}"
+        f"{percent(best, 'agree')} % of cases; of those tried, the fewest experts within {limit}."
     )
+
+
+def command(whole: Line) -> str | None:
+    """How the suggestion is served; None where there is none."""
+    best = suggested(part(whole, "check"), whole["settings"]["tolerance"])
+    return best and f"lynx-moe serve MODEL --policy {best['policy']}"
