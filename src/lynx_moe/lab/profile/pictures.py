@@ -10,10 +10,12 @@ from lynx_moe.lab.profile.measure import part
 
 Line = dict[str, Any]
 BOOTSTRAP = "bars: 95 % bootstrap over sequences"
+TOKENS = "n = {tokens} tokens, 95 % bootstrap"
 
 
 class Figure(NamedTuple):
-    """panels: axes side by side that `draw` fills; `found`: what came out, `about`: how it was measured, in words."""
+    """panels: axes side by side that `draw` fills; `found`: what came out, `about`: how it was measured, in words;
+    `note`: n and the interval, in the picture."""
 
     key: str
     title: str
@@ -21,18 +23,20 @@ class Figure(NamedTuple):
     draw: Callable[[Sequence[Any], Line], None]
     found: Callable[[Line], str]
     about: str
+    note: str = TOKENS
 
 
 FIGURES = (
     Figure("time", "Step time against distinct experts", 2, draw_routing.step_time, findings.time,
            "The routing is forced to load a given number of experts. n = {rounds} interleaved rounds a point; points: "
-           "medians, bars: quartiles, dashes: least squares. {how}."),
+           "medians, bars: quartiles, dashes: least squares. {how}.", "n = {rounds} rounds, quartiles"),
     Figure("use", "Expert use: data set against batches", 1, draw_routing.use, findings.use,
            "n = {tokens} decoded tokens of {sequences} sequences, {steps} batches of {batch}; [95 % bootstrap over "
            "sequences, over batches]; the spread is the root mean square distance from the even share."),
     Figure("phases", "The same reassignment in prefill and in decode", 1, draw_costs.phases, findings.phases,
            "Exact and changed model are compared on the same n = {tokens} tokens after the prefix "
-           "({sequences} sequences). In decode these tokens are reassigned themselves, in prefill those that they read; {bars}."),
+           "({sequences} sequences). In decode these tokens are reassigned themselves, in prefill those that they read; "
+           "{bars}."),
     Figure("confidence", "Sensitivity by router confidence", 2, draw_costs.confidence, findings.confidence,
            "n = {tokens} decoded tokens in quarters; every step reads the exact model's cache, so each token shows its "
            "own damage; {bars}."),
@@ -42,7 +46,8 @@ FIGURES = (
            "A random half of the experts is denied to each token, in one layer at a time. n = {tokens} decoded tokens "
            "of {sequences} sequences; {bars}."),
     Figure("distinct", "Distinct experts against batch size", 1, draw_routing.distinct, findings.distinct,
-           "Batches of one token from each of so many sequences. n = 300 batches a point; band: 95 % of them."),
+           "Batches of one token from each of so many sequences. n = 300 batches a point; band: 95 % of them.",
+           "n = 300 batches, 95 % of them"),
     Figure("experts", "Protected experts", 2, draw_costs.experts, findings.experts,
            "One expert of one layer is denied to all decoded tokens; the {most} of most use in each layer were tried. "
            "n = {tokens} decoded tokens of {sequences} sequences; {bars}."),
@@ -59,6 +64,7 @@ def picture(figure: Figure, whole: Line, path: Path) -> Path:
     plt = _pyplot()
     drawing, grid = plt.subplots(1, figure.panels, figsize=(8.4, 3.5), squeeze=False)
     figure.draw(list(grid[0]), whole)
+    drawing.suptitle(_filled(figure.note, whole), fontsize=8, color="#666666", x=0.99, ha="right")
     save(drawing, whole["environment"], path)
     plt.close(drawing)
     return path
@@ -71,7 +77,7 @@ def board(whole: Line, path: Path) -> Path:
     drawing = plt.figure(figsize=(16.8, 3.6 * rows), layout="constrained")
     fields = drawing.subfigures(rows, 2, squeeze=False, hspace=0.03).flatten()
     for number, (field, figure) in enumerate(zip(fields, figures, strict=False), 1):
-        field.suptitle(f"{number}. {figure.title}", fontsize=11, fontweight="bold")
+        field.suptitle(f"{number}. {figure.title} ({_filled(figure.note, whole)})", fontsize=11)
         figure.draw(list(field.subplots(1, figure.panels, squeeze=False)[0]), whole)
     drawing.savefig(path, dpi=80)
     plt.close(drawing)
@@ -80,9 +86,13 @@ def board(whole: Line, path: Path) -> Path:
 
 def about(figure: Figure, whole: Line) -> str:
     """How it was measured: n, and what its bars are."""
+    return _filled(figure.about, whole)
+
+
+def _filled(text: str, whole: Line) -> str:
     (routing,), settings = part(whole, "routing"), whole["settings"]
     timing = (part(whole, "time") or [{"dtype": "", "implementation": "", "threads": 0}])[0]
-    return figure.about.format(
+    return text.format(
         rounds=settings["rounds"],
         batch=settings["batch_size"],
         most=min(settings["num_experts"], routing["num_experts"]),
@@ -90,7 +100,7 @@ def about(figure: Figure, whole: Line) -> str:
         sequences=routing["num_sequences"],
         steps=routing["num_steps"],
         bars=BOOTSTRAP,
-        how=f"{timing['dtype']}, experts run as {timing['implementation']}, {timing['threads']} threads",
+        how=f"{timing['dtype']}, experts run as {timing['implementation']}, threads: {timing['threads']}",
     )
 
 

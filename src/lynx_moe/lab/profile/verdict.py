@@ -68,4 +68,4 @@ def _suggestion(whole: Line) -> str:
 def command(whole: Line) -> str | None:
     """How the suggestion is served; None where there is none."""
     best = suggested(part(whole, "check"), whole["settings"]["tolerance"])
-    return best and f"lynx-moe serve MODEL --policy {best['policy']}"
+    return f"lynx-moe serve MODEL --policy {best['policy']}" if best else None
