@@ -35,8 +35,8 @@ FIGURES = (
            "sequences, over batches]; the spread is the root mean square distance from the even share."),
     Figure("phases", "The same reassignment in prefill and in decode", 1, draw_costs.phases, findings.phases,
            "Exact and changed model are compared on the same n = {tokens} tokens after the prefix "
-           "({sequences} sequences). In decode these tokens are reassigned themselves, in prefill those that they read; "
-           "{bars}."),
+           "({sequences} sequences). In decode these tokens are reassigned themselves, in prefill those that they "
+           "read; {bars}."),
     Figure("confidence", "Sensitivity by router confidence", 2, draw_costs.confidence, findings.confidence,
            "n = {tokens} decoded tokens in quarters; every step reads the exact model's cache, so each token shows its "
            "own damage; {bars}."),

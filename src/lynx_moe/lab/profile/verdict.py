@@ -18,12 +18,12 @@ def verdict(whole: Line) -> list[str]:
     if enough < routing["top_k"]:
         loads = routing["loads_by_rank"]
         ranks = (
-            f"Each token needs its first {enough} of {routing['top_k']} experts; the rest are interchangeable. A batch "
+            f"Each token needs its first {enough} of {routing['top_k']} experts; the rest hardly matter. A batch "
             f"of {whole['settings']['batch_size']} loads {loads[-1]:.1f} experts per layer, {loads[enough - 1]:.1f} of "
             "them for those."
         )
     else:
-        ranks = f"Each token needs all of its {routing['top_k']} experts: leaving out its last one costs too much."
+        ranks = f"None of a token's {routing['top_k']} experts can be left out without another in its place."
     return [ranks, _phases(whole), _experts(whole), _suggestion(whole)]
 
 
