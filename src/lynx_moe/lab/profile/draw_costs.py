@@ -21,7 +21,7 @@ def phases(panels: Sequence[Any], whole: Line) -> None:
         points(axes, [names.index(line["denied"]) + shift for line in mine], mine, color, label=f"in {phase}")
     axes.set_xticks(range(len(names)), [f"{name}\ndenied" for name in names])
     axes.set_xlim(-0.5, len(names) - 0.5)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower right")
     logarithmic(panels)
 
 
