@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from lynx_moe.cli import app, main
 from lynx_moe.lab import lines
 from lynx_moe.lab.profile import findings, page, pictures, verdict, words
-from lynx_moe.lab.profile.measure import PARTS, measure, part
+from lynx_moe.lab.profile.measure import PARTS, measure, missing, part
 from lynx_moe.lab.profile.settings import Settings
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -71,30 +71,37 @@ def test_an_interrupted_profile_goes_on_to_the_same_record(settings: Settings, t
         page.draw(lines.load(tmp_path / "b.jsonl", "profile"), tmp_path / "b.html")
 
 
-def test_the_page_is_drawn_from_the_record_alone_and_holds_all_it_needs(record: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def drawn(record: Path) -> Path:
+    """The page, drawn where the model is gone."""
     whole = lines.load(record, "profile")
     whole["settings"]["model"] = "gone/from here"
-    html = page.draw(whole, tmp_path / "page.html").read_text()
+    return page.draw(whole, record.with_name("page.html"))
+
+
+def test_the_page_is_drawn_from_the_record_alone_and_holds_all_it_needs(record: Path, drawn: Path) -> None:
+    html = drawn.read_text()
     assert html.count("data:image/png;base64,") == len(pictures.FIGURES) == 8
     assert not re.search(r"""(src|href)=["'](?!data:)""", html)
     for figure in pictures.FIGURES:
         assert figure.title in html
-        assert (tmp_path / f"page-{figure.key}.png").stat().st_size > 5000
-    assert (tmp_path / "page.png").stat().st_size > 50_000
+        assert drawn.with_name(f"page-{figure.key}.png").stat().st_size > 5000
+    assert drawn.with_suffix(".png").stat().st_size > 50_000
     assert html.rindex("<h2>Verdict</h2>") > html.rindex("<img")
-    assert verdict.verdict(whole)[0] in html
+    assert verdict.verdict(lines.load(record, "profile"))[0] in html
     shown = CliRunner().invoke(app, ["plot", str(record)])
     assert shown.exit_code == 0, shown.output
-    assert record.with_suffix(".html").is_file()
+    assert record.with_suffix(".html").read_text().count("<img") == 8
 
 
-def test_without_timing_the_page_has_seven_pictures(record: Path, tmp_path: Path) -> None:
+def test_timing_may_be_left_out(record: Path) -> None:
     whole = lines.load(record, "profile")
     whole["results"] = [line for line in whole["results"] if line["part"] != "time"]
     with pytest.raises(ValueError, match="lacks time"):
-        page.draw(whole, tmp_path / "a.html")
+        page.draw(whole, record.with_name("none.html"))
     whole["settings"]["rounds"] = 0
-    assert page.draw(whole, tmp_path / "a.html").read_text().count("<img") == 7
+    assert missing(whole) == []
+    assert [figure.key for figure in pictures.shown(whole)] == [figure.key for figure in pictures.FIGURES][1:]
 
 
 def test_the_words_follow_the_numbers(record: Path) -> None:
@@ -177,13 +184,13 @@ def test_bad_input_gets_one_line(
         assert says in line
 
 
-def test_a_browser_shows_all_pictures_without_a_network(record: Path, tmp_path: Path) -> None:
+def test_a_browser_shows_all_pictures_without_a_network(drawn: Path, tmp_path: Path) -> None:
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
-    html = page.draw(lines.load(record, "profile"), tmp_path / "page.html")
+    html = tmp_path / "page.html"
     script = "document.title=[...document.images].filter(i=>i.complete&&i.naturalWidth>600).length+' pictures'"
-    html.write_text(html.read_text().replace("</body>", f"<script>onload=()=>{{{script}}}</script></body>"))
+    html.write_text(drawn.read_text().replace("</body>", f"<script>onload=()=>{{{script}}}</script></body>"))
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}"]
     seen = subprocess.run(
         [
