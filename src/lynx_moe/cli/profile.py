@@ -30,7 +30,7 @@ def profile(
     from lynx_moe.lab.profile import page
     from lynx_moe.lab.profile.measure import measure
     from lynx_moe.lab.profile.settings import Settings
-    from lynx_moe.lab.profile.verdict import verdict
+    from lynx_moe.lab.profile.verdict import command, verdict
 
     settings = Settings(
         model=found(model),
@@ -49,5 +49,7 @@ def profile(
     whole = measure(settings, file, advance=console.print)
     shown = page.draw(whole, file.with_suffix(".html"))
     for sentence in verdict(whole):
-        console.print(sentence, highlight=False)
+        console.print(sentence, highlight=False, markup=False)
+    if line := command(whole):
+        console.print(f"  {line}", highlight=False)
     console.print(f"Page: {shown}\nRecord: {file}")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from lynx_moe.lab.plots import save
 from lynx_moe.lab.profile import draw_costs, draw_routing, findings
 from lynx_moe.lab.profile.measure import part
+from lynx_moe.lab.profile.routing import DRAWS
 
 Line = dict[str, Any]
 BOOTSTRAP = "bars: 95 % bootstrap over sequences"
@@ -46,8 +47,8 @@ FIGURES = (
            "A random half of the experts is denied to each token, in one layer at a time. n = {tokens} decoded tokens "
            "of {sequences} sequences; {bars}."),
     Figure("distinct", "Distinct experts against batch size", 1, draw_routing.distinct, findings.distinct,
-           "Batches of one token from each of so many sequences. n = 300 batches a point; band: 95 % of them.",
-           "n = 300 batches, 95 % of them"),
+           "Batches of one token from each of so many sequences. n = {draws} batches a point; band: 95 % of them.",
+           "n = {draws} batches, 95 % of them"),
     Figure("experts", "Protected experts", 2, draw_costs.experts, findings.experts,
            "One expert of one layer is denied to all decoded tokens; the {most} of most use in each layer were tried. "
            "n = {tokens} decoded tokens of {sequences} sequences; {bars}."),
@@ -94,6 +95,7 @@ def _filled(text: str, whole: Line) -> str:
     timing = (part(whole, "time") or [{"dtype": "", "implementation": "", "threads": 0}])[0]
     return text.format(
         rounds=settings["rounds"],
+        draws=DRAWS,
         batch=settings["batch_size"],
         most=min(settings["num_experts"], routing["num_experts"]),
         tokens=f"{routing['num_tokens']:,}",
