@@ -60,6 +60,10 @@ def test_every_policy_is_walked() -> None:
     assert {text.partition(":")[0] for text in SPECS} == set(POLICIES)
 
 
+def test_only_experiments_outside_the_table_are_unguarded() -> None:
+    assert all(policy.guarded for policy in POLICIES.values())
+
+
 @walk
 @examples
 @given(case=cases())

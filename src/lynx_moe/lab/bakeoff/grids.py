@@ -67,7 +67,7 @@ def settings(
         if needs_calibration(name) and calibration is None:
             continue
         for norm in norms:
-            if norm != "model" and "norm" not in knobs(POLICIES[name]):
+            if norm != "model" and norm == knobs(POLICIES[name]).get("norm", (str, norm))[1]:
                 continue
             more = [] if norm == "model" else [f"norm={norm}"]
             method = name if norm == "model" else f"{name} norm={norm}"
@@ -86,8 +86,8 @@ def needs_calibration(name: str) -> bool:
 
 
 def is_published(name: str) -> bool:
-    """Of a paper, a release or a pull request: neither a control nor the baseline."""
-    return POLICIES[name].source != "-"
+    """Of a paper, a release or a pull request: neither a control, nor the baseline, nor our own."""
+    return POLICIES[name].source not in ("-", "lynx-moe")
 
 
 def short(spec: str) -> str:
