@@ -23,7 +23,7 @@ def verdict(whole: Line) -> list[str]:
             "them for those."
         )
     else:
-        ranks = f"None of a token's {routing['top_k']} experts can be left out without another in its place."
+        ranks = f"Each token needs all of its {routing['top_k']} ranks: leaving one out costs more than the tolerance."
     return [ranks, _phases(whole), _experts(whole), _suggestion(whole)]
 
 
