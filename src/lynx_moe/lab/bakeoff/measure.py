@@ -53,9 +53,11 @@ class Settings:
     def of(self, split: str) -> fidelity.Settings:
         """The documents' settings: enough of them for a full batch of every group. Raises ValueError as these do."""
         given = {key: value for key, value in asdict(self).items() if key not in ("norms", "calibration")}
+        most = max(self.batch_sizes, default=2)
+        given["num_sequences"] = wanted = max(self.num_sequences, most)
         if self.data == "testbed":  # the same number of every task
-            each = max(self.batch_sizes, default=2) if "one" in self.mixes else 1
-            given["num_sequences"] = len(TASKS) * max(each, -(-self.num_sequences // len(TASKS)))
+            each = most if "one" in self.mixes else 1
+            given["num_sequences"] = len(TASKS) * max(each, -(-wanted // len(TASKS)))
         return fidelity.Settings(**given, split=split)
 
 
