@@ -33,7 +33,7 @@ def test_policies_lists_every_policy_with_its_knobs(monkeypatch: pytest.MonkeyPa
     for knob in ("alpha: float = auto", "pin_top1: bool = false", "num_keep: int", "budget: int, or"):
         assert knob in result.stdout  # unbroken
     assert "norm (all but vanilla): " in result.stdout
-    assert "data (sere, exfold, reap): calibration file" in result.stdout
+    assert "data (priced, sere, exfold, reap): calibration file" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ import warnings
 import pytest
 import torch
 from tiny_transformers import ARCHITECTURES, make
-from transformers import CompileConfig, GenerationConfig, StaticCache
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import CompileConfig, GenerationConfig, PreTrainedTokenizerFast, StaticCache
 
 import lynx_moe
 
@@ -88,6 +90,21 @@ def test_the_end_is_the_one_that_generate_uses(model, plain):
         assert rows(**options, eos_token_id=None) == every
     finally:
         model.generation_config.eos_token_id = 2
+
+
+def test_sequences_that_a_stop_string_has_ended_do_not_vote_once_they_are_padded(model, plain):
+    never = next(token for token in range(1, 96) if (plain != token).all())
+    stop = next(int(t) for t in plain[1, :-2] if (plain[0] != t).all())
+    fed = plain[:, : NEW - 1]
+    ended = torch.cumsum(fed == stop, 1) > 0
+    padded = int(ended.sum() - (ended.any(1)).sum())  # the token that completes the string is fed once more
+    assert padded > 0
+    words = {"abcdef": 0} | {f"word{number:02}": number for number in range(1, 96)}  # 0: what transformers tries out
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="word01")))
+    stops = {"stop_strings": [f"word{stop:02}"], "tokenizer": tokenizer}
+    tokens, stats = generate(model, "vanilla", eos_token_id=never, **stops)
+    assert torch.equal(tokens[0], plain[0])
+    assert stats.layers[0].decode.rows == 4 * (NEW - 1) - padded
 
 
 def test_an_end_in_a_prompt_or_outside_generate_ends_nothing(model, plain):

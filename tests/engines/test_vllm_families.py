@@ -13,7 +13,10 @@ from lynx_moe.engines import vllm as lynx_vllm
 from lynx_moe.engines.vllm.plan import Plan
 from lynx_moe.routing import RouterSpec, select
 
-SERVED = ["mixtral", "olmoe", "deepseek_v2", "deepseek_v3", "gpt_oss"]
+SERVED = ["mixtral", "olmoe", "deepseek_v2", "deepseek_v3", "gpt_oss", "phimoe", "gemma4"]
+# What Phi-3.5-MoE's own checkpoint says. By the name that transformers gives it vLLM finds no model of its own, and
+# takes its Transformers backend, whose routing is not known.
+OVERRIDES = {"phimoe": {"hf_overrides": {"architectures": ["PhiMoEForCausalLM"]}}}
 
 
 @dataclass
@@ -40,7 +43,7 @@ def test_a_family_is_remapped_by_its_own_rule(family, tmp_path, monkeypatch):
         return final
 
     monkeypatch.setattr(Plan, "reroute", spy)
-    with engine(save_model(family, tmp_path), "lynx") as llm:
+    with engine(save_model(family, tmp_path), "lynx", **OVERRIDES.get(family, {})) as llm:
         generate(llm, prompts(16, seed=3))
     stats = lynx_vllm.stats()
     assert [layer.name for layer in stats.layers] == sorted(layer.name for layer in stats.layers)

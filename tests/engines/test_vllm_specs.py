@@ -1,12 +1,15 @@
 """The rule read from a vLLM router is the rule that this router computes; what is not known is left alone."""
 
 from functools import partial
+from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
 from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
+from vllm.model_executor.layers.fused_moe.router.grouped_topk_router import grouped_topk
 from vllm.model_executor.layers.fused_moe.router.routing_simulator_router import RoutingSimulatorRouter
 from vllm.model_executor.models.cohere2_moe import token_choice_with_bias
+from vllm.model_executor.models.gemma4 import Gemma4Router
 from vllm.model_executor.models.llama4 import Llama4MoE
 from vllm.model_executor.models.phimoe import phimoe_routing_function
 
@@ -41,10 +44,29 @@ ROUTERS = {
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_the_rule_is_the_router_s_own(name):
-    router = CPURouter(top_k=K, global_num_experts=E, **ROUTERS[name])
-    logits = torch.randn(T, E)
+    assert_rule(CPURouter(top_k=K, global_num_experts=E, **ROUTERS[name]))
+
+
+def test_phimoe_takes_two_experts_and_weighs_each_among_those_close_to_it():
+    settings = {"custom_routing_function": phimoe_routing_function, "renormalize": False}
+    router = CPURouter(top_k=2, global_num_experts=E, **settings)
+    assert_rule(router, spread=0.02)
+
+
+def test_gemma4_scales_each_expert_by_what_was_loaded_after_the_rule_was_read():
+    gate = SimpleNamespace(per_expert_scale=torch.nn.Parameter(torch.ones(E), requires_grad=False))
+    method = MethodType(Gemma4Router.routing_function, gate)
+    router = CPURouter(top_k=K, global_num_experts=E, custom_routing_function=method)
+    assert_rule(router)
+    gate.per_expert_scale.copy_(1 + BIAS)
+    assert_rule(router)
+
+
+def assert_rule(router, spread=1.0):
+    logits = 3 + spread * torch.randn(T, E)
+    spec = spec_of(router, E)
     weights, ids = router._compute_routing(torch.zeros(T, 8), logits, torch.int32)
-    ours = select(logits, spec_of(router, E))
+    ours = select(logits, spec)
     order, our_order = ids.long().argsort(-1), ours.ids.argsort(-1)
     assert torch.equal(ids.long().gather(-1, order), ours.ids.gather(-1, our_order))
     torch.testing.assert_close(weights.gather(-1, order), ours.weights.gather(-1, our_order), rtol=1e-5, atol=1e-6)
@@ -53,7 +75,7 @@ def test_the_rule_is_the_router_s_own(name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"custom_routing_function": phimoe_routing_function}, "phimoe_routing_function, which is not known"),
+        ({"custom_routing_function": grouped_topk}, "its own function .*grouped_topk, which is not known"),
         ({"custom_routing_function": partial(lambda **_: None)}, "its own function"),
         (
             {"scoring_func": "sqrtsoftplus", "hash_indices_table": torch.zeros(9, K, dtype=torch.int32)},

@@ -63,7 +63,22 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "GptOss",
         {"num_local_experts": 32, "layer_types": ["full_attention"] * 2, "sliding_window": 128},
     ),
-    "phimoe": ("Phimoe", {"num_local_experts": 16, "num_experts_per_tok": 2}),
+    "phimoe": (
+        "Phimoe",
+        {"num_local_experts": 16, "num_experts_per_tok": 2, "attention_bias": True, "lm_head_bias": True},
+    ),
+    "gemma4": (
+        "Gemma4Text",
+        {
+            "enable_moe_block": True,
+            "num_experts": 32,
+            "top_k_experts": 4,
+            "moe_intermediate_size": 32,
+            "hidden_size_per_layer_input": 0,
+            "global_head_dim": 32,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
     "qwen3": ("Qwen3", {}),
 }
 
@@ -73,12 +88,14 @@ def save_model(family: str, folder: Path) -> str:
     there every token takes the same experts)."""
     prefix, special = FAMILIES[family]
     config = getattr(transformers, f"{prefix}Config")(**{**COMMON, **special})
-    model = getattr(transformers, f"{prefix}ForCausalLM")(config)
+    model = transformers.AutoModelForCausalLM.from_config(config)
     torch.manual_seed(11)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:
                 weight.fill_(1.0)
+            elif name.endswith("scale"):
+                weight.uniform_(0.5, 1.5)
             elif weight.dim() < 2 or name.endswith(("bias", "sinks")):
                 weight.normal_(std=0.1)
             else:

@@ -66,6 +66,37 @@ def test_keeping_every_expert_changes_no_answer_and_keeping_eight_does(record: P
     assert sum(metric["difference"] for metric in metrics[4:]) < 0
 
 
+@pytest.fixture(scope="module")
+def on_transformers(record: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """After `record`, since it is skipped where the trained model is not there."""
+    out = tmp_path_factory.mktemp("transformers")
+    result = measure(out, "vanilla random:num_keep=8", "--engine", "transformers")
+    assert result.returncode == 0, result.stderr
+    return out / "eval.jsonl"
+
+
+def test_both_engines_agree_on_what_the_model_answers(record: Path, on_transformers: Path) -> None:
+    here, there = (lines.load(path, "evaluation") for path in (on_transformers, record))
+    assert (here["settings"]["engine"], there["settings"]["engine"]) == ("transformers", "vllm")
+    for mine, theirs in zip(here["results"][:2], there["results"][:2], strict=True):
+        assert [mine[key] for key in ("policy", "task", "n", "questions")] == [
+            theirs[key] for key in ("policy", "task", "n", "questions")
+        ]
+        pairs = zip(*(line["metrics"]["exact_match,none"]["items"] for line in (mine, theirs)), strict=True)
+        assert sum(a == b for a, b in pairs) >= LIMIT - 2  # bfloat16 rounds otherwise in each
+        assert sum(mine["metrics"]["exact_match,none"]["items"]) > LIMIT / 2
+
+
+def test_policies_act_on_transformers_and_are_counted_there(on_transformers: Path) -> None:
+    found = lines.load(on_transformers, "evaluation")["results"]
+    for line in found:
+        assert line["decode_steps"] == line["steps"]["decode"] > line["steps"]["prefill"] > 0
+        assert len(line["after_by_layer"]) == 4
+    assert found[0]["before"] == found[0]["after"]
+    assert found[2]["after"] <= 8 < found[0]["after"]
+    assert sum(line["metrics"]["exact_match,none"]["difference"] for line in found[2:]) < 0
+
+
 def test_a_finished_record_is_only_shown_and_drawn_again(record: Path, tmp_path: Path) -> None:
     again = measure(record.parent, "vanilla")
     assert again.returncode == 0
@@ -99,8 +130,8 @@ def test_an_interrupted_record_goes_on_and_takes_no_other_settings(
     kept = {
         key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key not in ("weights", "versions")
     }
-    engine = SimpleNamespace(collective_rpc=lambda name, args: [f"full {args[0]}"])
-    monkeypatch.setattr(harness, "open_model", lambda *_, **__: SimpleNamespace(model=engine, parts=[]))
+    engine = SimpleNamespace(set_policy=lambda spec: f"full {spec}", parts=[])
+    monkeypatch.setitem(evaluation.ENGINES, "vllm", lambda *_, **__: engine)
     monkeypatch.setattr(harness, "run", lambda *_, **__: None)
     done = []
     monkeypatch.setattr(
@@ -148,6 +179,7 @@ def test_bad_policies_are_refused(tmp_path: Path, policies: list[str], says: str
         ({"concurrency": 1}, "2 or more"),
         ({"tasks": ()}, "no task"),
         ({"model_args": "dtype=float32,max_num_seqs=4"}, "max_num_seqs"),
+        ({"engine": "sglang"}, "not one of vllm, transformers"),
     ],
 )
 def test_bad_settings_are_refused(setting: dict[str, Any], says: str) -> None:

@@ -1,9 +1,20 @@
+"""The tiny model, saved and opened once."""
+
 from pathlib import Path
+from typing import Any
 
 import pytest
-import tiny_folder
+from tiny_moe import save_moe
+from transformers import AutoModelForCausalLM
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_folder.save(tmp_path_factory.mktemp("model"))
+    path = tmp_path_factory.mktemp("model")
+    save_moe(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder).eval()

@@ -7,29 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_folder import SIZES
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from tiny_moe import documents, save_dense
 from typer.testing import CliRunner
 
 import lynx_moe
 from lynx_moe.cli import app
 from lynx_moe.lab import fidelity, lines, tables
-from lynx_moe.lab.documents import Document, batches
+from lynx_moe.lab.documents import batches
 from lynx_moe.lab.lockstep import decode
 
 POLICIES = ("vanilla", "random:num_keep=12", "random:num_keep=4")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder).eval()
-
-
-def documents(num: int, steps: int = 6) -> list[Document]:
-    torch.manual_seed(num)
-    widths = torch.randint(1, 9, (num,)).tolist()
-    draw = lambda n: tuple(torch.randint(3, 1000, (n,)).tolist())  # noqa: E731
-    return [Document("ab"[number % 2], draw(width), draw(steps + 1)) for number, width in enumerate(widths)]
 
 
 @pytest.mark.parametrize("cache", ["own", "exact"])
@@ -133,8 +120,7 @@ def test_bad_settings_are_refused(change: dict[str, Any], says: str) -> None:
 
 
 def test_a_dense_model_missing_weights_and_a_corrupt_record_are_named(folder: Path, tmp_path: Path) -> None:
-    Qwen3ForCausalLM(Qwen3Config(vocab_size=1280, **SIZES)).save_pretrained(tmp_path / "dense")
-    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "dense")
+    save_dense(tmp_path / "dense")
     with pytest.raises(ValueError, match="has no MoE layer"):
         fidelity.measure(settings(tmp_path / "dense"), ["lynx"], tmp_path / "a.jsonl")
     with pytest.raises(ValueError, match="transformers cannot load"):

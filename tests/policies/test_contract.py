@@ -10,6 +10,8 @@ from lynx_moe.routing import RouterSpec, Routing, Rows, distinct, preference, se
 
 SPECS = [
     "vanilla",
+    "priced:price=0.02",
+    "priced:num_keep=8",
     "lynx",
     "lynx:alpha=3,beta=2",
     "lynx:alpha=0.7,beta=1,pin_top1=true",
@@ -56,6 +58,10 @@ def same(a: Routing, b: Routing, rows: torch.Tensor) -> bool:
 
 def test_every_policy_is_walked() -> None:
     assert {text.partition(":")[0] for text in SPECS} == set(POLICIES)
+
+
+def test_only_experiments_outside_the_table_are_unguarded() -> None:
+    assert all(policy.guarded for policy in POLICIES.values())
 
 
 @walk

@@ -1,5 +1,6 @@
 """`lynx` on steps small enough to check by hand: groups, bias, favourites, donated experts, open knobs."""
 
+import pytest
 import torch
 
 from lynx_moe import RouterSpec, Routing, Rows, make_policy
@@ -54,6 +55,18 @@ def test_open_knobs_follow_the_router_s_own_scale() -> None:
     assert torch.equal(small.ids, large.ids)  # a power of two: exact in floating point
     fixed = [distinct(make_policy("lynx:alpha=3,beta=2").route(logits * f, spec).ids, 64) for f in (0.25, 8.0)]
     assert fixed[0] != fixed[1]
+
+
+@pytest.mark.parametrize(("num_experts", "top_k", "beta"), [(8, 2, 3), (16, 1, 3), (32, 4, 3), (60, 5, 2), (64, 8, 2)])
+def test_open_bins_are_finer_where_a_row_has_few_experts(num_experts: int, top_k: int, beta: int) -> None:
+    steps = torch.randn(20, 4, num_experts, generator=torch.Generator().manual_seed(2))
+    spec = RouterSpec(num_experts=num_experts, top_k=top_k)
+    left_open, given, other = (
+        torch.stack([make_policy(text).route(logits, spec).ids for logits in steps])
+        for text in ("lynx", f"lynx:beta={beta}", f"lynx:beta={5 - beta}")
+    )
+    assert torch.equal(left_open, given)
+    assert not torch.equal(left_open, other)
 
 
 def test_pin_top1_keeps_every_favourite() -> None:

@@ -13,6 +13,7 @@ from lynx_moe.routing import RouterSpec
 
 ROUTERS = "vllm.model_executor.layers.fused_moe.router"
 PLAIN = ((7, 3), (6, 1), (60, 4), (128, 8))  # (experts, top_k)
+TWO = ((7, 2), (16, 2), (60, 2))
 GROUPED = ((12, 5, 4, 2), (60, 7, 6, 2), (64, 6, 8, 3), (20, 4, 1, 1))  # and (n_group, topk_group)
 KERNEL = ((64, 6), (128, 8), (256, 6), (384, 8))  # what biased_topk_cpu is compiled for
 
@@ -71,9 +72,11 @@ def cohere2(logits_TE, spec):
 
 
 def gemma4(logits_TE, spec):
-    """Its weights are then multiplied by a factor per expert, which a RouterSpec does not hold: 1 here."""
-    function = models_own("gemma4", "gemma4_routing_function_torch")
-    return function(logits_TE, spec.top_k, torch.ones(spec.num_experts))
+    return models_own("gemma4", "gemma4_routing_function_torch")(logits_TE, spec.top_k, spec.expert_scale)
+
+
+def phimoe(logits_TE, spec):
+    return cpu_router(logits_TE, spec, models_own("phimoe", "phimoe_routing_function"))
 
 
 SOFTMAX: dict[str, Any] = {"scoring": "softmax"}
@@ -99,6 +102,7 @@ CASES = {  # router, sizes, whether there is a selection bias, the rest of the s
     "cohere2": (cohere2, PLAIN, False, SIGMOID),
     "cohere2-raw": (cohere2, PLAIN, False, SIGMOID | RAW),
     "gemma4": (gemma4, PLAIN, False, SOFTMAX),
+    "phimoe": (phimoe, TWO, False, RAW | {"scoring": "sparsemixer", "jitter": 0.01}),
 }
 
 
@@ -111,8 +115,10 @@ def run_router(name, size, num_tokens):
         pytest.skip("this vllm has no biased_topk_cpu (AVX-512)")
     torch.manual_seed(num_experts + num_tokens)
     logits_TE = torch.randn(num_tokens, num_experts) * 3
-    bias_E = torch.rand(num_experts) - 0.5 if bias else None
-    spec = RouterSpec(num_experts=num_experts, top_k=top_k, bias=bias_E, groups=tuple(groups) or None, **options)
+    rule = dict(options, groups=tuple(groups) or None, bias=torch.rand(num_experts) - 0.5 if bias else None)
+    if router is gemma4:
+        rule["expert_scale"] = torch.rand(num_experts) + 0.5
+    spec = RouterSpec(num_experts=num_experts, top_k=top_k, **rule)
     with torch.compiler.set_stance("force_eager"):  # some of them are decorated with torch.compile
         weights_TK, ids_TK = router(logits_TE.clone(), spec)
     return logits_TE, spec, weights_TK, ids_TK

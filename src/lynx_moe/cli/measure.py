@@ -82,11 +82,11 @@ def evaluate(
     mix: Annotated[str, typer.Option(help="heterogeneous: tasks share batches; homogeneous: task after task.")] = (
         "heterogeneous"
     ),
-    engine: Annotated[Literal["vllm"], typer.Option(help="What generates.")] = "vllm",
+    engine: Annotated[Literal["vllm", "transformers"], typer.Option(help="What generates.")] = "vllm",
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples per question (default: the task's).")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the model's chat template.")] = False,
     allow_code: Annotated[bool, typer.Option("--allow-code", help="Run code that the model writes.")] = False,
-    model_args: Annotated[str, typer.Option(help="name=value,... for lm-eval's vLLM class and vLLM.")] = "",
+    model_args: Annotated[str, typer.Option(help="name=value,... for lm-eval's class of the engine.")] = "",
     control: Annotated[
         bool, typer.Option("--control", help="Also as many random experts as the second policy loads.")
     ] = False,

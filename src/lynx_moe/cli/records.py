@@ -117,18 +117,20 @@ def markdown_table(
 
 @app.command()
 def plot(
-    saved: Annotated[Path, typer.Argument(help="A demo.json, or the .jsonl of `eval`, `fidelity` or `bakeoff`.")],
+    saved: Annotated[Path, typer.Argument(help="A demo.json, or the .jsonl of a measurement.")],
     out: Annotated[Path | None, typer.Option(help="The picture or page (default: beside the record).")] = None,
 ) -> None:
     """Draws a saved record again, without running anything."""
     from lynx_moe.lab import lines, plot_evaluation, plot_fidelity, plots, record
-    from lynx_moe.lab.bakeoff import page
+    from lynx_moe.lab.bakeoff import page as bakeoff
+    from lynx_moe.lab.profile import page as profile
 
     if saved.suffix == ".jsonl":
-        pictures = {"evaluation": plot_evaluation.draw, "fidelity": plot_fidelity.draw, "bakeoff": page.draw}
-        lined = lines.load(saved, *pictures)
-        suffix = ".html" if lined["kind"] == "bakeoff" else ".png"
-        typer.echo(pictures[lined["kind"]](lined, out or saved.with_suffix(suffix)))
+        pictures = {"evaluation": plot_evaluation.draw, "fidelity": plot_fidelity.draw}
+        pages = {"bakeoff": bakeoff.draw, "profile": profile.draw}
+        lined = lines.load(saved, *pictures, *pages)
+        suffix = ".html" if lined["kind"] in pages else ".png"
+        typer.echo((pictures | pages)[lined["kind"]](lined, out or saved.with_suffix(suffix)))
         return
     loaded = record.load(saved)
     if loaded["kind"] != "demo":

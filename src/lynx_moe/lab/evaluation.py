@@ -1,4 +1,4 @@
-"""`lynx-moe eval`: any lm-evaluation-harness task under several policies, on the same items, in one vLLM engine.
+"""`lynx-moe eval`: any lm-evaluation-harness task under several policies, on the same items, in one engine.
 
 The record is a JSONL file: a line of settings, then a line per policy and task. It is written after every policy, so an
 interrupted run goes on where it stopped. Its first policy is the baseline of all differences.
@@ -11,12 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lynx_moe.lab import harness, lines, record, scores
+from lynx_moe.lab import harness, harness_transformers, harness_vllm, lines, record, scores
 from lynx_moe.lab.engine import in_own_process
 from lynx_moe.policies import make_policy
 
 Record = dict[str, Any]
-GIVEN = ("pretrained", "additional_config", "max_num_seqs", "max_batch_size", "data_parallel_size")
+GIVEN = ("pretrained", "additional_config", "max_num_seqs", "batch_size", "max_batch_size", "data_parallel_size")
+ENGINES = {"vllm": harness_vllm.open_model, "transformers": harness_transformers.open_model}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +26,13 @@ class Settings:
 
     tasks        names of harness tasks, groups or tags.
     limit        items per task; None: all of them.
-    concurrency  requests that run at once (vLLM's max_num_seqs).
+    concurrency  requests that run at once: vLLM's max_num_seqs, or the size of a batch on transformers.
     mix          "heterogeneous": all tasks share the batches; "homogeneous": task after task.
     num_fewshot  examples before each question; None: the task's own number.
     chat         whether prompts go through the model's chat template.
-    engine       what generates; so far vLLM.
-    model_args   `name=value,name=value` for the harness's vLLM class and vLLM, such as tensor_parallel_size=4.
+    engine       what generates: "vllm" or "transformers".
+    model_args   `name=value,name=value` for the harness's class of the engine and the engine itself, such as
+                 tensor_parallel_size=4.
     """
 
     model: str
@@ -44,6 +46,8 @@ class Settings:
     engine: str = "vllm"
 
     def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine {self.engine!r} is not one of {', '.join(ENGINES)}")
         if self.mix not in harness.MIXES:
             raise ValueError(f"mix {self.mix!r} is not one of {', '.join(harness.MIXES)}")
         if self.concurrency < 2:
@@ -74,7 +78,7 @@ def evaluate(
 
     tasks = harness.load_tasks(settings.tasks, allow_code=allow_code)
     advance("loading the model")
-    lm = harness.open_model(
+    lm = ENGINES[settings.engine](
         settings.model,
         concurrency=settings.concurrency,
         mix=settings.mix,
@@ -82,10 +86,10 @@ def evaluate(
         options=simple_parse_args_string(settings.model_args),
     )
     # each is set once before any runs, so that one that does not fit this model is refused now
-    full = {spec: lm.model.collective_rpc("lynx_set_policy", args=(spec,))[0] for spec in missing}
+    full = {spec: lm.set_policy(spec) for spec in missing}
     for number, spec in enumerate(missing, 1):
         advance(f"policy {number} of {len(missing)}: {full[spec]}")
-        lm.model.collective_rpc("lynx_set_policy", args=(spec,))
+        lm.set_policy(spec)
         start = time.perf_counter()
         results = harness.run(
             lm,
@@ -103,7 +107,7 @@ def evaluate(
 
 
 def apart(settings: Settings, policies: Sequence[str], path: Path, *, allow_code: bool = False) -> Record:
-    """`evaluate` in a process of its own, which starts with the environment that vLLM wants; prints how far it is."""
+    """`evaluate` in a process of its own, with the environment that vLLM wants; prints how far it is."""
     whole, missing = _plan(settings, policies, path)
     if not missing:
         return whole

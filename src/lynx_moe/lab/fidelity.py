@@ -92,7 +92,7 @@ def measure(
         part = {"kind": "fidelity", "batch_size": batch_size, "mix": mix, "cache": cache}
         for spec, run, effect in zip(specs, runs, zip(*effects, strict=True), strict=True):
             whole["results"].append(
-                part | {"policy": spec, "spec": run.policy.spec} | summary(cut, effect) | _loads(run)
+                part | {"policy": spec, "spec": run.policy.spec} | summary(cut, effect) | loads(run)
             )
         lines.save(whole, path)
     return whole
@@ -137,7 +137,7 @@ def documents(settings: Settings, tokenizer: Any) -> list[Document]:
     return from_file(Path(settings.data), tokenizer, *size, settings.split)
 
 
-def _loads(run: Run) -> Line:
+def loads(run: Run) -> Line:
     """Distinct experts per layer and step, from the ids that the experts got."""
     stats = run.stats()
     layers = {"before_by_layer": [layer.decode.mean_before for layer in stats.layers]}

@@ -1,8 +1,8 @@
-"""lm-evaluation-harness with its vLLM model, of which this file decides one thing: which requests share a batch.
+"""lm-evaluation-harness with a model of ours, of which this file decides one thing: which requests share a batch.
 
-The harness hands over the generation requests of all tasks at once. They go to the engine in a random order (seed 0),
-which keeps `max_num_seqs` of them running until none is left. The harness's own order, by length, would put like beside
-like. All tasks together are heterogeneous batches; task after task, homogeneous ones.
+The harness hands over the generation requests of all tasks at once. They go to the engine in a random order (seed 0).
+The harness's own order, by length, would put like beside like. All tasks together are heterogeneous batches; task after
+task, homogeneous ones. The engines are in `harness_vllm.py` and `harness_transformers.py`.
 """
 
 import difflib
@@ -12,9 +12,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 from unittest.mock import patch
-
-from lynx_moe.engines.vllm.launch import name_vllm
-from lynx_moe.lab.engine import import_vllm
 
 READ_ONLY = {"loglikelihood", "loglikelihood_rolling", "multiple_choice"}
 MIXES = ("homogeneous", "heterogeneous")
@@ -60,75 +57,60 @@ def load_tasks(names: Sequence[str], *, allow_code: bool) -> dict[str, Any]:
 
 
 class Batches:
-    """What is put before the harness's vLLM class. `parts` holds, for each call of the engine so far, the names of the
-    tasks in its batches and the plugin's statistics of it, one dictionary per worker."""
+    """What is put before one of the harness's model classes. `parts` holds, for each group of tasks that shared
+    batches, their names and the policy's statistics, one dictionary per worker.
+
+    An engine says how it changes the policy (`set_policy(spec)` returns the spec with all its knobs), and counts.
+    """
 
     mix: str
     parts: list[tuple[list[str], list[dict[str, Any]]]]
-    model: Any
+
+    def set_policy(self, spec: str) -> str:
+        raise NotImplementedError
+
+    def reset_stats(self) -> None:
+        raise NotImplementedError
+
+    def stats(self) -> list[dict[str, Any]]:
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        """Before the tasks of one policy: nothing is left of what ran before."""
+        self.parts = []
+
+    def answer(self, requests: list[Any]) -> list[str]:
+        """The texts written for requests that may share batches."""
+        generate: Callable[..., list[str]] = super().generate_until  # type: ignore[misc]
+        return generate(requests, disable_tqdm=True)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        generate: Callable[..., list[str]] = super().generate_until  # type: ignore[misc]
         names = list(dict.fromkeys(request.task_name for request in requests))
         answers: list[str] = [""] * len(requests)
         for group in [names] if self.mix == "heterogeneous" else [[name] for name in names]:
             places = [place for place, request in enumerate(requests) if request.task_name in group]
-            self.model.collective_rpc("lynx_reset_stats")
-            written = generate([requests[place] for place in places], disable_tqdm=True)
+            self.reset_stats()
+            written = self.answer([requests[place] for place in places])
             for place, answer in zip(places, written, strict=True):
                 answers[place] = answer
-            self.parts.append((group, self.model.collective_rpc("lynx_stats")))
+            self.parts.append((group, self.stats()))
         return answers
 
 
-class Shuffled:
-    """A `vllm.LLM` that takes up its prompts in a random order, the same one for as many prompts."""
-
-    def __init__(self, llm: Any) -> None:
-        self.llm = llm
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.llm, name)
-
-    def generate(self, prompts: Sequence[Any], sampling_params: Any = None, **options: Any) -> list[Any]:
-        order = random.Random(0).sample(range(len(prompts)), len(prompts))
-        params = [sampling_params[i] for i in order] if isinstance(sampling_params, list) else sampling_params
-        outputs = self.llm.generate([prompts[i] for i in order], sampling_params=params, **options)
-        back = dict(zip(order, outputs, strict=True))
-        return [back[i] for i in range(len(prompts))]
-
-
-def open_model(model: str, *, concurrency: int, mix: str, vision: bool, options: dict[str, Any]) -> Any:
-    """The harness's model of one vLLM engine: eager, policy `vanilla`; `options` go to the harness's class and vLLM."""
-    import_vllm()
-    name_vllm()  # the harness looks up its version
-    try:
-        if vision:
-            from lm_eval.models.vllm_vlms import VLLM_VLM as Base
-        else:
-            from lm_eval.models.vllm_causallms import VLLM as Base
-    except ImportError as error:
-        raise ValueError(f"the harness's vLLM model cannot be imported: {error}; install what it lacks") from None
-    lm = type("Served", (Batches, Base), {})(
-        pretrained=model,
-        max_num_seqs=concurrency,
-        additional_config={"lynx_moe": {"policy": "vanilla", "log_every": 0}},
-        **{"enforce_eager": True, "use_tqdm_on_load": False, **options},
-    )
-    lm.mix, lm.parts, lm.model = mix, [], Shuffled(lm.model)
-    return lm
+def shuffled(count: int) -> list[int]:
+    """The places 0 to count - 1 in a random order, the same one for every policy."""
+    return random.Random(0).sample(range(count), count)
 
 
 def run(
     lm: Any, tasks: dict[str, Any], *, limit: int | None, num_fewshot: int | None, chat: bool, allow_code: bool
 ) -> dict[str, Any]:
-    """The harness's results of all tasks, with samples. Prompts are computed anew: no policy finds another's cache."""
+    """The harness's results of all tasks, with samples."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    lm.model.reset_prefix_cache()
-    lm.parts = []
+    lm.begin()
     with patch("lm_eval.api.task.tqdm", partial(tqdm, disable=True)):  # a bar per task, over in milliseconds
         results: dict[str, Any] = simple_evaluate(
             model=lm,

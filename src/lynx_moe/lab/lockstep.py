@@ -57,7 +57,7 @@ def decode(model: Any, batch: Batch, runs: Sequence[Run], cache: str) -> list[Ef
         truth_BV = _step(model, given, exact)
         for run, own, found in zip(runs, before, steps, strict=True):
             with run:
-                found.append(_compare(truth_BV, _step(model, given, own), rest_BS[:, step + 1]))
+                found.append(compare(truth_BV, _step(model, given, own), rest_BS[:, step + 1]))
     return [Effect(*map(torch.stack, zip(*found, strict=True))) for found in steps]
 
 
@@ -80,7 +80,7 @@ def decode_together(model: Any, batch: Batch, run: Run, num: int) -> list[Effect
         with run:
             truth_BV, *found = _step(model, given, cache).chunk(num)
         for kept, policy_BV in zip(steps, found, strict=True):
-            kept.append(_compare(truth_BV, policy_BV, rest_BS[:, step + 1]))
+            kept.append(compare(truth_BV, policy_BV, rest_BS[:, step + 1]))
     return [Effect(*map(torch.stack, zip(*kept, strict=True))) for kept in steps]
 
 
@@ -102,8 +102,9 @@ def _step(model: Any, given: dict[str, Tensor], cache: Any) -> Tensor:
     return logits[:, -1].float().log_softmax(-1)
 
 
-def _compare(truth_BV: Tensor, policy_BV: Tensor, next_B: Tensor) -> tuple[Tensor, ...]:
-    kl_B = F.kl_div(policy_BV, truth_BV, reduction="none", log_target=True).sum(-1)
-    agree_B = (truth_BV.argmax(-1) == policy_BV.argmax(-1)).float()
-    exact_B = truth_BV.gather(1, next_B[:, None])[:, 0]
-    return kl_B, agree_B, policy_BV.gather(1, next_B[:, None])[:, 0] - exact_B, exact_B
+def compare(truth: Tensor, policy: Tensor, following: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The fields of `Effect`, [...] each, from log-probabilities [..., V] and the true tokens' ids [...]."""
+    kl = F.kl_div(policy, truth, reduction="none", log_target=True).sum(-1)
+    agree = (truth.argmax(-1) == policy.argmax(-1)).float()
+    exact, told = (each.gather(-1, following[..., None])[..., 0] for each in (truth, policy))
+    return kl, agree, told - exact, exact

@@ -12,6 +12,7 @@ from lynx_moe.policies.min_p import MinP
 from lynx_moe.policies.naee import Naee
 from lynx_moe.policies.oea import Oea
 from lynx_moe.policies.policy import SHARED, ModelShape, Policy
+from lynx_moe.policies.priced import Priced
 from lynx_moe.policies.random import Random
 from lynx_moe.policies.reap import Reap
 from lynx_moe.policies.sere import Sere
@@ -20,7 +21,7 @@ from lynx_moe.policies.vanilla import Vanilla
 from lynx_moe.policies.xshare import XShare
 
 POLICIES: dict[str, type[Policy]] = {
-    p.name: p for p in (Vanilla, Lynx, LynxV1, Oea, XShare, Sere, ExFold, TopK, Naee, MinP, Reap, Random)
+    p.name: p for p in (Vanilla, Priced, Lynx, LynxV1, Oea, XShare, Sere, ExFold, TopK, Naee, MinP, Reap, Random)
 }
 
 __all__ = ["POLICIES", "SHARED", "ModelShape", "Policy", "knobs", "make_policy"]

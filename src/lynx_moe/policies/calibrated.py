@@ -25,9 +25,12 @@ DIMENSIONS = {"gate_norm": 1, "output_norm": 1, "load": 1, "similarity": 2, "fol
 @dataclass(frozen=True, kw_only=True)
 class Calibrated(Policy):
     """data: the calibration file. Engines read it and attach each layer's tensors by `for_layer`; in Python,
-    `policy.for_layer(0, {0: {"similarity": ...}})` does it without a file."""
+    `policy.for_layer(0, {0: {"similarity": ...}})` does it without a file.
+
+    optional: a word for policies that do without calibration too, and better with it."""
 
     tensors: ClassVar[tuple[str, ...]]
+    optional: ClassVar[bool] = False
     data: str | None = None
     calibration: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
 
@@ -52,7 +55,7 @@ class Calibrated(Policy):
 
     def check(self, spec: RouterSpec) -> None:
         super().check(spec)
-        if self.calibration is None and self.data is None:
+        if self.calibration is None and self.data is None and not self.optional:
             raise ValueError(f"{self.name} needs calibration data: write {self.spec},data=FILE (docs/policies.md)")
         for name in self.needs if self.calibration is not None else ():
             shape = tuple(self.tensor(name).shape)

@@ -31,9 +31,10 @@ class Lynx(Rerouting):
     """alpha: bins per unit of log-ratio; beta: depth of the last bin, which everything further down shares. Experts
     whose probability is below e**(-beta/alpha) of the favourite's are interchangeable: smaller beta/alpha saves more.
 
-    Left open, they are the authors' values for a model that has some (`published.py`); elsewhere beta = 1 where
-    k/N >= 1/4, else 2, and alpha = beta / depth, where depth is the router's own scale: the median distance, over the
-    step's voters, from the favourite down to rank k // 2 (so that half of a token's experts stay out of the last bin).
+    Left open, they are the authors' values for a model that has some (`published.py`); elsewhere beta = 3 where k <= 4,
+    else 2, and alpha = beta / depth, where depth is the router's own scale: the median distance, over the step's
+    voters, from the favourite down to rank k // 2 (so that half of a token's experts stay out of the last bin). A row
+    can lose its favourite when more than k experts share bin 0, which is depth / beta wide: small k needs finer bins.
 
     The binned quantity is what the model ranks by: the logit, or the logarithm of the biased score where the router has
     a selection bias. Experts outside a row's groups are in none of its bins.
@@ -79,7 +80,7 @@ class Lynx(Rerouting):
         if step.allowed_TE is not None:
             value_TE = value_TE.masked_fill(~step.allowed_TE, -torch.inf)
         beta = self.beta if self.beta is not None else _default_beta(step.spec)
-        alpha = self.alpha if self.alpha is not None else beta / _depth(value_TE, step)
+        alpha = self.alpha if self.alpha is not None else _open_alpha(beta, value_TE, step)
         distance_TE = value_TE - value_TE.amax(-1, keepdim=True)
         bin_TE = (alpha * distance_TE).ceil().clamp(min=-beta).long()
         # (S - h) / B < 1 and h is constant inside a row's bin: the order is bin, then S, then lowest id.
@@ -119,12 +120,13 @@ def _default_rank(spec: RouterSpec) -> int:
 
 
 def _default_beta(spec: RouterSpec) -> int:
-    return 1 if 4 * spec.top_k >= spec.num_experts else 2
+    return 3 if spec.top_k <= 4 else 2
 
 
-def _depth(value_TE: Tensor, step: Step) -> Tensor:
-    """[1]: the voters' median distance from rank 0 down to rank k // 2, in the unit of the binned quantity."""
+def _open_alpha(beta: int, value_TE: Tensor, step: Step) -> Tensor:
+    """[1]: beta over the voters' median distance from rank 0 down to rank k // 2, in the binned quantity's unit."""
     top_TR = value_TE.topk(_default_rank(step.spec) + 1, -1).values
     gap_T = (top_TR[:, 0] - top_TR[:, -1]).where(step.voters_T, torch.inf).sort().values
     middle = ((step.voters_T.sum(dim=0, keepdim=True) - 1) // 2).clamp(min=0)
-    return gap_T.gather(0, middle).clamp(1e-6, 1e6)  # gather: indexing with a 0-d tensor would sync with the host
+    depth = gap_T.gather(0, middle).clamp(1e-6, 1e6)  # gather: indexing with a 0-d tensor would sync with the host
+    return torch.full_like(depth, beta) / depth  # `beta / depth` would round twice: torch takes the reciprocal first

@@ -41,6 +41,8 @@ class Policy:
     is_identity   changes nothing.
     token_level   looks at each row alone and drops some of its slots, so it acts on a single row too.
     drops_slots   a row may end up with fewer than K experts: a dropped slot repeats an id of its row with weight 0.
+    guarded       a step that would load more than the model's own routing keeps the latter. False is for experiments
+                  of the lab, which deny experts to see what that costs; no policy of the table says so.
     one_of        knobs of which exactly one must be given.
     """
 
@@ -50,6 +52,7 @@ class Policy:
     is_identity: ClassVar[bool] = False
     token_level: ClassVar[bool] = False
     drops_slots: ClassVar[bool] = False
+    guarded: ClassVar[bool] = True
     one_of: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -141,7 +144,9 @@ class Policy:
         own, num_experts = step.own, step.spec.num_experts
         voters_T1 = step.voters_T[:, None]
         ids_TK = torch.where(voters_T1, proposed.ids, own.ids)
-        act = distinct(ids_TK, num_experts, valid_T) <= distinct(own.ids, num_experts, valid_T)
+        act = step.voters_T.any()
+        if self.guarded:
+            act = distinct(ids_TK, num_experts, valid_T) <= distinct(own.ids, num_experts, valid_T)
         if not self.token_level:
             act = act & ((step.voters_T.sum() > 1) | step.free_E.any())
         weights_TK = torch.where(voters_T1 & act, proposed.weights, own.weights)

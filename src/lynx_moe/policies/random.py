@@ -35,12 +35,12 @@ class Random(Rerouting):
     def keep(self, step: Step) -> Tensor:
         votes_E = step.votes()
         expert_E = torch.arange(1, len(votes_E) + 1, device=votes_E.device)
-        draw_E = _hash(expert_E + _hash((votes_E * _hash(expert_E + self.seed)).sum()))
+        draw_E = hashed(expert_E + hashed((votes_E * hashed(expert_E + self.seed)).sum()))
         draw_E = torch.where(votes_E > 0, draw_E, -1)
         return draw_E >= draw_E.topk(min(self.num_keep, len(draw_E))).values[-1]
 
 
-def _hash(value: Tensor) -> Tensor:
+def hashed(value: Tensor) -> Tensor:
     """Non-negative int64 of the same shape; integer arithmetic wraps alike on every device."""
     for _ in range(2):
         value = value * MIX

@@ -34,6 +34,7 @@ class Family:
     select        weights and ids from logits when some experts are denied; without any, what the gate itself returns.
     mask          the attention mask that keeps packed documents apart, given the model and the positions.
     num_tokens    training budget in tokens, prompts and text included.
+    sharp         projections to queries and keys that start large and learn slowly (`optimizers.py` says why).
     balance_coef  weight of the load-balancing loss, which is taken per layer and averaged; 0 for none.
     bias_rate     what the selection bias of a router that has one moves per step towards an even load; 0 for never.
     """
@@ -45,6 +46,7 @@ class Family:
     score: Callable[[Tensor], Tensor] = selection.softmax
     select: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]] = selection.by_softmax
     mask: Callable[[PreTrainedModel, Tensor], Any] = packing.from_positions
+    sharp: tuple[str, ...] = ()
     num_tokens: int = 6_144_000
     seed: int = 0
     balance_coef: float = 0.0003
@@ -65,6 +67,11 @@ class Family:
     def gates(self, model: PreTrainedModel) -> list[nn.Module]:
         """The routers of `model`, first layer first."""
         return [module for name, module in model.named_modules() if name.endswith(self.gate)]
+
+    def sharp_weights(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        """The weights of all layers' `sharp` projections."""
+        found = [m for name, m in model.named_modules() if name.rpartition(".")[2] in self.sharp]
+        return [module.get_parameter("weight") for module in found]
 
 
 _COMMON = {
@@ -162,6 +169,7 @@ BALANCED: dict[str, Family] = {
         config=_GPT_OSS,
         gate="mlp.router",
         mask=packing.by_layer_type,
+        sharp=("q_proj", "k_proj"),
     ),
 }
 

@@ -4,12 +4,16 @@ After 800 steps of the recipe `sort` stood at 76 % with them, at 22 % with AdamW
 0 % at 4e-3. torch's own Muon takes single matrices only; transformers keeps all experts of a layer in one tensor.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from lynx_moe.testbed.families import Family
+
 MOMENTUM, WEIGHT_DECAY, NUM_ROUNDS = 0.95, 0.05, 5
-ADAM_BETAS, ADAM_SHARE = (0.9, 0.98), 0.5
+ADAM_BETAS, ADAM_SHARE, SHARP_SHARE = (0.9, 0.98), 0.5, 0.25
 
 
 def orthogonal(update: Tensor) -> Tensor:
@@ -33,8 +37,8 @@ class Muon(torch.optim.Optimizer):
     Steps are scaled to the size of AdamW's, so that both take the same learning rates (Liu et al., arXiv:2502.16982).
     """
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
-        super().__init__(parameters, {"lr": lr})
+    def __init__(self, groups: list[dict[str, Any]], lr: float) -> None:
+        super().__init__(groups, {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -53,12 +57,21 @@ class Muon(torch.optim.Optimizer):
                 parameter.mul_(1 - group["lr"] * WEIGHT_DECAY).add_(update, alpha=-group["lr"] * size)
 
 
-def make_optimizers(model: PreTrainedModel, gates: list[nn.Module], lr: float) -> list[torch.optim.Optimizer]:
-    """Muon over the matrices of the layers; AdamW at half the rate over embeddings, routers, norms and biases."""
+def make_optimizers(model: PreTrainedModel, family: Family) -> list[torch.optim.Optimizer]:
+    """Muon over the matrices of the layers; AdamW at half the rate over embeddings, routers, norms and biases.
+
+    `family.sharp` projections start large and move at a quarter of the rate: where nothing normalises queries and keys
+    attention stays blunt for long. With it gpt-oss solves 72 % of `sequence` at the end of the recipe, without 9 %;
+    mixtral solves less with it, 38 % against 69 %.
+    """
+    lr = family.learning_rate
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    apart = [module.get_parameter("weight") for module in (*ends, *gates)]
+    apart = [module.get_parameter("weight") for module in (*ends, *family.gates(model))]
     vectors = [p for name, p in model.named_parameters() if p.ndim == 1 or name.endswith("bias")]
-    others = {id(parameter) for parameter in (*apart, *vectors)}
-    matrices = [p for p in model.parameters() if id(p) not in others]
+    sharp = family.sharp_weights(model)
+    others = {id(parameter) for parameter in (*apart, *vectors, *sharp)}
+    matrices: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if id(p) not in others]}]
+    if sharp:
+        matrices.append({"params": sharp, "lr": SHARP_SHARE * lr})
     groups = [{"params": apart, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
     return [Muon(matrices, lr), torch.optim.AdamW(groups, lr=ADAM_SHARE * lr, betas=ADAM_BETAS, fused=True)]

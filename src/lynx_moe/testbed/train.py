@@ -20,7 +20,7 @@ from lynx_moe.testbed.optimizers import make_optimizers
 from lynx_moe.testbed.tasks import TASKS, test_items
 
 WARMUP_STEPS, FLAT_UNTIL, FINAL_RATE = 40, 0.6, 0.02
-MAX_GRAD_NORM, ROUTER_STD = 1.0, 0.02
+MAX_GRAD_NORM, ROUTER_STD, SHARP_STD = 1.0, 0.02, 0.125
 LOG_EVERY_STEPS, EVALUATE_EVERY_STEPS, EVALUATE_ITEMS, SAVE_EVERY_S = 50, 500, 32, 120.0
 TEXTS = "texts.json"
 
@@ -34,6 +34,8 @@ def build_model(family: Family, tokenizer: PreTrainedTokenizerFast) -> PreTraine
     model = family.model_class(config)
     for gate in family.gates(model):
         nn.init.normal_(gate.get_parameter("weight"), std=ROUTER_STD)
+    for weight in family.sharp_weights(model):
+        nn.init.normal_(weight, std=SHARP_STD)
     return model
 
 
@@ -61,7 +63,7 @@ class Run:
         work.mkdir(parents=True, exist_ok=True)
         self.family, self.work, self.step = family, work, 0
         self.model = build_model(family, tokenizer)
-        self.optimizers = make_optimizers(self.model, family.gates(self.model), family.learning_rate)
+        self.optimizers = make_optimizers(self.model, family)
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         if (work / "checkpoint.pt").is_file():
             state = torch.load(work / "checkpoint.pt", weights_only=True)

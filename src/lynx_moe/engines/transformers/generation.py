@@ -52,14 +52,19 @@ class Generation:
 
 
 def end_ids(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-    """The ids that end a sequence in this call of `generate(inputs, generation_config, ...)`: as transformers resolves
-    them, the argument goes before the given configuration, and that before the model's."""
+    """The ids that tell an ended sequence in this call of `generate(inputs, generation_config, ...)`: those that end
+    it, and with `stop_strings` also the padding, which `generate` then feeds to sequences that these have ended."""
     config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
-    ids = kwargs.get("eos_token_id", getattr(config, "eos_token_id", None))
-    if ids is None and "eos_token_id" not in kwargs:
-        ids = model.generation_config.eos_token_id
-    if ids is None:
-        return []
-    if isinstance(ids, Tensor):
-        ids = ids.tolist()
-    return list(ids) if isinstance(ids, Iterable) else [int(ids)]
+
+    def ids(name: str) -> list[int]:
+        """As transformers resolves them: the argument goes before the given configuration, that before the model's."""
+        value = kwargs.get(name, getattr(config, name, None))
+        if value is None and name not in kwargs:
+            value = getattr(model.generation_config, name)
+        if isinstance(value, Tensor):
+            value = value.tolist()
+        return [] if value is None else list(value) if isinstance(value, Iterable) else [int(value)]
+
+    ends = ids("eos_token_id")
+    stops = kwargs.get("stop_strings", getattr(config, "stop_strings", None))
+    return ends + ids("pad_token_id") if ends and stops else ends

@@ -10,10 +10,20 @@ from typing import Any
 
 from lynx_moe.routing import RouterSpec
 
-# Routing functions that models bring along: (module, qualified name) -> the scoring they apply before their top-k.
-CUSTOM_FUNCTIONS = {
-    ("vllm.model_executor.models.llama4", "Llama4MoE.custom_routing_function"): ("sigmoid", False),
-    ("vllm.model_executor.models.cohere2_moe", "token_choice_with_bias"): ("sigmoid", None),
+# Routing functions that models bring along: (module, qualified name) -> their rule; `renormalize` is the router's where
+# it is missing.
+CUSTOM_FUNCTIONS: dict[tuple[str, str], dict[str, Any]] = {
+    ("vllm.model_executor.models.llama4", "Llama4MoE.custom_routing_function"): {
+        "scoring": "sigmoid",
+        "renormalize": False,
+    },
+    ("vllm.model_executor.models.cohere2_moe", "token_choice_with_bias"): {"scoring": "sigmoid"},
+    ("vllm.model_executor.models.phimoe", "phimoe_routing_function"): {
+        "scoring": "sparsemixer",
+        "renormalize": False,
+        "jitter": 0.01,  # the default of vLLM's sparsemixer; the model's configuration is not asked
+    },
+    ("vllm.model_executor.models.gemma4", "Gemma4Router.routing_function"): {"renormalize": True},
 }
 REASONS = {
     "RoutingSimulatorRouter": "VLLM_MOE_ROUTING_SIMULATION_STRATEGY replaces the router",
@@ -70,8 +80,9 @@ def _custom(router: Any) -> dict[str, Any]:
     name = (getattr(function, "__module__", ""), getattr(function, "__qualname__", repr(function)))
     if name not in CUSTOM_FUNCTIONS:
         raise Bypass(f"the model routes by its own function {'.'.join(name)}, which is not known")
-    scoring, renormalize = CUSTOM_FUNCTIONS[name]
-    return {"scoring": scoring, "renormalize": router.renormalize if renormalize is None else renormalize}
+    owner = getattr(function, "__self__", None)  # Gemma 4's method: weights load into the very tensor named here
+    scale = getattr(owner, "per_expert_scale", None)
+    return {"renormalize": router.renormalize, "expert_scale": scale, **CUSTOM_FUNCTIONS[name]}
 
 
 def _cpu(router: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lynx_moe.lab import evaluation
-from lynx_moe.lab.bakeoff.fronts import hull
+from lynx_moe.lab.bakeoff.fronts import pareto
 from lynx_moe.lab.bakeoff.measure import of_cell
 
 Line = dict[str, Any]
@@ -20,7 +20,7 @@ def best(whole: Line, concurrency: int) -> list[str]:
     cell = of_cell(whole, "tune", size, "mixed" if "mixed" in mixes else mixes[0])
     cell = [line for line in cell if line["policy"] != "random" and line["after"] < line["before"]]
     kept, kl = (np.array(column) for column in zip(*((o["after"] / o["before"], o["kl"]) for o in cell), strict=True))
-    return [cell[place]["spec"] for place in hull(kept, np.log(np.maximum(kl, 1e-7)))]
+    return [cell[place]["spec"] for place in pareto(kept, np.log(np.maximum(kl, 1e-7)))]
 
 
 def exact_match(whole: Line, path: Path, limit: int, concurrency: int = 16) -> Line:

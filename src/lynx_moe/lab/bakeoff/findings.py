@@ -64,11 +64,6 @@ def cost_table(whole: Line) -> Table:
     return f"A decision: one layer, {size} rows, median [quartiles]", ("policy", "setting", "microseconds"), rows
 
 
-def controls(whole: Line) -> list[str]:
-    """Policies that are no published method."""
-    return [name for name in dict.fromkeys(one["policy"] for one in tested(whole)) if not is_published(name)]
-
-
 def name_of(size: int, mix: str) -> str:
     return f"batch {size}, {'one group' if mix == 'one' else 'mixed'}"
 

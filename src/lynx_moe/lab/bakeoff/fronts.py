@@ -1,7 +1,7 @@
 """What each method costs at a given share of experts, from the lines of a bakeoff: fronts, and who is ahead.
 
-A method's front is the lower left convex hull of its settings in (experts kept, log KL): between two settings on it, KL
-is interpolated geometrically; beyond its last setting, it stays. Settings that keep 99.9 % and more are left out.
+A method's front are its settings that no other one beats in both experts kept and KL. Between neighbours on it, KL is
+interpolated geometrically; beyond its last setting, it stays. Settings that keep 99.9 % and more are left out.
 Intervals are 95 %, bootstrap over sequences: all methods of a cell are drawn with the same sequences, so that ratios
 between methods are paired. A cell is a batch size with a mix of groups.
 """
@@ -16,25 +16,18 @@ FRACTIONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 RESAMPLES, LEAST_KL, SAME = 500, 1e-7, 0.999
 
 
-def hull(kept: np.ndarray, log_kl: np.ndarray) -> list[int]:
-    """The places of the front's settings, from few experts to many: KL falls along it, ever less steeply."""
+def pareto(kept: np.ndarray, log_kl: np.ndarray) -> list[int]:
+    """The places of the front's settings, from few experts to many: KL falls along it."""
     found: list[int] = []
     for place in np.lexsort((log_kl, kept)).tolist():
-        if found and log_kl[place] >= log_kl[found[-1]]:
-            continue
-        while len(found) > 1 and _slope(kept, log_kl, found[-2], place) <= _slope(kept, log_kl, found[-2], found[-1]):
-            found.pop()
-        found.append(place)
+        if not found or log_kl[place] < log_kl[found[-1]]:
+            found.append(place)
     return found
-
-
-def _slope(kept: np.ndarray, log_kl: np.ndarray, a: int, b: int) -> float:
-    return float((log_kl[b] - log_kl[a]) / (kept[b] - kept[a]))
 
 
 def lowest(kept: np.ndarray, log_kl: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
     """Log KL of the front at each fraction; NaN where no setting keeps so few."""
-    on = hull(kept, log_kl)
+    on = pareto(kept, log_kl)
     result: np.ndarray = np.interp(fractions, kept[on], log_kl[on], left=np.nan)
     return result
 
@@ -52,7 +45,7 @@ def fronts(lines: Iterable[Line], fractions: Sequence[float] = FRACTIONS) -> lis
             )
             if not len(mine):
                 continue
-            on = mine[hull(kept_S[mine], mean_S[mine])]
+            on = mine[pareto(kept_S[mine], mean_S[mine])]
             draws = np.array([lowest(kept_S[mine], log_kl, fractions) for log_kl in draw_SR[mine].T])
             middle = lowest(kept_S[mine], mean_S[mine], fractions)
             found.append({"batch_size": batch_size, "mix": mix, "method": method, "policy": cell[mine[0]]["policy"],

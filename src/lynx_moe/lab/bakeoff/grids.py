@@ -25,6 +25,7 @@ def budgets(num_experts: int, least: int) -> list[int]:
 
 
 GRIDS: dict[str, Callable[[int, int], Sequence[str]]] = {
+    "priced": lambda e, k: over("priced:price={}", (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)),
     "lynx": lambda e, k: ["lynx", *(f"lynx:alpha={b / d:g},beta={b}" for b in (1, 2, 4) for d in DEPTHS)],
     "lynx-v1": lambda e, k: ["lynx-v1", *over("lynx-v1:num_keep={}", budgets(e, k)),
                              *over("lynx-v1:mode=confidence,threshold={}", (0.2, 0.5, 0.8))],
@@ -52,7 +53,8 @@ def settings(
 ) -> list[Setting]:
     """Every setting of the named policies (none named: of all in the table) under each norm.
 
-    "model" stands for what each policy does by itself. Calibrated policies are left out without a calibration file.
+    "model" stands for what each policy does by itself. Calibrated policies are left out without a calibration file; one
+    that can do without is tried both ways.
     Raises ValueError for a policy without a grid, and where nothing is left.
     """
     missing = sorted(set(names) - set(GRIDS))
@@ -65,25 +67,27 @@ def settings(
         if needs_calibration(name) and calibration is None:
             continue
         for norm in norms:
-            if norm != "model" and "norm" not in knobs(POLICIES[name]):
+            if norm != "model" and norm == knobs(POLICIES[name]).get("norm", (str, norm))[1]:
                 continue
             more = [] if norm == "model" else [f"norm={norm}"]
-            more += [f"data={calibration}"] if needs_calibration(name) else []
-            specs = (_with(spec, more) for spec in GRIDS[name](router.num_experts, router.top_k))
             method = name if norm == "model" else f"{name} norm={norm}"
-            found += [Setting(method, make_policy(spec).spec) for spec in specs]
+            for data in _calibrations(name, calibration):
+                specs = (_with(spec, more + data) for spec in GRIDS[name](router.num_experts, router.top_k))
+                called = f"{method} calibrated" if data and not needs_calibration(name) else method
+                found += [Setting(called, make_policy(spec).spec) for spec in specs]
     if not found:
         raise ValueError("sere, exfold and reap need --calibration FILE (lynx-moe calibrate)")
     return list(dict.fromkeys(found))
 
 
 def needs_calibration(name: str) -> bool:
-    return issubclass(POLICIES[name], Calibrated)
+    policy = POLICIES[name]
+    return issubclass(policy, Calibrated) and not policy.optional
 
 
 def is_published(name: str) -> bool:
-    """Of a paper, a release or a pull request: neither a control nor the baseline."""
-    return POLICIES[name].source != "-"
+    """Of a paper, a release or a pull request: neither a control, nor the baseline, nor our own."""
+    return POLICIES[name].source not in ("-", "lynx-moe")
 
 
 def short(spec: str) -> str:
@@ -91,6 +95,12 @@ def short(spec: str) -> str:
     name, _, rest = spec.partition(":")
     kept = ",".join(part for part in rest.split(",") if not part.startswith("data="))
     return f"{name}:{kept}" if kept else name
+
+
+def _calibrations(name: str, file: str | None) -> list[list[str]]:
+    """What is added to a spec, for each way to try the policy."""
+    ways: list[list[str]] = [] if needs_calibration(name) else [[]]
+    return ways + [[f"data={file}"]] * (file is not None and issubclass(POLICIES[name], Calibrated))
 
 
 def _with(spec: str, more: Sequence[str]) -> str:

@@ -63,7 +63,9 @@ class Together(Policy):
         return replace(self, members=tuple(member.for_model(model) for member in self.members))
 
     def for_layer(self, layer: int, artifact: Mapping[int, Mapping[str, Tensor]]) -> Self:
-        return replace(self, members=tuple(member.for_layer(layer, artifact) for member in self.members))
+        """A member that names no file stays without calibration."""
+        members = (m if m.calibration_file is None else m.for_layer(layer, artifact) for m in self.members)
+        return replace(self, members=tuple(members))
 
     def check(self, spec: RouterSpec) -> None:
         for member in self.members:

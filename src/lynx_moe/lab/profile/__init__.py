@@ -1,0 +1,1 @@
+"""`lynx-moe profile`: what one model tolerates, observation by observation; measured, drawn, said in plain words."""
