@@ -113,7 +113,7 @@ def test_calibrated_policies_take_their_file_under_vllm(tmp_path: Path) -> None:
     file = tmp_path / "c.safetensors"
     made = run("calibrate", "qwen3-moe", "--sequences", "28", "-o", str(file))
     assert made.returncode == 0, made.stderr
-    knobs = ("reap:num_keep=8", "exfold:num_keep=8", "sere:num_primary=1,rho=0")
+    knobs = ("reap:num_keep=8", "exfold:num_keep=8", "sere:num_primary=4,rho=0")
     result = measure(tmp_path, " ".join(f"{knob},data={file}" for knob in knobs))
     assert result.returncode == 0, result.stderr
     found = lines.load(tmp_path / "eval.jsonl", "evaluation")["results"][:: len(TASKS)]
