@@ -6,6 +6,7 @@ from typing import Any
 
 from lynx_moe.lab import lines, scores, tables
 from lynx_moe.lab.bakeoff import findings, plot
+from lynx_moe.lab.bakeoff.grids import short
 
 Line = dict[str, Any]
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -42,7 +43,8 @@ def exact_tables(file: Path) -> list[findings.Table]:
     if not file.is_file():
         return []
     head = ("policy", "mean of tasks, %", *tables.QUALITY_HEAD[2:])
-    rows = tables.quality_rows(scores.overall(lines.load(file, "evaluation")["results"]), "value")
+    means = scores.overall(lines.load(file, "evaluation")["results"])
+    rows = tables.quality_rows([row | {"spec": short(row["spec"])} for row in means], "value")
     return [("Exact match of the settings that no other one beats", head, rows)]
 
 
