@@ -16,7 +16,7 @@ from torch import Tensor
 from lynx_moe.policies.calibrated import Calibrated
 from lynx_moe.policies.policy import Policy
 from lynx_moe.policies.step import Step
-from lynx_moe.policies.weights import BY_RULE, by_norm, check_norm, check_norm_fits
+from lynx_moe.policies.weights import BY_RULE, OF_SLOTS, by_norm, check_norm, check_norm_fits
 from lynx_moe.routing import RouterSpec, Routing, reroute
 
 
@@ -61,6 +61,7 @@ class Dropping(Reweighing):
 
     token_level: ClassVar[bool] = True
     drops_slots: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = OF_SLOTS
 
     def live(self, step: Step, rank_TK: Tensor) -> Tensor:
         """bool [T, K]: the slots that stay; rank_TK is a slot's rank in its row, 0 the first, which must stay."""
@@ -69,7 +70,7 @@ class Dropping(Reweighing):
     def propose(self, step: Step) -> Routing:
         live_TK = self.live(step, step.ranks())
         weights_TK = by_norm(self.norm, step, step.own.ids, live_TK)
-        return _unless_same(step, torch.where(live_TK, step.own.ids, step.first(step.own.ids)), weights_TK)
+        return unless_same(step, torch.where(live_TK, step.own.ids, step.first(step.own.ids)), weights_TK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,15 +105,15 @@ class Merging(Calibrated, Reweighing):
         meet_TKK = target_TK[:, :, None] == target_TK[:, None, :]
         live_TK = meet_TKK.to(torch.int8).argmax(-1) == torch.arange(target_TK.shape[-1], device=target_TK.device)
         if self.norm not in ("own", "fold"):
-            return _unless_same(step, target_TK, by_norm(self.norm, step, target_TK, live_TK, step.own_mass()))
+            return unless_same(step, target_TK, by_norm(self.norm, step, target_TK, live_TK, step.own_mass()))
         carried_TK = own.weights
         if self.norm == "fold":
             scale_TK = self.tensor("fold_scale")[own.ids, target_TK]
             carried_TK = carried_TK * scale_TK.where(target_TK != own.ids, 1.0)
-        return _unless_same(step, target_TK, (meet_TKK * carried_TK[:, None, :]).sum(-1).where(live_TK, 0.0))
+        return unless_same(step, target_TK, (meet_TKK * carried_TK[:, None, :]).sum(-1).where(live_TK, 0.0))
 
 
-def _unless_same(step: Step, ids_TK: Tensor, weights_TK: Tensor) -> Routing:
+def unless_same(step: Step, ids_TK: Tensor, weights_TK: Tensor) -> Routing:
     """Rows whose experts all stay keep the model's own weights."""
     same_T1 = (ids_TK == step.own.ids).all(-1, keepdim=True)
     return Routing(ids_TK, torch.where(same_T1, step.own.weights, weights_TK))

@@ -17,7 +17,7 @@ from lynx_moe.policies.step import Step
 from lynx_moe.routing import RouterSpec, Routing, Rows, distinct, loaded, preference, select
 
 SHARED = {  # knobs that several policies have: they come last in a spec
-    "norm": "how the experts of a changed row are weighed: model, mass or k2=N; sere and exfold also own and fold",
+    "norm": "how a changed row's experts are weighed: model, mass, k2=N; where slots go own=G; sere, exfold own, fold",
     "data": "calibration file",
 }
 

@@ -25,7 +25,7 @@ def budgets(num_experts: int, least: int) -> list[int]:
 
 
 GRIDS: dict[str, Callable[[int, int], Sequence[str]]] = {
-    "priced": lambda e, k: over("priced:price={}", (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)),
+    "priced": lambda e, k: over("priced:price={}", (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)),
     "lynx": lambda e, k: ["lynx", *(f"lynx:alpha={b / d:g},beta={b}" for b in (1, 2, 4) for d in DEPTHS)],
     "lynx-v1": lambda e, k: ["lynx-v1", *over("lynx-v1:num_keep={}", budgets(e, k)),
                              *over("lynx-v1:mode=confidence,threshold={}", (0.2, 0.5, 0.8))],
