@@ -2,7 +2,8 @@
 
 Inside a real step, whose weights have swept the caches, a decision of 75 small torch operations costs 570 µs (batch 8,
 `lynx-moe demo`, counting included) and `lynx`'s one here 320 µs: fewer calls, and shapes that may depend on the data.
-(numba would be faster still, but once it is imported, vLLM 0.32 can start no other engine in that process.) Ids equal the definition's exactly, weights within float32 rounding; nothing returned shares memory with what was given.
+(numba would be faster still, but once it is imported, vLLM 0.32 can start no other engine in that process.) Ids equal
+the definition's exactly, weights within float32 rounding; nothing returned shares memory with what was given.
 
 Shapes: T rows, V voters, E experts, K = top_k, N kept experts.
 """

@@ -9,8 +9,8 @@ cent:
     harm    = sum_t  x[t] + STEEP x[t]^3
 
 g is 1, or with calibration the root of the expert's mean output norm over the layer's root mean square, a ratio that is
-taken as FLOOR at the least. The root, because norms of single tokens vary about their mean; the floor, because a row whose favourite is small
-needs it all the same.
+taken as FLOOR at the least. The root, because norms of single tokens vary about their mean; the floor, because a row
+whose favourite is small needs it all the same.
 
 An expert goes while losing it adds at most `price` to the harm. The cube makes rows share the loss: one that has lost
 something already makes its other experts dear. Decided in passes at rising shares of the price, each knowing what the
