@@ -21,7 +21,7 @@ from lynx_moe.cli.options import (
     found,
     sizes,
 )
-from lynx_moe.policies import make_policy
+from lynx_moe.policies import DEFAULT, make_policy
 
 app = typer.Typer()
 Shape = Annotated[str, typer.Option(help="Published layer shape to time: qwen3-30b or olmoe-1b-7b.")]
@@ -127,7 +127,7 @@ def evaluate(
 @app.command()
 def fidelity(
     model: Model,
-    policies: Policies = "lynx",
+    policies: Policies = DEFAULT,
     batch_sizes: BatchSizes = "2,4,8,16,32,64",
     data: Data = "testbed",
     mixes: Annotated[str, typer.Option(help="one: batches of one group; mixed: of all groups.")] = "one,mixed",

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from lynx_moe.cli.options import Data, Dtype, Model, Policies, Prefix, Seed, Sequences, Steps, found
-from lynx_moe.policies import make_policy
+from lynx_moe.policies import DEFAULT, make_policy
 
 app = typer.Typer()
 
@@ -52,7 +52,7 @@ def record(
 @app.command()
 def replay(
     recorded: Annotated[Path, typer.Argument(help="A file of `lynx-moe record`.")],
-    policies: Policies = "vanilla lynx",
+    policies: Policies = f"vanilla {DEFAULT}",
     steps: Annotated[int | None, typer.Option(help="Only so many steps, evenly spaced (default: all).")] = None,
     out: Annotated[Path | None, typer.Option(help="JSONL file for the rows of the table.")] = None,
 ) -> None:

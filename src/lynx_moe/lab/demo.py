@@ -14,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lynx_moe.lab import plots, quality, record, speed, tables
 from lynx_moe.lab.engine import prepare
+from lynx_moe.policies import DEFAULT
 
-AUTHORS = "lynx:alpha=3,beta=2"  # the authors' setting for the model whose shape is timed
-QUALITY_POLICIES = ("vanilla", "lynx", "random", AUTHORS)  # random: at as many experts as lynx
-SPEED_POLICIES = ("vanilla", "lynx", AUTHORS)
+SPEED_POLICIES = ("vanilla", DEFAULT, "priced:price=0.1", "lynx")
+QUALITY_POLICIES = (SPEED_POLICIES[0], DEFAULT, "random", *SPEED_POLICIES[2:])  # random: at as many experts as DEFAULT
 
 
 def bar() -> Progress:

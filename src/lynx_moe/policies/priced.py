@@ -31,6 +31,7 @@ from lynx_moe.policies.step import Step
 from lynx_moe.policies.weights import OF_SLOTS, by_norm, own_power
 from lynx_moe.routing import RouterSpec, Routing, Rows, places, select
 
+PRICE = 0.03
 STEEP = 1000.0
 ROUNDS = (0.125, 0.25, 0.5, 1.0)
 FLOOR = 0.6
@@ -38,10 +39,10 @@ FLOOR = 0.6
 
 @dataclass(frozen=True, kw_only=True)
 class Priced(Calibrated, Reweighing):
-    """price: harm that a load must prevent, the same on every model: 0 keeps all, 0.01 is careful, 0.1 fast. More rows,
-    surer routers and experts that many rows share keep more by themselves. Or num_keep: the harm is made least for so
-    many experts. Rows do without what went; the weight of their other experts grows a little (norm=own=0.3). A row
-    that would lose everything keeps its heaviest expert.
+    """price: harm that a load must prevent, the same on every model: 0 keeps all, 0.01 is careful, 0.1 fast; 0.03 if
+    left out. More rows, surer routers and experts that many rows share keep more by themselves. num_keep instead: the
+    harm is made least for so many experts. Rows do without what went; the weight of their other experts grows a little
+    (norm=own=0.3). A row that would lose everything keeps its heaviest expert.
 
     data: a calibration, for the experts' output norms, which differ up to thirtyfold within a layer.
 
@@ -52,7 +53,6 @@ class Priced(Calibrated, Reweighing):
     summary: ClassVar[str] = "experts whose loss would add more harm than `price`; others are dropped"
     source: ClassVar[str] = "lynx-moe"
     drops_slots: ClassVar[bool] = True
-    one_of: ClassVar[tuple[str, ...]] = ("price", "num_keep")
     norms: ClassVar[tuple[str, ...]] = OF_SLOTS
     tensors: ClassVar[tuple[str, ...]] = ("output_norm",)
     optional: ClassVar[bool] = True
@@ -62,6 +62,8 @@ class Priced(Calibrated, Reweighing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.price is not None and self.num_keep is not None:
+            raise ValueError(f"{self.spec}: give price=VALUE or num_keep=VALUE, not both")
         if self.price is not None and not 0 <= self.price < float("inf"):
             raise ValueError(f"priced: price={self.price:g} must be 0 or more, and finite; 0.01 is careful, 0.1 fast")
 
@@ -70,17 +72,22 @@ class Priced(Calibrated, Reweighing):
         if self.num_keep is not None:
             check_kept(self.name, "num_keep", self.num_keep, spec, least=1)
 
+    @property
+    def threshold(self) -> float:
+        """The price that is asked."""
+        return PRICE if self.price is None else self.price
+
     def decide(
         self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
     ) -> Routing:
-        if logits_TE.device.type != "cpu" or self.price is None or not self.norm.startswith("own"):
+        if logits_TE.device.type != "cpu" or self.num_keep is not None or not self.norm.startswith("own"):
             return self.route(logits_TE, spec, rows, own)
         self.check(spec)
         own = own or select(logits_TE, spec)
         gain_E = None if self.calibration is None else self.gains()
         power = own_power(self.norm)
         return cpu.priced(
-            logits_TE, spec, rows, own, price=self.price, power=power, gain_E=gain_E, steep=STEEP, rounds=ROUNDS
+            logits_TE, spec, rows, own, price=self.threshold, power=power, gain_E=gain_E, steep=STEEP, rounds=ROUNDS
         )
 
     def propose(self, step: Step) -> Routing:
@@ -112,7 +119,7 @@ class Priced(Calibrated, Reweighing):
     def _worth(self, harm_E: Tensor, stays_E: Tensor, share: float) -> Tensor:
         """bool [E]: what is kept of those that stayed so far, in a pass that goes `share` of the way."""
         if self.num_keep is None:
-            return harm_E > share * (self.price or 0.0)
+            return harm_E > share * self.threshold
         spare = (stays_E.sum() - self.num_keep).clamp(min=0)
         return places(harm_E, stays_E) < self.num_keep + ((1 - share) * spare).ceil()
 
