@@ -24,7 +24,7 @@ def draw(whole: Line, path: Path) -> Path:
         {"about": ABOUT[file.stem], "image": base64.b64encode(file.read_bytes()).decode()}
         for file in plot.draw(whole, path.parent)
     ]
-    several = [findings.best_table(whole), *findings.front_tables(whole), findings.cost_table(whole)]
+    several = [*findings.comparisons(whole), *findings.front_tables(whole), findings.cost_table(whole)]
     template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text())
     html = template.render(
         name=Path(whole["settings"]["model"]).name,
@@ -50,5 +50,5 @@ def exact_tables(file: Path) -> list[findings.Table]:
 
 def markdown(whole: Line) -> str:
     """The tables but that of settings, for documents."""
-    several = [findings.best_table(whole), *findings.front_tables(whole), findings.cost_table(whole)]
+    several = [*findings.comparisons(whole), *findings.front_tables(whole), findings.cost_table(whole)]
     return "\n".join(f"{title}:\n\n{tables.markdown(head, rows)}\n" for title, head, rows in several)
