@@ -82,7 +82,7 @@ def _against(group: Sequence[Line], ours: str, rivals: Sequence[str]) -> list[tu
     for cell in _cells(group):
         at = {row["fraction"]: row for row in ratios(cell, ours, rivals)}
         name = name_of(cell[0]["batch_size"], cell[0]["mix"])
-        rows.append((name, *(_ratio(at.get(fraction), len(rivals) > 1) for fraction in FRACTIONS)))
+        rows.append((name, *(_ratio(at.get(fraction), ORACLE not in rivals) for fraction in FRACTIONS)))
     return rows
 
 
