@@ -1,5 +1,6 @@
 """Where the plugin meets vLLM's model building and model runners."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -102,6 +103,7 @@ def _name_layers(model: Any, building: Building) -> None:
             _bypass(plan, name, building.reasons.get(id(router), f"the model brings its own {type(router).__name__}"))
             continue
         plan.layers[router.layer] = Layer(name=name, spec=plan.layers[router.layer].spec)
+        plan.runners[router.layer] = weakref.ref(module)
         if router.bias_vl is not None:
             module.router = router.unwrap()
             _bypass(plan, name, "image tokens have a selection bias of their own")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lynx_moe.control.guard import GuardOptions
 from lynx_moe.engines.vllm.plan import active
 
 
@@ -16,3 +17,10 @@ class WorkerExtension:
 
     def lynx_set_policy(self, spec: str) -> str:
         return active().set_policy(spec)
+
+    def lynx_set_guard(self, options: dict[str, Any] | None) -> None:
+        active().set_guard(None if options is None else GuardOptions.of(options))
+
+    def lynx_guard(self) -> dict[str, Any] | None:
+        watch = active().watch
+        return None if watch is None else watch.state()
