@@ -11,6 +11,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 from lynx_moe.engines.layers import Layer
+from lynx_moe.engines.vllm import exporter
 from lynx_moe.engines.vllm.options import KEY, Options
 from lynx_moe.engines.vllm.plan import Plan, activate
 from lynx_moe.engines.vllm.plugin import wrap
@@ -59,6 +60,9 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
     plan.seal()
     setattr(model, PLAN, plan)
     activate(plan)
+    labels = exporter.labels_of(vllm_config)
+    if labels is not None:
+        exporter.start(plan, labels)
     logger.info(
         "%s: policy %s on %d MoE layers of %s", KEY, plan.policy.spec, len(plan.layers), vllm_config.model_config.model
     )

@@ -82,8 +82,9 @@ class Plan:
         if kind is Kind.IDLE:
             return
         self.steps[kind.value] += 1
-        self.row_sums[kind.value][0] += self.rows.num_rows
-        self.row_sums[kind.value][1] += self.rows.num_decode_rows
+        counts = (self.rows.num_rows, self.rows.num_decode_rows, self.rows.num_exact_rows)
+        for column, count in enumerate(counts):
+            self.row_sums[kind.value][column] += count
 
     def reroute(
         self, logits_TE: Tensor, weights_TK: Tensor, ids_TK: Tensor, layer: int, hidden_TH: Tensor | None = None
@@ -124,7 +125,7 @@ class Plan:
     def reset_stats(self) -> None:
         self.counters.reset()
         self.steps = {kind.value: 0 for kind in Kind if kind is not Kind.IDLE}
-        self.row_sums = {kind: [0, 0] for kind in self.steps}
+        self.row_sums = {kind: [0, 0, 0] for kind in self.steps}
         self.decisions, self.decision_seconds = 0, 0.0
         self.last_log = (time.monotonic(), 0)
 
@@ -157,6 +158,10 @@ class Plan:
 
 def activate(plan: Plan) -> None:
     _active[:] = [plan]
+
+
+def is_active(plan: Plan) -> bool:
+    return _active == [plan]
 
 
 def active() -> Plan:

@@ -28,7 +28,7 @@ class StepRows:
         self.valid = torch.ones(max_rows, dtype=torch.bool, device=device)
         self.remap = torch.zeros(max_rows, dtype=torch.bool, device=device)
         self.kind = Kind.IDLE
-        self.num_rows = self.num_decode_rows = 0
+        self.num_rows = self.num_decode_rows = self.num_exact_rows = 0
 
     def idle(self) -> None:
         """A dummy or profile run: every row is taken as real (memory profiling routes them), none may be remapped."""

@@ -35,7 +35,7 @@ class Late:
         if numbers.is_cuda:
             self.host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
             self.host.copy_(numbers, non_blocking=True)
-            self.event = torch.cuda.Event()
+            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.event.record()
 
     def take(self) -> list[float]:
@@ -60,6 +60,8 @@ class Watch:
         self.lag = LAG if plan.device.type == "cuda" else 1
         self.step, self.seconds = 0, 0.0
         self.guard = Guard(options, 1)
+        self.taken: list[tuple[str, Tensor]] = []  # of this step: the figure, at this rung and the one above
+        self.travelling: deque[tuple[int, str, Late]] = deque()  # the step at which a sample is acted on
         self.restart()
 
     def restart(self) -> None:
@@ -140,7 +142,7 @@ class Watch:
         for figure in self.options.bounds:
             if mine := [numbers for name, numbers in self.taken if name == figure]:
                 self.travelling.append((self.step + self.lag, figure, Late(torch.stack(mine).mean(0))))
-        self.taken = []
+        self.taken.clear()
 
     def _change(self, change: Change) -> None:
         was = self.plan.policy.spec
@@ -151,8 +153,8 @@ class Watch:
 
     def _forget(self) -> None:
         """Figures under way are of another rung."""
-        self.taken: list[tuple[str, Tensor]] = []
-        self.travelling: deque[tuple[int, str, Late]] = deque()
+        self.taken.clear()
+        self.travelling.clear()
         self.layers, self.shadow = range(0), -1
 
 
