@@ -2,7 +2,7 @@
 
 Inert unless the engine is started with `additional_config={"lynx_moe": {"policy": "lynx:alpha=3,beta=2"}}`. The three
 functions here reach the engine of this process (VLLM_ENABLE_V1_MULTIPROCESSING=0); elsewhere the same is there as
-`llm.collective_rpc("lynx_stats")`, `"lynx_reset_stats"` and `"lynx_set_policy"`.
+`llm.collective_rpc("lynx_stats")`, `"lynx_reset_stats"` and `"lynx_policy"`, and as `switch(llm, spec)`.
 """
 
 from typing import Any
@@ -10,12 +10,14 @@ from typing import Any
 from lynx_moe.control.guard import GuardOptions
 from lynx_moe.engines.metrics import LayerStats, Stats, Tally
 from lynx_moe.engines.recorder import Recorder
+from lynx_moe.engines.vllm.control import Refused, switch, switch_async
 from lynx_moe.engines.vllm.plan import active
 from lynx_moe.policies import ModelShape
 
 __all__ = [
     "LayerStats",
     "Recorder",
+    "Refused",
     "Stats",
     "Tally",
     "guard",
@@ -26,6 +28,8 @@ __all__ = [
     "shape",
     "stats",
     "stop_recording",
+    "switch",
+    "switch_async",
 ]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lynx_moe.control.guard import Change, Guard, GuardOptions
 from lynx_moe.control.loss import mass_lost, output_error
+from lynx_moe.engines.late import Late
 from lynx_moe.engines.layers import fitted
 from lynx_moe.engines.vllm.shadow import block_output, same_on_all_ranks
 from lynx_moe.routing import Routing, Rows
@@ -24,25 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("vllm.lynx_moe")
 LAG = 8  # steps that a figure may take from the device to the host
-
-
-class Late:
-    """Numbers on their way to the host, which goes on meanwhile."""
-
-    def __init__(self, numbers: Tensor) -> None:
-        self.event: Any = None
-        self.host = numbers
-        if numbers.is_cuda:
-            self.host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-            self.host.copy_(numbers, non_blocking=True)
-            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self.event.record()
-
-    def take(self) -> list[float]:
-        if self.event is not None:
-            self.event.synchronize()
-        numbers: list[float] = self.host.tolist()
-        return numbers
 
 
 class Watch:
@@ -115,11 +97,12 @@ class Watch:
         """Whether the current step is sampled at this layer."""
         return (layer in self.layers or layer == self.shadow) and self.plan.layers[layer].name not in self.plan.bypassed
 
-    def see(
-        self, layer: int, logits_TE: Tensor, own: Routing, final: Routing, rows: Rows | None, hidden_TH: Tensor | None
-    ) -> None:
+    def see(self, layer: int, logits_TE: Tensor, own: Routing, final: Routing, hidden_TH: Tensor | None) -> None:
         """One layer of a sampled step: the model's own routing, and the one that the expert kernel gets."""
         start = time.perf_counter()
+        rows, follow = self._rows(len(logits_TE))
+        if not follow:
+            return
         above = final
         if self.guard.rung:
             above = self.ladder[self.guard.rung - 1][1][layer].decide(
@@ -133,6 +116,17 @@ class Watch:
             errors = [output_error(exact_TH, block_output(runner, hidden_TH, each), rows) for each in pair]
             self._note("output_error", [same_on_all_ranks(error) for error in errors])
         self.seconds += time.perf_counter() - start
+
+    def _rows(self, num_rows: int) -> tuple[Rows | None, bool]:
+        """The rows that follow the server's policy, and whether there are any: requests that bring a policy of their
+        own have chosen what they risk. A rung that is `vanilla` cannot be told from them while they run."""
+        plan = self.plan
+        masks = plan.rows.masks(num_rows)
+        if not plan.rows.groups:
+            return masks, plan.rows.num_decode_rows > 0
+        if not plan.requests.step or plan.requests.step[0][0] is not plan.policy:
+            return masks, False
+        return Rows(valid=masks.valid if masks else None, remap=plan.rows.groups[0][:num_rows]), True
 
     def _note(self, figure: str, now_and_above: list[Tensor]) -> None:
         self.taken.append((figure, torch.stack([now_and_above[0], now_and_above[-1]])))

@@ -3,7 +3,8 @@
 from typing import Any
 
 from lynx_moe.control.guard import GuardOptions
-from lynx_moe.engines.vllm.plan import active
+from lynx_moe.engines.vllm import control
+from lynx_moe.engines.vllm.plan import Recorded, active
 
 
 class WorkerExtension:
@@ -24,3 +25,13 @@ class WorkerExtension:
     def lynx_guard(self) -> dict[str, Any] | None:
         watch = active().watch
         return None if watch is None else watch.state()
+
+    def lynx_policy(self) -> dict[str, Any]:
+        return active().describe()
+
+    def lynx_check_policy(self, spec: str) -> dict[str, Any]:
+        """{"policy": full spec} if `lynx_set_policy` would succeed, else {"error": reason, "status": HTTP status}."""
+        try:
+            return {"policy": active().check(spec)}
+        except ValueError as error:
+            return {"error": str(error), "status": control.CONFLICT if isinstance(error, Recorded) else control.BAD}
