@@ -116,8 +116,9 @@ def engine(model: str, policy: str | None = None, **kwargs: Any) -> Iterator[Any
     if policy is not None:
         kwargs.setdefault("additional_config", {"lynx_moe": {"policy": policy}})
     defaults = {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 16, "dtype": "bfloat16"}
+    defaults["skip_tokenizer_init"] = True
     try:
-        llm = LLM(model=model, skip_tokenizer_init=True, **{**defaults, **kwargs})
+        llm = LLM(model=model, **{**defaults, **kwargs})
         try:
             yield llm
         finally:
