@@ -2,7 +2,7 @@
 
 import gc
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -135,12 +135,19 @@ def prompts(count: int, seed: int, longest: int = 40) -> list[dict[str, list[int
     return [{"prompt_token_ids": [rng.randrange(VOCAB) for _ in range(length)]} for length in lengths]
 
 
-def generate(llm: Any, requests: list[dict[str, list[int]]], **params: Any) -> list[Any]:
-    """Greedy, 4 to 23 new tokens depending on the request, so that requests end and start at different steps."""
+def generate(
+    llm: Any, requests: list[dict[str, list[int]]], wishes: Sequence[str | None] = (None,), **params: Any
+) -> list[Any]:
+    """Greedy, 4 to 23 new tokens depending on the request, so that requests end and start at different steps. The
+    requests ask for the wishes in turn."""
     from vllm import SamplingParams
 
     greedy = {"temperature": 0.0, "ignore_eos": True, "detokenize": False, **params}
-    each = [SamplingParams(max_tokens=4 + (7 * i) % 20, **greedy) for i in range(len(requests))]
+    asked = [wish and {"lynx_moe": wish} for wish in wishes]
+    each = [
+        SamplingParams(max_tokens=4 + (7 * i) % 20, extra_args=asked[i % len(asked)], **greedy)
+        for i in range(len(requests))
+    ]
     return llm.generate(requests, each, use_tqdm=False)  # type: ignore[no-any-return]
 
 
