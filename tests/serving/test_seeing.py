@@ -114,7 +114,7 @@ def test_every_query_of_the_dashboard_asks_for_what_is_exported(server: str) -> 
 def test_top_prints_one_frame(server: str) -> None:
     shown = CliRunner().invoke(app, ["top", server, "--once"], env={"COLUMNS": "110"})
     assert shown.exit_code == 0, shown.output
-    for words in (
+    words = (
         "testbed at http",
         "distinct experts per layer",
         "00 ",
@@ -123,7 +123,8 @@ def test_top_prints_one_frame(server: str) -> None:
         "mass_lost",
         "decode",
         "µs per",
-    ):
+    )
+    for word in words:
         assert word in shown.output, shown.output
 
 
