@@ -49,7 +49,8 @@ def allowed_plugins(given: str | None) -> str:
         if KEY not in given.split(","):
             raise ValueError(f"{ALLOWED}={given} leaves {KEY} out; add it, or unset the variable")
         return given
-    found = [point for point in metadata.entry_points() if re.fullmatch(r"vllm\.\w+_plugins", point.group)]
+    points = [point for distribution in metadata.distributions() for point in distribution.entry_points]
+    found = [point for point in points if re.fullmatch(r"vllm\.\w+_plugins", point.group)]
     names = {point.name for point in found if point.group != ENDPOINTS} | {KEY}
     others = sorted({point.name for point in found if point.group == ENDPOINTS} & names - {KEY})
     if others:

@@ -90,6 +90,7 @@ def evaluate(
     control: Annotated[
         bool, typer.Option("--control", help="Also as many random experts as the second policy loads.")
     ] = False,
+    guard: Annotated[str | None, typer.Option(help='A quality guard, as JSON: {"max_mass_lost": 0.2}.')] = None,
     out: Out = Path("out/eval"),
 ) -> None:
     """Any lm-evaluation-harness task under several policies, on the same items; goes on with what --out holds."""
@@ -110,6 +111,7 @@ def evaluate(
         chat=chat,
         model_args=model_args,
         engine=engine,
+        guard=guard,
     )
     console, file = Console(), out / "eval.jsonl"
     result = evaluation.apart(settings, specs, file, allow_code=allow_code)

@@ -72,13 +72,14 @@ class Stats:
     row alone) have nothing to gain and are passed by. A `token_level` policy acts on single ones too, uncounted.
     bypassed_layers: layer -> why it keeps the model's own routing.
     decision_us: mean microseconds of a decision (one layer, one step), counting included; None where the host does not
-    wait for it, and where nobody measured it."""
+    wait for it, and where nobody measured it. guard: where the quality guard stands; None: there is none."""
 
     policy: str
     steps: dict[str, int]
     layers: tuple[LayerStats, ...]
     bypassed_layers: dict[str, str]
     decision_us: float | None = None
+    guard: dict[str, Any] | None = None
 
     @property
     def mean_before(self) -> float:

@@ -4,6 +4,7 @@ The record is a JSONL file: a line of settings, then a line per policy and task.
 interrupted run goes on where it stopped. Its first policy is the baseline of all differences.
 """
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lynx_moe.control.guard import GuardOptions
 from lynx_moe.lab import harness, harness_transformers, harness_vllm, lines, record, scores
 from lynx_moe.lab.engine import in_own_process
 from lynx_moe.policies import make_policy
@@ -31,6 +33,7 @@ class Settings:
     num_fewshot  examples before each question; None: the task's own number.
     chat         whether prompts go through the model's chat template.
     engine       what generates: "vllm" or "transformers".
+    guard        options of a quality guard over every policy, as JSON; None: no guard.
     model_args   `name=value,name=value` for the harness's class of the engine and the engine itself, such as
                  tensor_parallel_size=4.
     """
@@ -44,6 +47,7 @@ class Settings:
     chat: bool = False
     model_args: str = ""
     engine: str = "vllm"
+    guard: str | None = None
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -54,9 +58,23 @@ class Settings:
             raise ValueError(f"concurrency={self.concurrency}: a request alone shares with nobody; use 2 or more")
         if not self.tasks:
             raise ValueError("no task is named; lynx_testbed needs no data, `lm_eval ls tasks` shows all others")
+        if self.guard is not None and self.engine != "vllm":
+            raise ValueError("--guard needs --engine vllm: the transformers engine has no quality guard")
+        self.guarded()
         given = {part.partition("=")[0].strip() for part in self.model_args.split(",")}
         if given.intersection(GIVEN):
             raise ValueError(f"--model-args cannot set {', '.join(sorted(given.intersection(GIVEN)))}: it is set here")
+
+    def guarded(self) -> dict[str, Any]:
+        """The plugin's options about the guard. Raises ValueError for bad ones."""
+        if self.guard is None:
+            return {}
+        try:
+            options = json.loads(self.guard)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--guard {self.guard!r} is not JSON: {error}") from None
+        GuardOptions.of(options)
+        return {"guard": options}
 
 
 def evaluate(
@@ -83,6 +101,7 @@ def evaluate(
         concurrency=settings.concurrency,
         mix=settings.mix,
         vision=any(getattr(task, "MULTIMODAL", False) for task in tasks.values()),
+        plugin=settings.guarded(),
         options=simple_parse_args_string(settings.model_args),
     )
     # each is set once before any runs, so that one that does not fit this model is refused now

@@ -47,8 +47,11 @@ class Served(Batches):
         self.model.reset_prefix_cache()
 
 
-def open_model(model: str, *, concurrency: int, mix: str, vision: bool, options: dict[str, Any]) -> Any:
-    """The harness's model of one vLLM engine: eager, policy `vanilla`; `options` go to the harness's class and vLLM."""
+def open_model(
+    model: str, *, concurrency: int, mix: str, vision: bool, plugin: dict[str, Any], options: dict[str, Any]
+) -> Any:
+    """The harness's model of one vLLM engine: eager, policy `vanilla`; `plugin` are options of the plugin, `options` go
+    to the harness's class and vLLM."""
     import_vllm()
     name_vllm()  # the harness looks up its version
     try:
@@ -61,7 +64,7 @@ def open_model(model: str, *, concurrency: int, mix: str, vision: bool, options:
     lm = type("Served", (Served, Base), {})(
         pretrained=model,
         max_num_seqs=concurrency,
-        additional_config={"lynx_moe": {"policy": "vanilla", "log_every": 0}},
+        additional_config={"lynx_moe": {"policy": "vanilla", "log_every": 0, **plugin}},
         **{"enforce_eager": True, "use_tqdm_on_load": False, **options},
     )
     lm.mix, lm.parts, lm.model = mix, [], Shuffled(lm.model)

@@ -176,6 +176,7 @@ class Plan:
             layers=tuple(layer for layer in counted if layer.name not in self.bypassed),
             bypassed_layers=dict(self.bypassed),
             decision_us=1e6 * self.decision_seconds / self.decisions if timed else None,
+            guard=None if self.watch is None else self.watch.state(),
         )
 
     def log_line(self) -> str | None:
