@@ -165,7 +165,7 @@ def test_names_bring_no_policy_of_their_own(door, wish):
         ("lynx:alpha=x", "alpha=x must be a number"),
         ("oea:k0=9", "k0=9 is more than the model's top_k=4"),
         ("random:num_keep=61", "must keep from the model's top_k=4 to all 60"),
-        ("x" * 301, "'x{20}'... has 301 characters, at most 300"),
+        ("x" * 301, "'x{20}'... is longer than 300 characters"),
         ("reap:share=0.5", "reap needs calibration data"),
         ("reap:share=0.5,data=/etc/passwd", "only the operator's presets may name files"),
     ],
@@ -180,12 +180,14 @@ def test_bad_wishes_are_refused_and_say_what_is_allowed(door, wish, message):
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(wish=wishes())
 def test_whatever_is_let_in_decides_a_step(door, wish):
-    made = door()
+    refusal = None
     try:
-        made.check(wish)
+        door().check(wish)
     except ValueError as error:
-        assert "allowed:" in str(error)
-        assert len(str(error)) < 1500
+        refusal = str(error)
+    if refusal is not None:
+        assert "allowed:" in refusal
+        assert len(refusal) < 1500
         return
     plan = make_plan("vanilla")
     plan.requests.update(scheduled(**dict.fromkeys("ab", wish)))

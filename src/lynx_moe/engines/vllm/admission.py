@@ -36,11 +36,9 @@ class Admission:
         have; the message says what is allowed."""
         named = self.options.named
         if not isinstance(wish, str):
-            raise ValueError(f"{KEY}: {wish!r} must be a string; {self._allowed()}")
+            raise ValueError(f"{KEY}: {repr(wish)[:50]} must be a string; {self._allowed()}")
         if len(wish) > LONGEST:
-            raise ValueError(
-                f"{KEY}: {wish[:20]!r}... has {len(wish)} characters, at most {LONGEST}; {self._allowed()}"
-            )
+            raise ValueError(f"{KEY}: {wish[:20]!r}... is longer than {LONGEST} characters; {self._allowed()}")
         if wish == EXACT or named.get(wish, wish) is None:
             return None
         try:
