@@ -50,7 +50,7 @@ class Lynx(Rerouting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.alpha is not None and not 0 < self.alpha < float("inf"):
+        if self.alpha is not None and not 1e-30 < self.alpha < 1e30:  # beyond, products of float32 are not finite
             raise ValueError(f"lynx: alpha={self.alpha:g} must be a finite number above 0, such as alpha=3")
         if self.beta is not None and not 0 <= self.beta <= 16:
             raise ValueError(f"lynx: beta={self.beta} must be a whole number from 0 to 16, such as beta=2")

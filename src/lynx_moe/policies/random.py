@@ -28,6 +28,11 @@ class Random(Rerouting):
     num_keep: int
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.seed < 2**62:
+            raise ValueError(f"random: seed={self.seed} must lie between 0 and 2**62")
+
     def check(self, spec: RouterSpec) -> None:
         super().check(spec)
         check_kept(self.name, "num_keep", self.num_keep, spec)

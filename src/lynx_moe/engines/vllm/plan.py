@@ -22,6 +22,7 @@ from lynx_moe.engines.vllm.rows import StepRows
 from lynx_moe.engines.vllm.watch import Watch
 from lynx_moe.policies import ModelShape, Policy, make_policy
 from lynx_moe.policies.groups import decide_groups
+from lynx_moe.policies.trial import tried
 from lynx_moe.routing import Routing
 
 _active: list["Plan"] = []
@@ -68,13 +69,15 @@ class Plan:
     def check(self, spec: str) -> str:
         """The full spec string of what `set_policy` would switch to. Raises ValueError as it would, and changes
         nothing; Recorded is the one that no other spec would mend."""
-        full = self.fit(spec)[0].spec
+        policy, by_layer = self.fit(spec)
+        if by_layer and self.device.type == "cpu":
+            tried(by_layer[0], self.layers[0].spec)
         if self.graphs:
             raise Recorded(
                 f"cannot switch to {spec!r}: CUDA graphs have recorded {self.policy.spec!r}; "
                 "start the engine with enforce_eager=True, or build one engine per policy"
             )
-        return full
+        return policy.spec
 
     def set_policy(self, spec: str) -> str:
         self.check(spec)
