@@ -31,7 +31,7 @@ class GuardOptions:
 
     max_mass_lost: float | None = None
     max_error: float | None = None
-    steps: float = 1 / 16
+    steps: float = 1 / 4
     layers: float = 1 / 4
     shadow_steps: float = 1 / 512
     window: int = 32
