@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lynx_moe.control.guard import GuardOptions
+from lynx_moe.control.options import GuardOptions
 from lynx_moe.lab import harness, harness_transformers, harness_vllm, lines, record, scores
 from lynx_moe.lab.engine import in_own_process
 from lynx_moe.policies import make_policy

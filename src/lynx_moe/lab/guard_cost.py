@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lynx_moe.control.guard import GuardOptions
+from lynx_moe.control.options import GuardOptions
 from lynx_moe.lab import record
 from lynx_moe.lab.engine import run_batch
 from lynx_moe.lab.shapes import SHAPES, VOCABULARY

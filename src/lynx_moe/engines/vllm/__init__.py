@@ -7,7 +7,7 @@ functions here reach the engine of this process (VLLM_ENABLE_V1_MULTIPROCESSING=
 
 from typing import Any
 
-from lynx_moe.control.guard import GuardOptions
+from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.metrics import LayerStats, Stats, Tally
 from lynx_moe.engines.recorder import Recorder
 from lynx_moe.engines.vllm.control import Refused, switch, switch_async
@@ -71,7 +71,7 @@ def set_policy(spec: str) -> str:
 
 
 def set_guard(options: dict[str, Any] | None) -> None:
-    """Guards the policy from the next step on, with the options of `control.guard.GuardOptions`; None ends it.
+    """Guards the policy from the next step on, with the options of `control.options.GuardOptions`; None ends it.
 
     Raises ValueError for a bad option, and where CUDA graphs have recorded the policy.
     """

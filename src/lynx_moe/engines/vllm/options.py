@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from lynx_moe.control.guard import GuardOptions
+from lynx_moe.control.options import GuardOptions
 from lynx_moe.policies import POLICIES, ModelShape, Policy, make_policy
 
 KEY = "lynx_moe"
@@ -26,7 +26,7 @@ class Options:
     stats      count distinct experts (a few tensor operations per layer and step).
     log_every  seconds between log lines; 0: none.
     metrics_every  seconds between the numbers for /metrics; 0: none.
-    guard      the quality guard's options (`control/guard.py`), a dictionary in JSON; None: no guard.
+    guard      the quality guard's options (`control/options.py`), a dictionary in JSON; None: no guard.
     presets    name -> spec: what requests may ask for by name, besides "exact", "balanced" and "fast".
     max_policies  how many specs of their own the running requests may bring at a time; 0: names only.
     """

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lynx_moe.control.guard import GuardOptions
+from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.layers import Layer, fitted
 from lynx_moe.engines.metrics import KINDS, Counters, HostCounters, Kind, Stats, layer_stats
 from lynx_moe.engines.recorder import Recorder
@@ -85,16 +85,17 @@ class Plan:
         self.policy = policy
         self.policy_changes["operator"] += 1
         if self.watch is not None:
-            self.watch.restart()
+            self.watch.restart(policy)
         cache.switched(policy.is_identity)
         return policy.spec
 
     def set_guard(self, options: GuardOptions | None) -> None:
         """Guards the policy from the next step on; None ends it. Raises ValueError where CUDA graphs have recorded the
         policy, and for a ladder that does not fit the layers."""
+        watch = Watch(options, self) if options is not None and self.layers else None
         if self.watch is not None:
-            self.watch.end()
-        self.watch = Watch(options, self) if options is not None and self.layers else None
+            self.policy, self.by_layer = self.watch.ladder[0]
+        self.watch = watch
 
     def describe(self) -> dict[str, Any]:
         """The server's policy, what requests may ask for by name, and whether the policy can be switched."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lynx_moe.control.guard import GuardOptions
+from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.vllm import control
 from lynx_moe.engines.vllm.plan import Recorded, active
 
