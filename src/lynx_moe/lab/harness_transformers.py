@@ -61,11 +61,8 @@ def batches(requests: list[Any], size: int) -> list[list[int]]:
     return [places[start : start + size] for places in alike.values() for start in range(0, len(places), size)]
 
 
-def open_model(
-    model: str, *, concurrency: int, mix: str, vision: bool, plugin: dict[str, Any], options: dict[str, Any]
-) -> Any:
-    """The harness's model on transformers; `options` go to the harness's class and `from_pretrained`; `plugin` is not
-    for it.
+def open_model(model: str, *, concurrency: int, mix: str, vision: bool, options: dict[str, Any]) -> Any:
+    """The harness's model on transformers; `options` go to the harness's class and `from_pretrained`.
 
     Raises ValueError for tasks with images, and for a model that cannot be loaded.
     """

@@ -34,6 +34,9 @@ class Served(Batches):
         full: str = self.model.collective_rpc("lynx_set_policy", args=(spec,))[0]
         return full
 
+    def set_guard(self, options: dict[str, Any] | None) -> None:
+        self.model.collective_rpc("lynx_set_guard", args=(options,))
+
     def reset_stats(self) -> None:
         self.model.collective_rpc("lynx_reset_stats")
 
@@ -47,11 +50,8 @@ class Served(Batches):
         self.model.reset_prefix_cache()
 
 
-def open_model(
-    model: str, *, concurrency: int, mix: str, vision: bool, plugin: dict[str, Any], options: dict[str, Any]
-) -> Any:
-    """The harness's model of one vLLM engine: eager, policy `vanilla`; `plugin` are options of the plugin, `options` go
-    to the harness's class and vLLM."""
+def open_model(model: str, *, concurrency: int, mix: str, vision: bool, options: dict[str, Any]) -> Any:
+    """The harness's model of one vLLM engine: eager, policy `vanilla`; `options` go to the harness's class and vLLM."""
     import_vllm()
     name_vllm()  # the harness looks up its version
     try:
@@ -64,7 +64,7 @@ def open_model(
     lm = type("Served", (Served, Base), {})(
         pretrained=model,
         max_num_seqs=concurrency,
-        additional_config={"lynx_moe": {"policy": "vanilla", "log_every": 0, **plugin}},
+        additional_config={"lynx_moe": {"policy": "vanilla", "log_every": 0}},
         **{"enforce_eager": True, "use_tqdm_on_load": False, **options},
     )
     lm.mix, lm.parts, lm.model = mix, [], Shuffled(lm.model)
