@@ -41,6 +41,8 @@ def server(log: Path, command: tuple[str, str], model: str, *args: str) -> Itera
                 assert process.poll() is None, f"the server ended:\n{log.read_text()[-3000:]}"
                 assert time.monotonic() < deadline, f"the server did not start:\n{log.read_text()[-3000:]}"
                 time.sleep(1)
-        yield url
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
+        try:
+            yield url
+        finally:  # a test that fails must not wait for a server that nobody ends
+            process.send_signal(signal.SIGINT)
+            process.wait(60)

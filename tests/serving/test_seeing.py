@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ]
     with running(log, OURS, str(path("mixtral")), *options) as url:
         client = OpenAI(base_url=f"{url}/v1", api_key="none")
-        prompts = [item.prompt for item in tasks.test_items(tasks.TASKS[0], 48, seed=3)]
+        prompts = [item.prompt for item in tasks.test_items("sort", 48, seed=3)]
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(lambda p: client.completions.create(model="testbed", prompt=p, max_tokens=24), prompts))
         assert "guard: " in log.read_text()
