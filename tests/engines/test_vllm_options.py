@@ -32,6 +32,8 @@ def test_no_options_means_inert(extra):
 def test_options_have_defaults():
     options = Options.of(config({"lynx_moe": {"policy": "lynx:alpha=3,beta=2"}}))
     assert options == Options(policy="lynx:alpha=3,beta=2", stats=True, log_every=60.0)
+    assert options.named["balanced"] is None
+    assert Options(policy="lynx", presets={"fast": "topk:k=2"}).named == {"balanced": None, "fast": "topk:k=2"}
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,13 @@ def test_options_have_defaults():
         ({"policy": "lynx:alpha=x"}, "must be a number"),
         ({"policy": "lynx", "stats": "yes"}, "stats='yes' must be true or false"),
         ({"policy": "lynx", "log_every": -1}, "log_every=-1 must be a number of seconds"),
+        ({"policy": "lynx", "max_policies": -1}, "max_policies=-1 must be a whole number"),
+        ({"policy": "lynx", "presets": "fast"}, "presets='fast' must map names to spec strings"),
+        ({"policy": "lynx", "presets": {"fast": 3}}, "preset 'fast': 3 must be two strings"),
+        ({"policy": "lynx", "presets": {"exact": "lynx"}}, "preset 'exact' must be .* neither 'exact' nor a policy's"),
+        ({"policy": "lynx", "presets": {"topk": "topk:k=1"}}, "preset 'topk' must be"),
+        ({"policy": "lynx", "presets": {"a:b": "lynx"}}, "preset 'a:b' must be"),
+        ({"policy": "lynx", "presets": {"mine": "lnyx"}}, "did you mean 'lynx'"),
     ],
 )
 def test_bad_options_are_refused(given, message):
@@ -68,10 +77,14 @@ def test_settings_that_would_feed_wrong_rows_are_refused(changed, message):
         check_engine(config(**changed))
 
 
-def test_speculative_decoding_is_refused():
+@pytest.mark.parametrize("method", ["eagle", "mtp", "draft_model"])
+def test_drafting_by_a_model_is_refused(method):
     vllm_config = config()
-    vllm_config.speculative_config = object()
-    with pytest.raises(ValueError, match="start without speculative_config"):
+    for allowed in ("ngram", "suffix"):
+        vllm_config.speculative_config = SimpleNamespace(method=allowed)
+        check_engine(vllm_config)
+    vllm_config.speculative_config = SimpleNamespace(method=method)
+    with pytest.raises(ValueError, match=f"'{method}' drafts with a model of its own.* use ngram or suffix"):
         check_engine(vllm_config)
 
 

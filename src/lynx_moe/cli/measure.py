@@ -1,5 +1,6 @@
 """`lynx-moe demo | bench | eval | fidelity`: what policies save, and what they cost."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -90,6 +91,9 @@ def evaluate(
     control: Annotated[
         bool, typer.Option("--control", help="Also as many random experts as the second policy loads.")
     ] = False,
+    guard: Annotated[
+        str, typer.Option(help='Every policy also under this quality guard; JSON: {"max_mass_lost": 0.2}.')
+    ] = "null",
     out: Out = Path("out/eval"),
 ) -> None:
     """Any lm-evaluation-harness task under several policies, on the same items; goes on with what --out holds."""
@@ -110,6 +114,7 @@ def evaluate(
         chat=chat,
         model_args=model_args,
         engine=engine,
+        guard=json.loads(guard),
     )
     console, file = Console(), out / "eval.jsonl"
     result = evaluation.apart(settings, specs, file, allow_code=allow_code)

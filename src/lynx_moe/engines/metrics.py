@@ -72,13 +72,14 @@ class Stats:
     row alone) have nothing to gain and are passed by. A `token_level` policy acts on single ones too, uncounted.
     bypassed_layers: layer -> why it keeps the model's own routing.
     decision_us: mean microseconds of a decision (one layer, one step), counting included; None where the host does not
-    wait for it, and where nobody measured it."""
+    wait for it, and where nobody measured it. guard: where the quality guard stands; None: there is none."""
 
     policy: str
     steps: dict[str, int]
     layers: tuple[LayerStats, ...]
     bypassed_layers: dict[str, str]
     decision_us: float | None = None
+    guard: dict[str, Any] | None = None
 
     @property
     def mean_before(self) -> float:
@@ -105,7 +106,7 @@ def layer_stats(
 
     def tally(layer: int, kind: int) -> Tally:
         name = KINDS[kind]
-        rows, decode_rows = row_sums[name]
+        rows, decode_rows = row_sums[name][:2]
         sums = dict(zip(COLUMNS, totals[layer][kind], strict=True))
         return Tally(steps=steps[name], rows=rows, decode_rows=decode_rows, **sums)
 

@@ -33,18 +33,7 @@ def measure(
     layers = layers or SHAPES[shape].layers
     from lynx_moe.engines import vllm as engine
 
-    register_loader()
-    with tempfile.TemporaryDirectory() as folder:
-        llm = open_engine(
-            write_config(SHAPES[shape], layers, Path(folder)),
-            load_format=LOAD_FORMAT,
-            skip_tokenizer_init=True,
-            enforce_eager=True,
-            enable_prefix_caching=False,
-            dtype="bfloat16",
-            max_model_len=512,
-            max_num_seqs=max(batch_sizes),
-        )
+    llm = open_shape(shape, layers, max(batch_sizes))
     rng = random.Random(0)
     samples: list[dict[str, Any]] = []
     for batch in batch_sizes:
@@ -71,6 +60,22 @@ def measure(
         "samples": samples,
         "summary": summarise(samples, policies, batch_sizes),
     }
+
+
+def open_shape(shape: str, layers: int, max_num_seqs: int) -> Any:
+    """An eager engine on so many layers of a published shape, with random weights; 512 tokens a request at most."""
+    register_loader()
+    with tempfile.TemporaryDirectory() as folder:
+        return open_engine(
+            write_config(SHAPES[shape], layers, Path(folder)),
+            load_format=LOAD_FORMAT,
+            skip_tokenizer_init=True,
+            enforce_eager=True,
+            enable_prefix_caching=False,
+            dtype="bfloat16",
+            max_model_len=512,
+            max_num_seqs=max_num_seqs,
+        )
 
 
 def check(shape: str, batch_sizes: Sequence[int]) -> None:

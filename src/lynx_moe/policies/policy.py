@@ -93,6 +93,13 @@ class Policy:
     def check(self, spec: RouterSpec) -> None:
         """Raises ValueError if a knob does not fit the router. A subclass that adds checks calls this one too."""
 
+    def milder(self, spec: RouterSpec) -> Self | None:
+        """The next setting of the same policy that moves rows less, on such a router; None: next is `vanilla`.
+
+        What a quality guard backs off to, step by step; a policy that leaves it out is given up at once.
+        """
+        return None
+
     def propose(self, step: Step) -> Routing:
         """A routing for every row; rows that do not vote are ignored."""
         raise NotImplementedError(f"{self.name} must derive from one of the forms, or define propose()")
@@ -128,7 +135,7 @@ class Policy:
             free_E = loaded(own.ids, spec.num_experts, silent_T)
             step = Step(logits_TE, spec, own, voters_T, free_E, *preference(logits_TE, spec))
             final = self._settle(self.propose(step), step, valid_T)
-        return final if valid_T is None else _fill_padding(final, valid_T)
+        return final if valid_T is None else fill_padding(final, valid_T)
 
     def decide(
         self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
@@ -153,7 +160,7 @@ class Policy:
         return Routing(torch.where(act, ids_TK, own.ids), weights_TK)
 
 
-def _fill_padding(routing: Routing, valid_T: Tensor) -> Routing:
+def fill_padding(routing: Routing, valid_T: Tensor) -> Routing:
     """Padding rows repeat the first valid row's ids with weight 0, so that they load nothing of their own."""
     first = valid_T.to(torch.int8).argmax(0, keepdim=True)
     return Routing(

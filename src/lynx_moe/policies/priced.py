@@ -17,14 +17,14 @@ something already makes its other experts dear. Decided in passes at rising shar
 ones before it took. That stands for taking the cheapest expert again and again, and chooses as well.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from lynx_moe.kernels import cpu
-from lynx_moe.policies.amounts import check_kept
+from lynx_moe.policies.amounts import check_kept, more_kept
 from lynx_moe.policies.calibrated import Calibrated
 from lynx_moe.policies.forms import Reweighing, unless_same
 from lynx_moe.policies.step import Step
@@ -33,6 +33,7 @@ from lynx_moe.routing import RouterSpec, Routing, Rows, places, select
 
 PRICE = 0.03
 STEEP = 1000.0
+LEAST_PRICE = 0.004  # a guard that finds this too dear gives the policy up
 ROUNDS = (0.125, 0.25, 0.5, 1.0)
 FLOOR = 0.6
 
@@ -76,6 +77,12 @@ class Priced(Calibrated, Reweighing):
     def threshold(self) -> float:
         """The price that is asked."""
         return PRICE if self.price is None else self.price
+
+    def milder(self, spec: RouterSpec) -> Self | None:
+        if self.num_keep is None:
+            return None if self.threshold < LEAST_PRICE else replace(self, price=self.threshold / 4)
+        more = more_kept(self.num_keep, spec)
+        return None if more is None else replace(self, num_keep=more)
 
     def decide(
         self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None

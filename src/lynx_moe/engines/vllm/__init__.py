@@ -2,25 +2,34 @@
 
 Inert unless the engine is started with `additional_config={"lynx_moe": {"policy": "lynx:alpha=3,beta=2"}}`. The three
 functions here reach the engine of this process (VLLM_ENABLE_V1_MULTIPROCESSING=0); elsewhere the same is there as
-`llm.collective_rpc("lynx_stats")`, `"lynx_reset_stats"` and `"lynx_set_policy"`.
+`llm.collective_rpc("lynx_stats")`, `"lynx_reset_stats"` and `"lynx_policy"`, and as `switch(llm, spec)`.
 """
 
+from typing import Any
+
+from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.metrics import LayerStats, Stats, Tally
 from lynx_moe.engines.recorder import Recorder
+from lynx_moe.engines.vllm.control import Refused, switch, switch_async
 from lynx_moe.engines.vllm.plan import active
 from lynx_moe.policies import ModelShape
 
 __all__ = [
     "LayerStats",
     "Recorder",
+    "Refused",
     "Stats",
     "Tally",
+    "guard",
     "record",
     "reset_stats",
+    "set_guard",
     "set_policy",
     "shape",
     "stats",
     "stop_recording",
+    "switch",
+    "switch_async",
 ]
 
 
@@ -59,3 +68,17 @@ def set_policy(spec: str) -> str:
     `enforce_eager=True`, or build one engine per policy.
     """
     return active().set_policy(spec)
+
+
+def set_guard(options: dict[str, Any] | None) -> None:
+    """Guards the policy from the next step on, with the options of `control.options.GuardOptions`; None ends it.
+
+    Raises ValueError for a bad option, and where CUDA graphs have recorded the policy.
+    """
+    active().set_guard(None if options is None else GuardOptions.of(options))
+
+
+def guard() -> dict[str, Any] | None:
+    """Where the guard stands: its rung, figures, samples and changes; None where there is none."""
+    watch = active().watch
+    return None if watch is None else watch.state()

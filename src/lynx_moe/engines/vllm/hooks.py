@@ -1,5 +1,6 @@
 """Where the plugin meets vLLM's model building and model runners."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +11,13 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 from lynx_moe.engines.layers import Layer
-from lynx_moe.engines.vllm.options import KEY, Options
+from lynx_moe.engines.vllm import exporter
+from lynx_moe.engines.vllm.options import KEY, Options, has_graphs, model_shape
 from lynx_moe.engines.vllm.plan import Plan, activate
 from lynx_moe.engines.vllm.plugin import wrap
 from lynx_moe.engines.vllm.router import LynxRouter
 from lynx_moe.engines.vllm.rows import from_v1_runner, from_v2_batch
 from lynx_moe.engines.vllm.specs import Bypass, spec_of
-from lynx_moe.policies import ModelShape
 
 logger = init_logger(f"vllm.{KEY}")  # vLLM configures handlers for its own name only
 PLAN = "lynx_moe_plan"  # attribute of the model
@@ -42,10 +43,10 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
     install(vllm_config)
     plan = Plan(
         options=options,
-        shape=_shape(vllm_config.model_config),
+        shape=model_shape(vllm_config.model_config),
         max_rows=vllm_config.scheduler_config.max_num_batched_tokens,
         device=torch.empty(0).device,  # models are built under their target device
-        graphs=_has_graphs(vllm_config),
+        graphs=has_graphs(vllm_config),
     )
     building = Building(plan)
     _building.append(building)
@@ -58,6 +59,9 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
     plan.seal()
     setattr(model, PLAN, plan)
     activate(plan)
+    labels = exporter.labels_of(vllm_config)
+    if labels is not None:
+        exporter.start(plan, labels)
     logger.info(
         "%s: policy %s on %d MoE layers of %s", KEY, plan.policy.spec, len(plan.layers), vllm_config.model_config.model
     )
@@ -102,6 +106,7 @@ def _name_layers(model: Any, building: Building) -> None:
             _bypass(plan, name, building.reasons.get(id(router), f"the model brings its own {type(router).__name__}"))
             continue
         plan.layers[router.layer] = Layer(name=name, spec=plan.layers[router.layer].spec)
+        plan.runners[router.layer] = weakref.ref(module)
         if router.bias_vl is not None:
             module.router = router.unwrap()
             _bypass(plan, name, "image tokens have a selection bias of their own")
@@ -138,43 +143,31 @@ def _refuse_without_layers(plan: Plan, vllm_config: Any) -> None:
     )
 
 
-def _shape(model_config: Any) -> ModelShape:
-    return ModelShape(
-        model_type=model_config.hf_text_config.model_type,
-        num_layers=model_config.get_total_num_hidden_layers(),
-        num_experts=model_config.get_num_experts(),
-        top_k=model_config.get_num_experts_per_tok(),
-        name=str(model_config.model),
-    )
-
-
-def _has_graphs(vllm_config: Any) -> bool:
-    from vllm.config import CUDAGraphMode
-    from vllm.platforms import current_platform
-
-    return not current_platform.is_cpu() and vllm_config.compilation_config.cudagraph_mode != CUDAGraphMode.NONE
-
-
 def _prepare_inputs_v1(original: Callable[..., Any], runner: Any, scheduler_output: Any, scheduled: Any) -> Any:
     result = original(runner, scheduler_output, scheduled)
-    _begin_step(runner, lambda: from_v1_runner(runner, scheduled))
+    _begin_step(runner, scheduler_output, lambda: from_v1_runner(runner, scheduled), runner.input_batch.req_ids)
     return result
 
 
-def _prepare_inputs_v2(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
-    batch = original(runner, *args, **kwargs)
-    _begin_step(runner, lambda: from_v2_batch(batch))
+def _prepare_inputs_v2(
+    original: Callable[..., Any], runner: Any, scheduler_output: Any, *args: Any, **kwargs: Any
+) -> Any:
+    batch = original(runner, scheduler_output, *args, **kwargs)
+    _begin_step(runner, scheduler_output, lambda: from_v2_batch(batch), batch.req_ids)
     return batch
 
 
-def _begin_step(runner: Any, requests: Callable[[], tuple[np.ndarray, np.ndarray]]) -> None:
+def _begin_step(
+    runner: Any, scheduler_output: Any, requests: Callable[[], tuple[np.ndarray, np.ndarray]], req_ids: list[str]
+) -> None:
     plan: Plan | None = getattr(runner.get_model(), PLAN, None)
     if plan is None:
         return
     if not plan.has_begun:
         plan.has_begun = True
         _note_monolithic(plan, runner.get_model())
-    plan.rows.fill(*requests())
+    plan.requests.update(scheduler_output)
+    plan.rows.fill(*requests(), plan.requests.choices(req_ids))
     plan.begin_step()
     line = plan.log_line()
     if line:

@@ -5,19 +5,31 @@ operator in the model's graph knows its layer only by number, so that compiled g
 """
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.layers import Layer, fitted
 from lynx_moe.engines.metrics import KINDS, Counters, HostCounters, Kind, Stats, layer_stats
 from lynx_moe.engines.recorder import Recorder
+from lynx_moe.engines.vllm import cache
 from lynx_moe.engines.vllm.options import Options
+from lynx_moe.engines.vllm.requests import Requests
 from lynx_moe.engines.vllm.rows import StepRows
+from lynx_moe.engines.vllm.watch import Watch
 from lynx_moe.policies import ModelShape, Policy, make_policy
+from lynx_moe.policies.groups import decide_groups
+from lynx_moe.policies.trial import tried
 from lynx_moe.routing import Routing
 
 _active: list["Plan"] = []
+
+
+class Recorded(ValueError):
+    """CUDA graphs have recorded the policy."""
 
 
 class Plan:
@@ -32,61 +44,115 @@ class Plan:
         self.policy: Policy = options.make_policy().for_model(shape)
         self.by_layer: list[Policy] = []
         self.rows = StepRows(max_rows, device)
+        self.requests = Requests(options, self.fit, lambda: (self.policy, self.by_layer))
         self.recorder: Recorder | None = None
+        self.runners: dict[int, Callable[[], Any]] = {}  # a layer's number -> vLLM's runner of it, while it lives
+        self.watch: Watch | None = None
+        self.policy_changes = {"operator": 0, "guard": 0}
         self.has_begun = False
         self.seal()
+        cache.switched(self.policy.is_identity)
 
     def seal(self) -> None:
         """All layers are known: counting starts. Raises ValueError if the policy does not fit one of them."""
         self.by_layer = fitted(self.policy, self.layers, self.shape.name, self.device)
         count = len(self.layers)
         self.counters = HostCounters(count) if self.device.type == "cpu" else Counters(count, self.device)
+        self.set_guard(self.options.guard)
         self.reset_stats()
 
-    def set_policy(self, spec: str) -> str:
+    def fit(self, spec: str) -> tuple[Policy, list[Policy]]:
+        """The policy of a spec string, and each layer's. Raises ValueError if it does not fit one of them."""
+        policy = make_policy(spec).for_model(self.shape)
+        return policy, fitted(policy, self.layers, self.shape.name, self.device)
+
+    def check(self, spec: str) -> str:
+        """The full spec string of what `set_policy` would switch to. Raises ValueError as it would, and changes
+        nothing; Recorded is the one that no other spec would mend."""
+        policy, by_layer = self.fit(spec)
+        if by_layer and self.device.type == "cpu":
+            tried(by_layer[0], self.layers[0].spec)
         if self.graphs:
-            raise ValueError(
+            raise Recorded(
                 f"cannot switch to {spec!r}: CUDA graphs have recorded {self.policy.spec!r}; "
                 "start the engine with enforce_eager=True, or build one engine per policy"
             )
-        policy = make_policy(spec).for_model(self.shape)
-        self.by_layer = fitted(policy, self.layers, self.shape.name, self.device)
-        self.policy = policy
         return policy.spec
+
+    def set_policy(self, spec: str) -> str:
+        self.check(spec)
+        policy, self.by_layer = self.fit(spec)
+        self.policy = policy
+        self.policy_changes["operator"] += 1
+        if self.watch is not None:
+            self.watch.restart(policy)
+        cache.switched(policy.is_identity)
+        return policy.spec
+
+    def set_guard(self, options: GuardOptions | None) -> None:
+        """Guards the policy from the next step on; None ends it. Raises ValueError where CUDA graphs have recorded the
+        policy, and for a ladder that does not fit the layers."""
+        watch = Watch(options, self) if options is not None and self.layers else None
+        if self.watch is not None:
+            self.policy, self.by_layer = self.watch.ladder[0]
+        self.watch = watch
+
+    def describe(self) -> dict[str, Any]:
+        """The server's policy, what requests may ask for by name, and whether the policy can be switched."""
+        named = {name: spec or self.policy.spec for name, spec in self.options.named.items()}
+        return {"policy": self.policy.spec, "presets": named, "switchable": not self.graphs}
 
     def begin_step(self) -> None:
         """The masks of `rows` are those of the step that comes next."""
         activate(self)
         kind = self.rows.kind
         self.counters.begin(KINDS.index(kind.value) if kind.acts else None)
+        if self.watch is not None:
+            self.watch.begin_step(acts=kind.acts)
         if kind is Kind.IDLE:
             return
         self.steps[kind.value] += 1
-        if kind.acts:
-            self.row_sums[kind.value][0] += self.rows.num_rows
-            self.row_sums[kind.value][1] += self.rows.num_decode_rows
+        counts = (self.rows.num_rows, self.rows.num_decode_rows, self.rows.num_exact_rows)
+        for column, count in enumerate(counts):
+            self.row_sums[kind.value][column] += count
 
-    def reroute(self, logits_TE: Tensor, weights_TK: Tensor, ids_TK: Tensor, layer: int) -> Routing | None:
+    def reroute(
+        self, logits_TE: Tensor, weights_TK: Tensor, ids_TK: Tensor, layer: int, hidden_TH: Tensor | None = None
+    ) -> Routing | None:
         """The final routing of one layer, or None where it is the model's own.
 
         On the CPU a step in which nothing can change is left at once. On a GPU a CUDA graph records what happens here:
         only the persistent masks tell steps apart.
         """
-        acts = self.rows.kind.acts or (self.policy.token_level and self.rows.kind is Kind.SINGLE)
+        rows, step = self.rows, self.requests.step
+        policies = [policy for policy, _ in step] or [self.policy]
+        acts = rows.kind.acts or (rows.kind is Kind.SINGLE and any(policy.token_level for policy in policies))
         if not logits_TE.is_cuda and not acts:
             return None
-        if self.policy.is_identity and not self.options.stats and self.recorder is None:
+        watch = self.watch if self.watch is not None and self.watch.wants(layer) else None
+        idle = all(policy.is_identity for policy in policies) or not (logits_TE.is_cuda or rows.num_decode_rows)
+        if idle and not self.options.stats and self.recorder is None and watch is None:
             return None
         start = time.perf_counter()
-        spec, rows = self.layers[layer].spec, self.rows.masks(len(ids_TK))
+        spec, masks = self.layers[layer].spec, rows.masks(len(ids_TK))
         own = Routing(ids_TK.long(), weights_TK)
         if self.recorder is not None:
-            self.recorder.add(layer, logits_TE, own, rows)
-        final = own if self.policy.is_identity else self.by_layer[layer].decide(logits_TE, spec, rows, own)
+            self.recorder.add(layer, logits_TE, own, masks)
+        valid_T = masks.valid if masks else None
+        if idle:
+            final = own
+        elif len(step) > 1:
+            parts = [(fits[layer], mask[: len(ids_TK)]) for (_, fits), mask in zip(step, rows.groups, strict=True)]
+            final = decide_groups(parts, logits_TE, spec, own, valid_T)
+        else:
+            by_layer = step[0][1] if step else self.by_layer
+            final = by_layer[layer].decide(logits_TE, spec, masks, own)
         if self.options.stats:
-            self.counters.add(layer, own, final, spec.num_experts, rows.valid if rows else None)
+            self.counters.add(layer, own, final, spec.num_experts, valid_T)
         self.decisions += 1
         self.decision_seconds += time.perf_counter() - start
+        if watch is not None:
+            watch.see(layer, logits_TE, own, final, hidden_TH)
         return None if final is own else final
 
     def record(self, max_bytes: int) -> Recorder:
@@ -100,7 +166,7 @@ class Plan:
     def reset_stats(self) -> None:
         self.counters.reset()
         self.steps = {kind.value: 0 for kind in Kind if kind is not Kind.IDLE}
-        self.row_sums = {kind: [0, 0] for kind in KINDS}
+        self.row_sums = {kind: [0, 0, 0] for kind in self.steps}
         self.decisions, self.decision_seconds = 0, 0.0
         self.last_log = (time.monotonic(), 0)
 
@@ -114,6 +180,7 @@ class Plan:
             layers=tuple(layer for layer in counted if layer.name not in self.bypassed),
             bypassed_layers=dict(self.bypassed),
             decision_us=1e6 * self.decision_seconds / self.decisions if timed else None,
+            guard=None if self.watch is None else self.watch.state(),
         )
 
     def log_line(self) -> str | None:
@@ -133,6 +200,10 @@ class Plan:
 
 def activate(plan: Plan) -> None:
     _active[:] = [plan]
+
+
+def is_active(plan: Plan) -> bool:
+    return _active == [plan]
 
 
 def active() -> Plan:

@@ -28,33 +28,48 @@ class StepRows:
         self.valid = torch.ones(max_rows, dtype=torch.bool, device=device)
         self.remap = torch.zeros(max_rows, dtype=torch.bool, device=device)
         self.kind = Kind.IDLE
-        self.num_rows = self.num_decode_rows = 0
+        self.num_rows = self.num_decode_rows = self.num_exact_rows = 0
+        self.groups: list[torch.Tensor] = []
 
     def idle(self) -> None:
         """A dummy or profile run: every row is taken as real (memory profiling routes them), none may be remapped."""
         self._write(np.zeros(0, dtype=bool), len(self.valid))
-        self.kind, self.num_rows, self.num_decode_rows = Kind.IDLE, 0, 0
+        self.kind, self.num_rows, self.num_decode_rows, self.num_exact_rows = Kind.IDLE, 0, 0, 0
+        self.groups = []
 
-    def fill(self, past_prompt_R: np.ndarray, scheduled_R: np.ndarray) -> None:
+    def fill(self, past_prompt_R: np.ndarray, scheduled_R: np.ndarray, choice_R: np.ndarray | None = None) -> None:
         """past_prompt_R: bool, the request has no prompt token left to compute. scheduled_R: its rows in this step, in
-        the order of the batch. A request that must stay exact would be taken out here, by its own bool [R]."""
+        the order of the batch. choice_R: the number of its policy in this step, -1 where it must stay exact; None: the
+        server's policy for all. `groups` then holds each policy's rows, bool [max_rows], and is empty otherwise."""
         decode_R = past_prompt_R & (scheduled_R == 1)
-        remap_T = np.repeat(decode_R, scheduled_R)
+        remap_R = decode_R if choice_R is None else decode_R & (choice_R >= 0)
+        remap_T = np.repeat(remap_R, scheduled_R)
         self._write(remap_T, len(remap_T))
-        self.num_rows, self.num_decode_rows = len(remap_T), int(decode_R.sum())
-        if not self.num_decode_rows:
+        self.num_rows, self.num_decode_rows = len(remap_T), int(remap_R.sum())
+        num_decode = self.num_decode_rows if choice_R is None else int(decode_R.sum())
+        self.num_exact_rows = num_decode - self.num_decode_rows
+        if not num_decode:
             self.kind = Kind.PREFILL
-        elif self.num_rows > self.num_decode_rows:
+        elif self.num_rows > num_decode:
             self.kind = Kind.MIXED
         else:
             self.kind = Kind.SINGLE if self.num_rows == 1 else Kind.DECODE
+        self.groups = []
+        if choice_R is not None:
+            choice_T = np.repeat(np.where(remap_R, choice_R, -1), scheduled_R)
+            self.groups = [self._mask(choice_T == number) for number in range(choice_R.max() + 1)]
 
     def masks(self, num_rows: int) -> Rows | None:
-        """The masks for an operator that sees num_rows rows. None: a pure decode batch without padding (CPU only:
-        what a CUDA graph records must not depend on the step)."""
+        """The masks for an operator that sees num_rows rows. None: every row may be remapped and none is padding (CPU
+        only: what a CUDA graph records must not depend on the step)."""
         if self.valid.is_cuda or num_rows != self.num_rows:
             return Rows(valid=self.valid[:num_rows], remap=self.remap[:num_rows])
-        return None if self.kind is Kind.DECODE else Rows(remap=self.remap[:num_rows])
+        return None if self.num_decode_rows == num_rows > 1 else Rows(remap=self.remap[:num_rows])
+
+    def _mask(self, rows_T: np.ndarray) -> torch.Tensor:
+        mask = torch.zeros(len(self.valid), dtype=torch.bool)
+        mask[: len(rows_T)] = torch.from_numpy(rows_T)
+        return mask.to(self.valid.device)
 
     def _write(self, remap_T: np.ndarray, num_valid: int) -> None:
         if not self.valid.is_cuda:

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from lynx_moe.engines.vllm.plan import active
+from lynx_moe.control.options import GuardOptions
+from lynx_moe.engines.vllm import control
+from lynx_moe.engines.vllm.plan import Recorded, active
 
 
 class WorkerExtension:
@@ -16,3 +18,20 @@ class WorkerExtension:
 
     def lynx_set_policy(self, spec: str) -> str:
         return active().set_policy(spec)
+
+    def lynx_set_guard(self, options: dict[str, Any] | None) -> None:
+        active().set_guard(None if options is None else GuardOptions.of(options))
+
+    def lynx_guard(self) -> dict[str, Any] | None:
+        watch = active().watch
+        return None if watch is None else watch.state()
+
+    def lynx_policy(self) -> dict[str, Any]:
+        return active().describe()
+
+    def lynx_check_policy(self, spec: str) -> dict[str, Any]:
+        """{"policy": full spec} if `lynx_set_policy` would succeed, else {"error": reason, "status": HTTP status}."""
+        try:
+            return {"policy": active().check(spec)}
+        except ValueError as error:
+            return {"error": str(error), "status": control.CONFLICT if isinstance(error, Recorded) else control.BAD}

@@ -1,0 +1,57 @@
+"""The policy of a running engine: told, and switched at a step boundary on every worker or on none.
+
+Workers are asked by `collective_rpc`, which vLLM runs between steps: first all of them whether the policy fits, then,
+if it does everywhere, to switch.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+CONFLICT = 409
+BAD = 400
+
+
+class Refused(ValueError):
+    """Nothing was changed. `status` is the HTTP status: 400 for the spec, 409 for an engine that cannot switch."""
+
+    def __init__(self, reason: str, status: int) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def switch(llm: Any, spec: str) -> str:
+    """Switches the engine of a `vllm.LLM` (in whatever process it runs) and returns the full spec string. Raises
+    Refused."""
+    full = fits(llm.collective_rpc("lynx_check_policy", args=(spec,)))
+    llm.collective_rpc("lynx_set_policy", args=(spec,))
+    return full
+
+
+async def switch_async(client: Any, spec: str) -> str:
+    """The same for an `AsyncLLM` or any other engine client."""
+    full = fits(await client.collective_rpc("lynx_check_policy", args=(spec,)))
+    await client.collective_rpc("lynx_set_policy", args=(spec,))
+    return full
+
+
+def fits(answers: list[dict[str, Any]]) -> str:
+    """The full spec string that all workers would switch to. Raises Refused."""
+    for answer in _flat(answers):
+        if "error" in answer:
+            raise Refused(answer["error"], answer["status"])
+    return next(str(answer["policy"]) for answer in _flat(answers))
+
+
+def told(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the workers say of themselves, as one answer: the first worker's, and whether the others say the same."""
+    found = list(_flat(answers))
+    return {**found[0], "workers": len(found), "agree": all(answer == found[0] for answer in found)}
+
+
+def _flat(answers: Any) -> Iterator[dict[str, Any]]:
+    """One dictionary per worker; several engines (data parallel) answer with a list each."""
+    for answer in answers:
+        if isinstance(answer, dict):
+            yield answer
+        else:
+            yield from _flat(answer)
