@@ -59,9 +59,9 @@ class Plan:
         policy = make_policy(spec).for_model(self.shape)
         return policy, fitted(policy, self.layers, self.shape.name, self.device)
 
-    def check(self, spec: str) -> str:
-        """The full spec string of what `set_policy` would switch to. Raises ValueError as it would, and changes
-        nothing; Recorded is the one that no other spec would mend."""
+    def check(self, spec: str) -> tuple[Policy, list[Policy]]:
+        """What `set_policy` would switch to. Raises ValueError as it would, and changes nothing; Recorded is the one
+        that no other spec would mend."""
         policy, by_layer = self.fit(spec)
         if by_layer and self.device.type == "cpu":
             tried(by_layer[0], self.layers[0].spec)
@@ -70,14 +70,12 @@ class Plan:
                 f"cannot switch to {spec!r}: CUDA graphs have recorded {self.policy.spec!r}; "
                 "start the engine with enforce_eager=True, or build one engine per policy"
             )
-        return policy.spec
+        return policy, by_layer
 
     def set_policy(self, spec: str) -> str:
-        self.check(spec)
-        policy, self.by_layer = self.fit(spec)
-        self.policy = policy
-        cache.switched(policy.is_identity)
-        return policy.spec
+        self.policy, self.by_layer = self.check(spec)
+        cache.switched(self.policy.is_identity)
+        return self.policy.spec
 
     def describe(self) -> dict[str, Any]:
         """The server's policy, what requests may ask for by name, and whether the policy can be switched."""
