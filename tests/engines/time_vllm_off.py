@@ -1,4 +1,5 @@
-"""What the plugin costs where it does nothing: `OMP_NUM_THREADS=1 python tests/engines/time_vllm_off.py`.
+"""What the plugin costs where it does nothing: `OMP_NUM_THREADS=1 python tests/engines/time_vllm_off.py 8 15`
+(batch sizes, rounds).
 
 One engine on a layer of Qwen3-30B-A3B's shape, interleaved: vLLM's own routers and no hooks (plain), policy vanilla
 without counting, and with it. Prints the table of docs/serving.md: the median step, and the median over the rounds of
@@ -64,4 +65,4 @@ def become(llm: Any, variant: str) -> None:
 
 
 if __name__ == "__main__":
-    main([int(size) for size in (sys.argv[1] if sys.argv[1:] else "4,8,16").split(",")], 15)
+    main([int(size) for size in sys.argv[1].split(",")], int(sys.argv[2]))

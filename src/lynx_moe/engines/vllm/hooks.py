@@ -178,5 +178,6 @@ def _dummy_run(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: 
     plan: Plan | None = getattr(runner.get_model(), PLAN, None)
     if plan is not None:
         plan.rows.idle()
+        plan.requests.step = []
         plan.begin_step()
     return original(runner, *args, **kwargs)

@@ -66,9 +66,9 @@ class Plan:
         policy = make_policy(spec).for_model(self.shape)
         return policy, fitted(policy, self.layers, self.shape.name, self.device)
 
-    def check(self, spec: str) -> str:
-        """The full spec string of what `set_policy` would switch to. Raises ValueError as it would, and changes
-        nothing; Recorded is the one that no other spec would mend."""
+    def check(self, spec: str) -> tuple[Policy, list[Policy]]:
+        """What `set_policy` would switch to. Raises ValueError as it would, and changes nothing; Recorded is the one
+        that no other spec would mend."""
         policy, by_layer = self.fit(spec)
         if by_layer and self.device.type == "cpu":
             tried(by_layer[0], self.layers[0].spec)
@@ -77,17 +77,15 @@ class Plan:
                 f"cannot switch to {spec!r}: CUDA graphs have recorded {self.policy.spec!r}; "
                 "start the engine with enforce_eager=True, or build one engine per policy"
             )
-        return policy.spec
+        return policy, by_layer
 
     def set_policy(self, spec: str) -> str:
-        self.check(spec)
-        policy, self.by_layer = self.fit(spec)
-        self.policy = policy
+        self.policy, self.by_layer = self.check(spec)
         self.policy_changes["operator"] += 1
         if self.watch is not None:
-            self.watch.restart(policy)
-        cache.switched(policy.is_identity)
-        return policy.spec
+            self.watch.restart(self.policy)
+        cache.switched(self.policy.is_identity)
+        return self.policy.spec
 
     def set_guard(self, options: GuardOptions | None) -> None:
         """Guards the policy from the next step on; None ends it. Raises ValueError where CUDA graphs have recorded the
