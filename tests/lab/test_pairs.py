@@ -60,11 +60,22 @@ def test_the_gap_is_the_twins_figure_less_the_balanced_ones(folder: Path) -> Non
     assert found["exact_interval"][1] == pytest.approx(0)
 
 
+def test_the_mean_over_families_gives_each_the_same_weight(folder: Path) -> None:
+    (pair,) = pairs.load(folder)
+    still = pair | {"unbalanced": pair["balanced"]}
+    found = pairs.gap(pair, still)
+    assert found["kept"] == pytest.approx(0.125)
+    assert found["kl"] == pytest.approx(0.0005)
+    assert found["kl_interval"][0] < 0.0005 < found["kl_interval"][1]
+    assert found["exact"] == pytest.approx(-0.25)
+
+
 def test_the_commands_print_both_tables_and_draw_the_picture(folder: Path) -> None:
     runner = CliRunner()
     page = runner.invoke(app, ["table", str(folder)], catch_exceptions=False).output
     assert "| small-unbalanced | `lynx` | 3.25 [2.00, 4.00] | 100.0 | 6.0 → 4.5 | 75 |" in page
     assert "| small | `lynx` | +25 | +1.00 [+1.00, +1.00] | -50.0 [-100.0, +0.0] |" in page
+    assert "| mean | `lynx` | +25 |" in page
     assert "alone" not in page
     assert runner.invoke(app, ["plot", str(folder)], catch_exceptions=False).exit_code == 0
     assert (folder / "pairs.png").stat().st_size > 10_000

@@ -62,33 +62,37 @@ def _lost(results: list[Line], policy: str) -> list[float]:
     return [a - b for task in tasks for a, b in zip(items[task, policy], items[task, base], strict=True)]
 
 
-def gap(pair: Line) -> Line:
-    """The unbalanced twin's figures less the balanced one's: `kept` (share of its own experts), `kl` in nats and its
-    interval (paired over sequences), `exact` and its interval (paired over items) or None."""
-    one, other = pair["balanced"], pair["unbalanced"]
-    kls = [b - a for a, b in zip(one["kl_by_sequence"], other["kl_by_sequence"], strict=True)]
+def gap(*pairs: Line) -> Line:
+    """The unbalanced twins' figures less the balanced ones', means over `pairs`: `kept` (share of their own experts),
+    `kl` in nats and its interval (paired over sequences), `exact` and its interval (paired over items) or None."""
+    ones, others = ([pair[kind] for pair in pairs] for kind in ("balanced", "unbalanced"))
+    twins = list(zip(ones, others, strict=True))
+    kls = [b - a for one, other in twins for a, b in zip(one["kl_by_sequence"], other["kl_by_sequence"], strict=True)]
+    kept = [other["after"] / other["before"] - one["after"] / one["before"] for one, other in twins]
     found = {
-        "kept": other["after"] / other["before"] - one["after"] / one["before"],
-        "kl": other["kl"] - one["kl"],
-        "kl_interval": weighted_mean(kls, one["steps_by_sequence"]),
+        "kept": sum(kept) / len(kept),
+        "kl": sum(other["kl"] - one["kl"] for one, other in twins) / len(twins),
+        "kl_interval": weighted_mean(kls, [steps for one in ones for steps in one["steps_by_sequence"]]),
         "exact": None,
     }
-    if one["exact"] and other["exact"]:
-        difference = other["exact"]["difference"] - one["exact"]["difference"]
-        interval = mean_difference(other["exact"]["lost"], one["exact"]["lost"])
-        found |= {"exact": difference, "exact_interval": interval}
+    if all(line["exact"] for line in ones + others):
+        mine, base = ([item for line in side for item in line["exact"]["lost"]] for side in (others, ones))
+        difference = sum(other["exact"]["difference"] - one["exact"]["difference"] for one, other in twins)
+        found |= {"exact": difference / len(twins), "exact_interval": mean_difference(mine, base)}
     return found
 
 
 def page(folder: Path) -> str:
-    """Both tables as Markdown: every model by itself, and the twins' differences."""
+    """Both tables as Markdown: every model by itself, and the twins' differences with their means."""
     pairs = load(folder)
     rows = [
         _row(pair["name"] + ending, pair["policy"], pair[kind])
         for pair in pairs
         for kind, ending in (("balanced", ""), ("unbalanced", UNBALANCED))
     ]
-    gaps = [_gap_row(pair) for pair in pairs]
+    gaps = [_gap_row(pair["name"], pair) for pair in pairs]
+    for policy in dict.fromkeys(pair["policy"] for pair in pairs):
+        gaps.append(_gap_row("mean", *(pair for pair in pairs if pair["policy"] == policy)))
     return f"{markdown(HEAD, rows)}\n\nUnbalanced less balanced:\n\n{markdown(GAP_HEAD, gaps)}\n"
 
 
@@ -106,11 +110,11 @@ def _row(name: str, policy: str, line: Line) -> tuple[str, ...]:
     )
 
 
-def _gap_row(pair: Line) -> tuple[str, ...]:
-    found = gap(pair)
+def _gap_row(name: str, *pairs: Line) -> tuple[str, ...]:
+    found = gap(*pairs)
     exact = _text(found["exact"], found["exact_interval"], 100, "+.1f") if found["exact"] is not None else ""
     kl = _text(found["kl"], found["kl_interval"], 1000, "+.2f")
-    return pair["name"], f"`{pair['policy']}`", f"{100 * found['kept']:+.0f}", kl, exact
+    return name, f"`{pairs[0]['policy']}`", f"{100 * found['kept']:+.0f}", kl, exact
 
 
 def _text(value: float, interval: list[float], scale: int, form: str) -> str:
