@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lynx_moe.kernels.gpu import Vote
 from lynx_moe.policies.amounts import check_rank, check_rank_fits
 from lynx_moe.policies.forms import Rerouting
 from lynx_moe.policies.step import Step
@@ -27,6 +28,9 @@ class Oea(Rerouting):
     def check(self, spec: RouterSpec) -> None:
         super().check(spec)
         check_rank_fits(self.name, "k0", self.k0, spec)
+
+    def vote(self, spec: RouterSpec) -> Vote:
+        return Vote(rule="first", pinned=self.k0)
 
     def keep(self, step: Step) -> Tensor:
         return step.union(step.best(self.k0))

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lynx_moe.kernels.gpu import Vote
 from lynx_moe.policies.amounts import check_kept
 from lynx_moe.policies.forms import Rerouting
 from lynx_moe.policies.step import Step
@@ -31,6 +32,9 @@ class Random(Rerouting):
     def check(self, spec: RouterSpec) -> None:
         super().check(spec)
         check_kept(self.name, "num_keep", self.num_keep, spec)
+
+    def vote(self, spec: RouterSpec) -> Vote:
+        return Vote(rule="drawn", number=self.num_keep, seed=self.seed)
 
     def keep(self, step: Step) -> Tensor:
         votes_E = step.votes()
