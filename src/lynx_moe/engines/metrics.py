@@ -135,7 +135,7 @@ class Counters:
         if isinstance(final.counts, Tensor):
             self.totals[layer].addcmul_(self.kind, final.counts)
             return
-        both = torch.stack((own.ids, final.ids))
+        both = torch.stack((own.ids.long(), final.ids.long()))
         changed_T = (own.ids != final.ids).any(-1)
         if valid_T is not None:
             both = both.where(valid_T[:, None], num_experts)

@@ -49,10 +49,15 @@ class Rerouting(Reweighing):
         """What the GPU kernels are told instead of calling `keep`; None: nothing, so `keep` says it to them."""
         return None
 
+    def without_kernel(self, spec: RouterSpec) -> str | None:
+        if self.norm != "model" or not self.guarded:
+            return f"{self.spec}: the kernels know norm=model only, and guard each step"
+        return gpu.obstacle(spec)
+
     def decide(
         self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
     ) -> Routing:
-        if self.norm != "model" or not self.guarded or not gpu.fits(logits_TE, spec):
+        if self.without_kernel(spec) or not gpu.fits(logits_TE, spec):
             return self.route(logits_TE, spec, rows, own)
         self.check(spec)
         own, vote = own or select(logits_TE, spec), self.vote(spec)

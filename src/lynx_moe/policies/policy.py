@@ -131,6 +131,10 @@ class Policy:
         """
         return self.route(logits_TE, spec, rows, own)
 
+    def without_kernel(self, spec: RouterSpec) -> str | None:
+        """Why `decide` takes the definition on a GPU too; None: there is a kernel, or nothing to decide."""
+        return None if self.is_identity else f"{self.name} has no kernel"
+
     def _settle(self, proposed: Routing, step: Step, valid_T: Tensor | None) -> Routing:
         """The proposal on the voters' rows, or the model's own routing if the step gains nothing or loads more."""
         own, num_experts = step.own, step.spec.num_experts

@@ -16,6 +16,7 @@ from lynx_moe.engines.vllm.plugin import wrap
 from lynx_moe.engines.vllm.router import LynxRouter
 from lynx_moe.engines.vllm.rows import from_v1_runner, from_v2_batch
 from lynx_moe.engines.vllm.specs import Bypass, spec_of
+from lynx_moe.engines.vllm.versions import experts_per_token
 from lynx_moe.policies import ModelShape
 
 logger = init_logger(f"vllm.{KEY}")  # vLLM configures handlers for its own name only
@@ -58,6 +59,8 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
     plan.seal()
     setattr(model, PLAN, plan)
     activate(plan)
+    for reason in plan.without_kernel():
+        logger.warning("%s: decisions in plain torch, many times slower than the GPU kernels: %s", KEY, reason)
     logger.info(
         "%s: policy %s on %d MoE layers of %s", KEY, plan.policy.spec, len(plan.layers), vllm_config.model_config.model
     )
@@ -143,7 +146,7 @@ def _shape(model_config: Any) -> ModelShape:
         model_type=model_config.hf_text_config.model_type,
         num_layers=model_config.get_total_num_hidden_layers(),
         num_experts=model_config.get_num_experts(),
-        top_k=model_config.get_num_experts_per_tok(),
+        top_k=experts_per_token(model_config),
         name=str(model_config.model),
     )
 

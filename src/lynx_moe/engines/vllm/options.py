@@ -6,11 +6,11 @@ Everything here is checked before any weight is loaded. Every error names what w
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+from lynx_moe.engines.vllm.versions import SUPPORTED
 from lynx_moe.policies import Policy, make_policy
 
 KEY = "lynx_moe"
 TESTED = "0.32.0"
-OLDEST, NEWEST = (0, 32), (0, 33)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +61,11 @@ def check_engine(vllm_config: Any) -> None:
     from vllm import envs
 
     version = tuple(int(part) for part in vllm.__version_tuple__[:2])
-    if not OLDEST <= version <= NEWEST:
+    if version not in SUPPORTED:
+        supported = ", ".join(".".join(map(str, one)) for one in SUPPORTED)
         raise ValueError(
-            f"{KEY}: vLLM {vllm.__version__} is not supported; supported: {_dotted(OLDEST)} to {_dotted(NEWEST)} "
-            f"(tested: {TESTED}). Install one of these, or start without additional_config[{KEY!r}]"
+            f"{KEY}: vLLM {vllm.__version__} is not supported; supported: {supported} (tested: {TESTED}). "
+            f"Install one of these, or start without additional_config[{KEY!r}]"
         )
     parallel, cache = vllm_config.parallel_config, vllm_config.cache_config
     refused = {
@@ -85,7 +86,3 @@ def check_engine(vllm_config: Any) -> None:
     for reason, found in refused.items():
         if found:
             raise ValueError(f"{KEY}: {reason}")
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))

@@ -69,17 +69,18 @@ class Plan:
     def reroute(self, logits_TE: Tensor, weights_TK: Tensor, ids_TK: Tensor, layer: int) -> Routing | None:
         """The final routing of one layer, or None where it is the model's own.
 
-        On the CPU a step in which nothing can change is left at once. On a GPU a CUDA graph records what happens here:
-        only the persistent masks tell steps apart.
+        A step in which nothing can change is left at once. CUDA graphs record what happens here in idle runs: when
+        they are replayed, only the persistent masks tell steps apart.
         """
-        acts = self.rows.kind.acts or (self.policy.token_level and self.rows.kind is Kind.SINGLE)
-        if not logits_TE.is_cuda and not acts:
+        kind = self.rows.kind
+        recorded = self.graphs and kind is Kind.IDLE
+        if not (kind.acts or recorded or (self.policy.token_level and kind is Kind.SINGLE)):
             return None
         if self.policy.is_identity and not self.options.stats and self.recorder is None:
             return None
         start = time.perf_counter()
         spec, rows = self.layers[layer].spec, self.rows.masks(len(ids_TK))
-        own = Routing(ids_TK.long(), weights_TK)
+        own = Routing(ids_TK, weights_TK)
         if self.recorder is not None:
             self.recorder.add(layer, logits_TE, own, rows)
         final = own if self.policy.is_identity else self.by_layer[layer].decide(logits_TE, spec, rows, own)
@@ -88,6 +89,13 @@ class Plan:
         self.decisions += 1
         self.decision_seconds += time.perf_counter() - start
         return None if final is own else final
+
+    def without_kernel(self) -> list[str]:
+        """Where decisions take the plain-torch definition although a GPU has kernels, each reason once."""
+        if self.device.type != "cuda":
+            return []
+        reasons = (policy.without_kernel(layer.spec) for policy, layer in zip(self.by_layer, self.layers, strict=True))
+        return sorted({reason for reason in reasons if reason})
 
     def record(self, max_bytes: int) -> Recorder:
         """From the next step on, keep the router logits of steps that reach the policy, until `recorder` is None."""
