@@ -11,8 +11,8 @@ from lynx_moe.kernels import gpu
 from lynx_moe.policies import make_policy
 from lynx_moe.routing import RouterSpec, Routing, Rows, select
 
-POLICIES = ("lynx:alpha=3,beta=2", "lynx", "oea:k0=3", "xshare:alpha=0.5", "lynx-v1", "random:num_keep=32")
-ROUTERS = {  # (experts, top-k, what else)
+POLICIES = ("lynx:alpha=3,beta=2", "lynx", "oea:k0={k0}", "xshare:alpha=0.5", "lynx-v1", "random:num_keep=32")
+ROUTERS: dict[str, tuple[int, int, dict[str, Any]]] = {  # (experts, top-k, what else)
     "softmax-128-8": (128, 8, {}),
     "softmax-8-2": (8, 2, {}),
     "softmax-512-10": (512, 10, {}),
@@ -33,26 +33,25 @@ def copy_bandwidth(dry: bool) -> dict[str, Any]:
 def measure(dry: bool) -> dict[str, Any]:
     """Microseconds per layer of every policy, number of rows and router, in the replay of a graph of LAYERS decisions;
     beside it graphs of as many times one and two empty kernels, and of the plain-torch definition."""
-    rows, routers, layers = ((2,), {"softmax-8-2": ROUTERS["softmax-8-2"]}, 1) if dry else (ROWS, ROUTERS, LAYERS)
+    rows, routers, layers = ((2,), ("softmax-8-2",), 1) if dry else (ROWS, tuple(ROUTERS), LAYERS)
     floors = {number: _per_layer(lambda n=number: _empty(n), layers, dry) for number in (1, 2)}  # type: ignore[misc]
-    lines = []
-    for router, (num_experts, top_k, more) in routers.items():
-        for num_rows in rows:
-            for text in POLICIES:
-                if (router != "softmax-128-8" and text not in POLICIES[:3]) or (
-                    "num_keep" in text and num_experts < 32
-                ):
-                    continue
-                decide, define = _decisions(text, num_rows, num_experts, top_k, more, dry)
-                line = {"router": router, "rows": num_rows, "policy": text, "us": _per_layer(decide, layers, dry)}
-                if num_rows == 16 or dry:
-                    line["torch_us"] = _per_layer(define, layers, dry)
-                lines.append(line)
+    cases = [
+        (router, num_rows, text.format(k0=min(3, ROUTERS[router][1])))
+        for router in routers
+        for num_rows in rows
+        for text in (POLICIES if router == "softmax-128-8" else POLICIES[:3])
+    ]
+    lines: list[dict[str, Any]] = []
+    for router, num_rows, policy in cases:
+        decide, define = _decisions(policy, num_rows, *ROUTERS[router], dry=dry)
+        lines.append({"router": router, "rows": num_rows, "policy": policy, "us": _per_layer(decide, layers, dry)})
+        if num_rows == 16 or dry:
+            lines[-1]["torch_us"] = _per_layer(define, layers, dry)
     return {"layers": layers, "empty_us": floors, "lines": lines}
 
 
 def _decisions(
-    text: str, num_rows: int, num_experts: int, top_k: int, more: dict[str, Any], dry: bool
+    text: str, num_rows: int, num_experts: int, top_k: int, more: dict[str, Any], *, dry: bool
 ) -> tuple[Callable[[], Any], Callable[[], Any]]:
     device, rng = "cpu" if dry else "cuda", torch.Generator().manual_seed(0)
     bias = torch.zeros(num_experts, device=device) if "groups" in more else None
@@ -98,7 +97,7 @@ def _seconds(function: Callable[[], Any], device: str) -> float:
         start = time.perf_counter()
         function()
         return time.perf_counter() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
     function()
     end.record()

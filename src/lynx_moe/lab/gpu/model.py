@@ -1,7 +1,8 @@
 """Steps "transformers-SHAPE", where vLLM cannot be had: a decode step of a published shape in transformers.
 
 `grouped_mm` experts, a static cache, one CUDA graph per policy, replayed in turns. No scheduler and no sampling: it is
-the model's forward alone; `vanilla` is the model without anything of ours, policies count. Tokens are random and every step decodes at the same place, so each graph's work stays the same.
+the model's forward alone. `vanilla` is the model without anything of ours; the others count too. Tokens are random, and
+every step decodes at the same place, so that a graph's work stays the same.
 """
 
 import json

@@ -60,9 +60,9 @@ def show(records: Mapping[str, Record], console: Console) -> None:
         elif name == "decision":
             floors = ", ".join(f"{number}: {us:.2f} µs" for number, us in result["empty_us"].items())
             head = ("router", "rows", "policy", "µs a layer", "plain torch, µs")
-            tables.show(f"Decision; empty launches {floors}", head, _decisions(result), console)
+            tables.show(f"Decision; empty launches {floors}", head, _decisions(result), console, "")
         elif "summary" in result:
-            tables.show(f"{result['title']}, {result['layers']} layers", SPEED_HEAD, _speeds(result), console)
+            tables.show(f"{result['title']}, {result['layers']} layers", SPEED_HEAD, _speeds(result), console, "")
             if result["fit"]:
                 parts = "{a:.3f} + {b:.4f} experts + {c:.4f} rows (R2 {r2:.4f}, n {n})".format(**result["fit"])
                 console.print(f"TPOT, ms = {parts}")

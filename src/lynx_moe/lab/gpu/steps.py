@@ -44,7 +44,7 @@ def steps() -> dict[str, Step]:
 def run(names: Sequence[str], out: Path, *, dry: bool, tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     """The records of the named steps, each from its file in `out` if it is there already and did not fail.
 
-    A step that fails, or outlives its limit (three times it in a dry run), leaves a record with `failed` and its log.
+    A step that fails, or outlives its limit (six times it in a dry run), leaves a record with `failed` and its log.
     """
     table, records = steps(), {}
     unknown = [name for name in names if name not in table]
@@ -52,12 +52,13 @@ def run(names: Sequence[str], out: Path, *, dry: bool, tell: Callable[[str], Non
         raise ValueError(f"unknown step {', '.join(unknown)}; allowed: {', '.join(table)}")
     for name in names:
         path, log = out / f"{name}.json", out / f"{name}.log"
-        if path.exists() and "failed" not in (before := record.load(path)) and before["dry"] == dry:
+        before = record.load(path) if path.exists() else {"failed": "not run"}
+        if "failed" not in before and before["dry"] == dry:
             tell(f"{name}: done before")
             records[name] = before
             continue
         tell(f"{name} ...")
-        start, limit = time.monotonic(), table[name].limit * (3 if dry else 1)
+        start, limit = time.monotonic(), table[name].limit * (6 if dry else 1)
         failed = _in_child(name, path, log, dry, limit)
         if failed:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])

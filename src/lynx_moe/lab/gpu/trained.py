@@ -1,5 +1,5 @@
-"""Step "trained": a larger testbed model (201 M parameters in 64 experts, top-8), trained by the testbed's recipe for as
-many steps as fit into minutes, and its fidelity under policies at batch 8 to 128.
+"""Step "trained": a larger testbed model (201 M parameters in 64 experts, top-8), trained by the testbed's recipe for
+as many steps as fit into minutes, and its fidelity under policies at batch 8 to 128.
 
 Its weights are too large to ship: what stays is the record.
 """
