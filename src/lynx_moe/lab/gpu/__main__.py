@@ -24,7 +24,7 @@ def main(
     console = Console()
     if not dry_run and steps.device() == "no GPU":
         raise ValueError("torch sees no GPU; --dry-run tries every step on the CPU")
-    names = only.split(",") if only else [name for name in steps.steps() if name != "trained"]
+    names = only.split(",") if only else steps.usual()
     records = steps.run(names, out, dry=dry_run, tell=console.print)
     bandwidth = records.get("copy", {}).get("result", {}).get("bytes_per_s")
     for one in records.values():

@@ -13,7 +13,7 @@ from typing import Any
 from lynx_moe.lab import record
 
 Measure = Callable[[bool], dict[str, Any]]
-VLLM_SHAPES = {"qwen3-30b": 150, "olmoe-1b-7b": 60, "mixtral-8x7b": 75, "gpt-oss-20b": 75}
+LIMITS = {"qwen3-30b": 150, "olmoe-1b-7b": 60, "mixtral-8x7b": 75, "gpt-oss-20b": 75}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Step:
 
 
 def steps() -> dict[str, Step]:
-    """All steps by name; shapes run through vLLM where it can be imported, else through transformers."""
+    """All steps by name."""
     from lynx_moe.lab.gpu import decision, kernels, model, serve, trained
 
     table = {
@@ -33,12 +33,18 @@ def steps() -> dict[str, Step]:
         "kernels": Step(measure=kernels.check, limit=100),
         "decision": Step(measure=decision.measure, limit=60),
     }
-    with_vllm = importlib.util.find_spec("vllm") is not None
-    for shape, limit in VLLM_SHAPES.items():
-        name, module = (f"vllm-{shape}", serve) if with_vllm else (f"transformers-{shape}", model)
-        table[name] = Step(measure=module.on(shape), limit=limit)
+    for engine, module in (("vllm", serve), ("transformers", model)):
+        for shape, limit in LIMITS.items():
+            table[f"{engine}-{shape}"] = Step(measure=module.on(shape), limit=limit)
     table["trained"] = Step(measure=trained.measure, limit=560)
     return table
+
+
+def usual() -> list[str]:
+    """What is run unless something else is asked for: all but `trained`, shapes through vLLM where it can be imported,
+    else through transformers."""
+    other = "transformers-" if importlib.util.find_spec("vllm") is not None else "vllm-"
+    return [name for name in steps() if name != "trained" and not name.startswith(other)]
 
 
 def run(names: Sequence[str], out: Path, *, dry: bool, tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
