@@ -13,7 +13,7 @@ from typing import Any
 from lynx_moe.lab import record
 
 Measure = Callable[[bool], dict[str, Any]]
-LIMITS = {"qwen3-30b": 150, "olmoe-1b-7b": 60, "mixtral-8x7b": 75, "gpt-oss-20b": 75}
+LIMITS = {"qwen3-30b": 130, "olmoe-1b-7b": 60, "mixtral-8x7b": 75, "gpt-oss-20b": 75}
 
 
 @dataclass(frozen=True, kw_only=True)
