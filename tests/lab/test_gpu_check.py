@@ -52,12 +52,12 @@ def test_a_step_that_fails_costs_the_others_nothing(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(steps, "_in_child", child)
     for _ in range(2):  # what failed is tried again
         found = steps.run(["copy", "kernels"], tmp_path, dry=True, tell=str)
-        assert found["copy"]["failed"] == "stopped after 180 s"
+        assert found["copy"]["failed"] == "stopped after 120 s"
         assert found["copy"]["log"] == "copy says why"
         assert found["kernels"]["result"] == {"passed": 1}
     console = Console(width=100, record=True, file=sys.stderr)
     report.show(found, console)
-    assert "stopped after 180 s" in console.export_text()
+    assert "stopped after 120 s" in console.export_text()
     with pytest.raises(ValueError, match="unknown step nothing; allowed: copy, kernels"):
         steps.run(["nothing"], tmp_path, dry=True, tell=str)
 

@@ -13,6 +13,7 @@ from lynx_moe.kernels.gpu.rule import Vote
 from lynx_moe.routing import RouterSpec, Routing, Rows
 
 TILE, PER_THREAD = 8192, 16  # elements of a tile of rows; more in a thread spill its registers
+LEAST_ROWS = 16  # fewer are padded: every size of a tile is compiled by itself, for seconds
 
 
 def two_launches(
@@ -29,20 +30,21 @@ def two_launches(
     counts = torch.empty(4, dtype=torch.int64, device=logits_TE.device)
     shape = {**_shape(spec), "VALID": valid is not None}
     columns = shape["GP"] * shape["MP"]
-    rows_padded = triton.next_power_of_2(num_rows)
+    rows_padded = max(LEAST_ROWS, triton.next_power_of_2(num_rows))
+    is_open = vote.rule == "bins" and vote.alpha is None
     tile_rows = min(rows_padded, max(1, TILE // columns))
     keep_kernel[(1,)](
         *(logits_TE, logits_TE.stride(0), own_ids, valid, remap, spec.bias, keep_E, state),
         *(num_rows, vote.alpha or 0.0, vote.number, vote.seed),
         MODE=vote.rule,
-        OPEN=vote.rule == "bins" and vote.alpha is None,
+        OPEN=is_open,
         BETA=vote.beta,
         RANK=vote.rank,
         MAX_BASE=min(vote.max_base, 2**30),
         PINNED=vote.pinned,
         REMAP=remap is not None,
         R=tile_rows,
-        TP=rows_padded,
+        TP=rows_padded if is_open else 1,
         num_warps=max(4, min(16, tile_rows * columns // (32 * PER_THREAD))),
         **shape,
     )

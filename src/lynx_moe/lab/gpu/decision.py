@@ -2,7 +2,9 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -41,6 +43,8 @@ def measure(dry: bool) -> dict[str, Any]:
         for num_rows in rows
         for text in (POLICIES if router == "softmax-128-8" else POLICIES[:3])
     ]
+    if not dry:
+        compile_ahead([(policy, num_rows, *ROUTERS[router]) for router, num_rows, policy in cases])
     lines: list[dict[str, Any]] = []
     for router, num_rows, policy in cases:
         decide, define = _decisions(policy, num_rows, *ROUTERS[router], dry=dry)
@@ -48,6 +52,21 @@ def measure(dry: bool) -> dict[str, Any]:
         if num_rows == 16 or dry:
             lines[-1]["torch_us"] = _per_layer(define, layers, dry)
     return {"layers": layers, "empty_us": floors, "lines": lines}
+
+
+def compile_ahead(cases: Sequence[tuple[str, int, int, int, dict[str, Any]]]) -> None:
+    """Fills Triton's cache on disk: every kernel is compiled for seconds, here twelve at a time.
+
+    cases: policy, rows, experts, top-k, what else the router has.
+    """
+    with ProcessPoolExecutor(12, mp_context=get_context("spawn")) as pool:
+        list(pool.map(_compile, cases))
+
+
+def _compile(case: tuple[str, int, int, int, dict[str, Any]]) -> None:
+    decide, _ = _decisions(*case, dry=False)
+    decide()
+    torch.cuda.synchronize()
 
 
 def _decisions(

@@ -13,8 +13,10 @@ from typing import Any
 
 from lynx_moe.lab import speed
 from lynx_moe.lab.engine import open_engine, run_batch
+from lynx_moe.lab.gpu.decision import compile_ahead
 from lynx_moe.lab.gpu.steps import Measure
 from lynx_moe.lab.shapes import LOAD_FORMAT, SHAPES, num_experts, register_loader, tiny, write_config
+from lynx_moe.policies import ModelShape, make_policy
 
 POLICIES = ("vanilla", "lynx", "oea:k0={k0}", "xshare:alpha=0.5", "priced:price=0.02")
 BATCHES = (1, 4, 8, 16, 32, 64, 128)
@@ -40,6 +42,16 @@ def measure(name: str, dry: bool) -> dict[str, Any]:
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     register_loader()
     graphs = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": list(batches)}
+    if not dry:
+        renormalize = {"renormalize": shape.config.get("norm_topk_prob", True)}
+        known = ModelShape(
+            model_type=shape.config["model_type"],
+            num_layers=shape.all_layers,
+            num_experts=num_experts(shape),
+            top_k=top_k,
+        )
+        specs = [make_policy(text).for_model(known).spec for text in policies[1:4]]
+        compile_ahead([(text, batch, known.num_experts, top_k, renormalize) for text in specs for batch in batches])
     more = {"enforce_eager": True} if dry else {"compilation_config": graphs, "gpu_memory_utilization": 0.9}
     with tempfile.TemporaryDirectory() as folder:
         llm = open_engine(

@@ -13,7 +13,7 @@ from typing import Any
 from lynx_moe.lab import record
 
 Measure = Callable[[bool], dict[str, Any]]
-LIMITS = {"qwen3-30b": 130, "olmoe-1b-7b": 60, "mixtral-8x7b": 75, "gpt-oss-20b": 75}
+LIMITS = {"qwen3-30b": 120, "olmoe-1b-7b": 55, "mixtral-8x7b": 70, "gpt-oss-20b": 70}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ def steps() -> dict[str, Step]:
     from lynx_moe.lab.gpu import decision, kernels, model, serve, trained
 
     table = {
-        "copy": Step(measure=decision.copy_bandwidth, limit=30),
-        "kernels": Step(measure=kernels.check, limit=100),
+        "copy": Step(measure=decision.copy_bandwidth, limit=20),
+        "kernels": Step(measure=kernels.check, limit=130),
         "decision": Step(measure=decision.measure, limit=60),
     }
     for engine, module in (("vllm", serve), ("transformers", model)):
