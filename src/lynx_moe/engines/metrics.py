@@ -133,7 +133,10 @@ class Counters:
 
     def add(self, layer: int, own: Routing, final: Routing, num_experts: int, valid_T: Tensor | None) -> None:
         """Counts one layer of the current step; rows of padding are left out."""
-        both = torch.stack((own.ids, final.ids))
+        if isinstance(final.counts, Tensor):
+            self.totals[layer].addcmul_(self.kind, final.counts)
+            return
+        both = torch.stack((own.ids.long(), final.ids.long()))
         changed_T = (own.ids != final.ids).any(-1)
         if valid_T is not None:
             both = both.where(valid_T[:, None], num_experts)
@@ -169,7 +172,7 @@ class HostCounters(Counters):
         if final.counts is None:
             before, after, rows = cpu.count(own.ids, final.ids, valid_T)
         else:
-            before, after, rows = final.counts
+            before, after, rows = (int(number) for number in final.counts[:3])
         sums = self.sums[layer][self.kind_now]
         for column, value in enumerate((before, after, rows, int(rows == 0))):
             sums[column] += value

@@ -70,7 +70,11 @@ def open_engine(model: Path | str, policy: str = "vanilla", **options: Any) -> A
 
 
 def run_batch(
-    llm: Any, prompts: Sequence[list[int]], num_tokens: int, clock: Callable[[], float] = time.perf_counter
+    llm: Any,
+    prompts: Sequence[list[int]],
+    num_tokens: int,
+    clock: Callable[[], float] = time.perf_counter,
+    after_step: Callable[[], None] | None = None,
 ) -> Run:
     """Decodes all prompts together for exactly num_tokens each, and times every step after the first token by `clock`.
 
@@ -89,5 +93,7 @@ def run_batch(
         start = clock()
         outputs = engine.step()
         seconds.append(clock() - start)
+        if after_step is not None:
+            after_step()
         tokens.update({out.request_id: list(out.outputs[0].token_ids) for out in outputs})
     return Run(step_seconds=seconds[-(num_tokens - 1) :], token_ids=[tokens[str(n)] for n in range(len(prompts))])

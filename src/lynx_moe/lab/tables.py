@@ -118,10 +118,12 @@ def _experts(row: dict[str, Any]) -> str:
     return "-" if row["after"] is None else f"{row['before']:.1f} → {row['after']:.1f}"
 
 
-def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+def show(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console: Console, caption: str = "[95 % intervals]"
+) -> None:
     """Prints a table, with a rule wherever the first of the columns named "batch" changes."""
-    caption = {SPEED_HEAD: "± half the range over the rounds", REPLAY_HEAD: None}.get(tuple(head), "[95 % intervals]")
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    below = {SPEED_HEAD: "± half the range over the rounds", REPLAY_HEAD: None}.get(tuple(head), caption)
+    table = Table(title=title, title_justify="left", caption=below, caption_justify="left")
     table.box, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, (0, 0)
     for name in head:
         table.add_column(name, no_wrap=name == "policy")

@@ -6,6 +6,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from lynx_moe.kernels.gpu import Vote
 from lynx_moe.policies.amounts import check_kept, more_kept
 from lynx_moe.policies.forms import Rerouting
 from lynx_moe.policies.step import Step
@@ -40,6 +41,9 @@ class Random(Rerouting):
     def milder(self, spec: RouterSpec) -> Self | None:
         more = more_kept(self.num_keep, spec)
         return None if more is None else replace(self, num_keep=more)
+
+    def vote(self, spec: RouterSpec) -> Vote:
+        return Vote(rule="drawn", number=self.num_keep, seed=self.seed)
 
     def keep(self, step: Step) -> Tensor:
         votes_E = step.votes()

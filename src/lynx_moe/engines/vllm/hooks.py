@@ -62,6 +62,8 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
     labels = exporter.labels_of(vllm_config)
     if labels is not None:
         exporter.start(plan, labels)
+    for reason in plan.without_kernel():
+        logger.warning("%s: decisions in plain torch, many times slower than the GPU kernels: %s", KEY, reason)
     logger.info(
         "%s: policy %s on %d MoE layers of %s", KEY, plan.policy.spec, len(plan.layers), vllm_config.model_config.model
     )

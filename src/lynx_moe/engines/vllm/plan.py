@@ -119,13 +119,14 @@ class Plan:
     ) -> Routing | None:
         """The final routing of one layer, or None where it is the model's own.
 
-        On the CPU a step in which nothing can change is left at once. On a GPU a CUDA graph records what happens here:
-        only the persistent masks tell steps apart.
+        A step in which nothing can change is left at once. CUDA graphs record what happens here in idle runs: when
+        they are replayed, only the persistent masks tell steps apart.
         """
         rows, step = self.rows, self.requests.step
         policies = [policy for policy, _ in step] or [self.policy]
-        acts = rows.kind.acts or (rows.kind is Kind.SINGLE and any(policy.token_level for policy in policies))
-        if not logits_TE.is_cuda and not acts:
+        recorded = self.graphs and rows.kind is Kind.IDLE
+        alone = rows.kind is Kind.SINGLE and any(policy.token_level for policy in policies)
+        if not (rows.kind.acts or recorded or alone):
             return None
         watch = self.watch if self.watch is not None and self.watch.wants(layer) else None
         idle = all(policy.is_identity for policy in policies) or not (logits_TE.is_cuda or rows.num_decode_rows)
@@ -133,7 +134,7 @@ class Plan:
             return None
         start = time.perf_counter()
         spec, masks = self.layers[layer].spec, rows.masks(len(ids_TK))
-        own = Routing(ids_TK.long(), weights_TK)
+        own = Routing(ids_TK, weights_TK)
         if self.recorder is not None:
             self.recorder.add(layer, logits_TE, own, masks)
         valid_T = masks.valid if masks else None
@@ -152,6 +153,13 @@ class Plan:
         if watch is not None:
             watch.see(layer, logits_TE, own, final, hidden_TH)
         return None if final is own else final
+
+    def without_kernel(self) -> list[str]:
+        """Where decisions take the plain-torch definition although a GPU has kernels, each reason once."""
+        if self.device.type != "cuda":
+            return []
+        reasons = (policy.without_kernel(layer.spec) for policy, layer in zip(self.by_layer, self.layers, strict=True))
+        return sorted({reason for reason in reasons if reason})
 
     def record(self, max_bytes: int) -> Recorder:
         """From the next step on, keep the router logits of steps that reach the policy, until `recorder` is None."""
