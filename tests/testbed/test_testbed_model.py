@@ -113,3 +113,17 @@ def test_command_line_lists_and_finds_models() -> None:
     assert CliRunner().invoke(app, ["path", "qwen3-moe"]).output.strip() == str(path("qwen3-moe"))
     assert CliRunner().invoke(app, ["path", "nothing"]).exit_code == 2
     assert CliRunner().invoke(app, ["train", "nothing"]).exit_code == 2
+
+
+def test_training_takes_up_what_has_no_weights_or_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[str] = []
+    monkeypatch.setattr("lynx_moe.testbed.cli._train_one", lambda name, *rest: trained.append(name))
+    monkeypatch.setattr("lynx_moe.testbed.cli.write_summary", lambda out: None)
+    whole, card_only, weights_only, *others = FAMILIES
+    card, weights = "scores.json", "model.safetensors"
+    for name, files in ((whole, (card, weights)), (card_only, (card,)), (weights_only, (weights,))):
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).touch()
+    assert CliRunner().invoke(app, ["train", "--out", str(tmp_path)]).exit_code == 0
+    assert trained == [card_only, weights_only, *others]
