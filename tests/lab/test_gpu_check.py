@@ -19,6 +19,7 @@ def check(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.timeout(1800)
 def test_every_step_runs_dry_and_is_not_done_again(tmp_path: Path) -> None:
     first = check(tmp_path, "--dry-run", "--only", ",".join(DRY))
     assert first.returncode == 0, first.stdout[-4000:] + first.stderr[-2000:]
