@@ -16,6 +16,7 @@ from lynx_moe.policies.priced import Priced
 from lynx_moe.policies.random import Random
 from lynx_moe.policies.reap import Reap
 from lynx_moe.policies.sere import Sere
+from lynx_moe.policies.spread import ONE_RANK, Placement
 from lynx_moe.policies.topk import TopK
 from lynx_moe.policies.vanilla import Vanilla
 from lynx_moe.policies.xshare import XShare
@@ -24,7 +25,7 @@ POLICIES: dict[str, type[Policy]] = {
     p.name: p for p in (Vanilla, Priced, Lynx, LynxV1, Oea, XShare, Sere, ExFold, TopK, Naee, MinP, Reap, Random)
 }
 
-__all__ = ["POLICIES", "SHARED", "ModelShape", "Policy", "knobs", "make_policy"]
+__all__ = ["ONE_RANK", "POLICIES", "SHARED", "ModelShape", "Placement", "Policy", "knobs", "make_policy"]
 
 
 def knobs(policy: type[Policy]) -> dict[str, tuple[type, Any]]:
