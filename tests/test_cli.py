@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,23 @@ def test_the_policy_joins_the_users_own_additional_config() -> None:
     for bad in ("{", "[]", '{"lynx_moe": {"policy": "vanilla"}}'):
         with pytest.raises(ValueError, match="additional-config"):
             serve.with_policy([f"--additional-config={bad}"], "lynx")
+
+
+def test_serve_lets_vllm_load_the_endpoint_and_every_plugin_that_it_would_load_anyway(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    point = lambda name, group: metadata.EntryPoint(name, "a:b", group)  # noqa: E731
+    points = [point("lynx_moe", "vllm.general_plugins"), point("lynx_moe", "vllm.endpoint_plugins")]
+    points += [point("lora", "vllm.general_plugins"), point("tpu", "vllm.platform_plugins"), point("x", "vllm.other")]
+    points += [point("open", "vllm.endpoint_plugins")]
+    monkeypatch.setattr(metadata, "entry_points", lambda: points)
+    assert serve.allowed_plugins(None) == "lora,lynx_moe,tpu"
+    assert serve.allowed_plugins("lynx_moe,open") == "lynx_moe,open"
+    with pytest.raises(ValueError, match="VLLM_PLUGINS=lora leaves lynx_moe out"):
+        serve.allowed_plugins("lora")
+    points.append(point("lora", "vllm.endpoint_plugins"))  # nobody asked for this one
+    with pytest.raises(ValueError, match="the plug-ins lora would open endpoints"):
+        serve.allowed_plugins(None)
 
 
 @pytest.mark.parametrize(

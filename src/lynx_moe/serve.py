@@ -11,6 +11,7 @@ import re
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from lynx_moe.policies import make_policy
 from lynx_moe.routing import RouterSpec
 
 KEY = "lynx_moe"
+ALLOWED = "VLLM_PLUGINS"
+ENDPOINTS = "vllm.endpoint_plugins"
 TOP_K_NAMES = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k", "top_k_experts")
 
 
@@ -26,7 +29,7 @@ def serve(model: str, policy: str, args: Sequence[str]) -> None:
     """Replaces this process by `vllm serve MODEL ARGS` with the policy in its additional config.
 
     Raises ValueError if vLLM is not installed, the model folder has no config or no experts, the policy does not fit
-    it, --additional-config is no JSON object, or the port is taken.
+    it, --additional-config is no JSON object, VLLM_PLUGINS leaves the plugin out, or the port is taken.
     """
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(
@@ -35,7 +38,23 @@ def serve(model: str, policy: str, args: Sequence[str]) -> None:
     check_model(model, policy)
     check_port(option(args, "--host") or "", int(option(args, "--port") or 8000))
     command = [sys.executable, "-m", "lynx_moe.engines.vllm.launch", "serve", model, *with_policy(args, policy)]
-    os.execv(sys.executable, command)
+    os.execve(sys.executable, command, {**os.environ, ALLOWED: allowed_plugins(os.environ.get(ALLOWED))})
+
+
+def allowed_plugins(given: str | None) -> str:
+    """VLLM_PLUGINS such that vLLM also loads our endpoint, which it does by name only. Not given means all plug-ins but
+    endpoints, so these are listed. Raises ValueError if what is given leaves us out, or if the list would let in an
+    endpoint that nobody asked for."""
+    if given is not None:
+        if KEY not in given.split(","):
+            raise ValueError(f"{ALLOWED}={given} leaves {KEY} out; add it, or unset the variable")
+        return given
+    found = [point for point in metadata.entry_points() if re.fullmatch(r"vllm\.\w+_plugins", point.group)]
+    names = {point.name for point in found if point.group != ENDPOINTS} | {KEY}
+    others = sorted({point.name for point in found if point.group == ENDPOINTS} & names - {KEY})
+    if others:
+        raise ValueError(f"set {ALLOWED} yourself: the plug-ins {', '.join(others)} would open endpoints of their own")
+    return ",".join(sorted(names))
 
 
 def with_policy(args: Sequence[str], policy: str) -> list[str]:

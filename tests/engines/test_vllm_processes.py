@@ -25,7 +25,10 @@ if __name__ == "__main__":
         lynx_vllm.reset_stats()
         generate(llm, requests)
         less = lynx_vllm.stats()
-    print(json.dumps([plain == vanilla, same.as_dict(), less.as_dict()]))
+        llm.reset_prefix_cache()
+        asked = tokens(generate(llm, requests, ("exact", None, "fast", "random:num_keep=8")))
+    exact = [asked[i::4] == plain[i::4] for i in range(4)]
+    print(json.dumps([plain == vanilla, same.as_dict(), less.as_dict(), exact]))
 """
 REMOTE = """
 import json, sys
@@ -60,8 +63,9 @@ def run(script: str, folder: Path, *args: str, **env: str) -> subprocess.Complet
 def test_compiled_engines(model, tmp_path):
     done = run(COMPILED, tmp_path, model)
     assert done.returncode == 0, done.stderr[-3000:]
-    identical, same, less = json.loads(done.stdout.splitlines()[-1])
+    identical, same, less, exact = json.loads(done.stdout.splitlines()[-1])
     assert identical
+    assert exact == [True, False, False, False]  # of the requests that ask to be exact, and of the others
     assert same["mean_after"] == same["mean_before"] > 0
     assert same["steps"]["mixed"] > 0
     assert less["mean_after"] < 0.9 * less["mean_before"]

@@ -2,7 +2,7 @@
 
 import gc
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,9 @@ def engine(model: str, policy: str | None = None, **kwargs: Any) -> Iterator[Any
     if policy is not None:
         kwargs.setdefault("additional_config", {"lynx_moe": {"policy": policy}})
     defaults = {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 16, "dtype": "bfloat16"}
+    defaults["skip_tokenizer_init"] = True
     try:
-        llm = LLM(model=model, skip_tokenizer_init=True, **{**defaults, **kwargs})
+        llm = LLM(model=model, **{**defaults, **kwargs})
         try:
             yield llm
         finally:
@@ -134,12 +135,19 @@ def prompts(count: int, seed: int, longest: int = 40) -> list[dict[str, list[int
     return [{"prompt_token_ids": [rng.randrange(VOCAB) for _ in range(length)]} for length in lengths]
 
 
-def generate(llm: Any, requests: list[dict[str, list[int]]], **params: Any) -> list[Any]:
-    """Greedy, 4 to 23 new tokens depending on the request, so that requests end and start at different steps."""
+def generate(
+    llm: Any, requests: list[dict[str, list[int]]], wishes: Sequence[str | None] = (None,), **params: Any
+) -> list[Any]:
+    """Greedy, 4 to 23 new tokens depending on the request, so that requests end and start at different steps. The
+    requests ask for the wishes in turn."""
     from vllm import SamplingParams
 
     greedy = {"temperature": 0.0, "ignore_eos": True, "detokenize": False, **params}
-    each = [SamplingParams(max_tokens=4 + (7 * i) % 20, **greedy) for i in range(len(requests))]
+    asked = [wish and {"lynx_moe": wish} for wish in wishes]
+    each = [
+        SamplingParams(max_tokens=4 + (7 * i) % 20, extra_args=asked[i % len(asked)], **greedy)
+        for i in range(len(requests))
+    ]
     return llm.generate(requests, each, use_tqdm=False)  # type: ignore[no-any-return]
 
 

@@ -1,56 +1,28 @@
 """A real server, started as an operator would, asked by a real OpenAI client with concurrent requests."""
 
 import json
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import running
 from openai import OpenAI
 
 from lynx_moe.testbed import path, tasks
 
-START_SECONDS = 240
 POLICY = "lynx:alpha=3,beta=2"
-CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}  # as an operator's shell
-ENV = {**CLEAN, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """Base URL and log file of `lynx-moe serve`, with flags of vLLM's own passed through."""
-    port, log = free_port(), tmp_path_factory.mktemp("server") / "log.txt"
-    command = [sys.executable, "-m", "lynx_moe.cli", "serve", str(path("qwen3-moe")), "--policy", POLICY]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "testbed", "--enforce-eager"]
-    command += ["--max-model-len", "512", "--additional-config", json.dumps({"lynx_moe": {"log_every": 1}})]
-    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=ENV) as process:
-        url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=2)
-                break
-            except OSError:
-                assert process.poll() is None, f"the server ended:\n{log.read_text()[-3000:]}"
-                assert time.monotonic() < deadline, f"the server did not start:\n{log.read_text()[-3000:]}"
-                time.sleep(1)
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    options = ("--additional-config", json.dumps({"lynx_moe": {"log_every": 1}}))
+    with running.server(log, running.OURS, str(path("qwen3-moe")), "--policy", POLICY, *options) as url:
         yield url, log
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
 
 
 def test_concurrent_clients_get_right_answers_while_experts_are_shared(server: tuple[str, Path]) -> None:

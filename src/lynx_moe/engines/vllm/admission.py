@@ -73,8 +73,8 @@ class Admission:
         others = ({*self.running.values()} | set(+self.arriving)) - {spec}
         if len(others) >= self.options.max_policies:
             raise ValueError(
-                f"{KEY}: {wish!r}: the running requests may bring max_policies={self.options.max_policies} specs of their "
-                f"own, and bring {', '.join(sorted(others)) or 'none'}; {self._allowed()}"
+                f"{KEY}: {wish!r}: the running requests may bring max_policies={self.options.max_policies} specs of "
+                f"their own, and bring {', '.join(sorted(others)) or 'none'}; {self._allowed()}"
             )
 
     def _allowed(self) -> str:
@@ -120,6 +120,13 @@ async def add_request_async(
         return await original(engine, request_id, prompt, params, *args, **kwargs)
     with admission.held(request_id, wish):
         return await original(engine, request_id, prompt, params, *args, **kwargs)
+
+
+def to_beam_search_params(original: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around the method of vLLM's completion and chat requests: beam search drops `vllm_xargs`."""
+    if KEY in (request.vllm_xargs or {}):
+        raise ValueError(f"{KEY}: vLLM's beam search takes no vllm_xargs; leave out {KEY!r}, or use_beam_search")
+    return original(request, *args, **kwargs)
 
 
 def _router(model_config: Any) -> RouterSpec:

@@ -24,6 +24,10 @@ BUILDERS = (
     "vllm.model_executor.model_loader.tensorizer_loader",
     "vllm.model_executor.model_loader.weight_cache.ipc_loader",
 )
+BEAM_SEARCH = {
+    "vllm.entrypoints.openai.completion.protocol": "CompletionRequest",
+    "vllm.entrypoints.openai.chat_completion.protocol": "ChatCompletionRequest",
+}
 
 
 def register() -> None:
@@ -61,6 +65,9 @@ def _wrap_front_end() -> None:
     wrap(async_llm.AsyncLLM, "generate", admission.generate)
     wrap(async_llm.AsyncLLM, "add_request", admission.add_request_async)
     wrap(llm_engine.LLMEngine, "add_request", admission.add_request)
+    for name, kind in BEAM_SEARCH.items():
+        if name in sys.modules:
+            wrap(getattr(sys.modules[name], kind), "to_beam_search_params", admission.to_beam_search_params)
     _wrap_core()  # it may come to live in this process
 
 

@@ -1,0 +1,159 @@
+"""Control over HTTP: what one request asks for, what everybody gets, and who may say so."""
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import running
+from openai import APIStatusError, BadRequestError, OpenAI
+
+from lynx_moe.testbed import path, tasks
+
+KEY = "open-sesame"
+POLICY = "lynx:alpha=0.3,beta=1"
+ITEMS = [item for task in tasks.TASKS for item in tasks.test_items(task, 4, seed=3)][:48]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What plain vLLM answers, to concurrent clients."""
+    log = tmp_path_factory.mktemp("plain") / "log.txt"
+    with running.server(log, running.VLLMS, str(path("qwen3-moe"))) as url:
+        return ask_all(url, [None] * len(ITEMS))
+
+
+@pytest.fixture(scope="module")
+def url(plain: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    log: Path = tmp_path_factory.mktemp("server") / "log.txt"
+    options = {"lynx_moe": {"max_policies": 1, "presets": {"half": "random:num_keep=16"}}}
+    args = ("--policy", POLICY, "--api-key", KEY, "--additional-config", json.dumps(options))
+    with running.server(log, running.OURS, str(path("qwen3-moe")), *args) as url:
+        yield url
+
+
+def client(url: str) -> OpenAI:
+    return OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
+
+
+def ask(url: str, prompt: str, wish: Any, **given: Any) -> Any:
+    body: dict[str, Any] = {} if wish is None else {"vllm_xargs": {"lynx_moe": wish}}
+    body["ignore_eos"] = given.pop("ignore_eos", False)
+    given = {"max_tokens": 64, "temperature": 0, **given}
+    return client(url).completions.create(model="testbed", prompt=prompt, extra_body=body, **given)
+
+
+def ask_all(url: str, wishes: list[str | None]) -> list[str]:
+    """16 clients at a time."""
+    with ThreadPoolExecutor(16) as pool:
+        answers = pool.map(lambda pair: ask(url, pair[0].prompt, pair[1]), zip(ITEMS, wishes, strict=True))
+        return [answer.choices[0].text for answer in answers]
+
+
+def policy(url: str, spec: str | bytes | None = None, key: str | None = KEY) -> tuple[int, dict[str, Any]]:
+    """(status, answer) of GET, or of POST if a spec (or a raw body) is given."""
+    body = spec if spec is None or isinstance(spec, bytes) else json.dumps({"policy": spec}).encode()
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/lynx_moe/policy", body, headers)) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_exact_requests_get_plain_vllm_s_answers_under_mixed_load(plain: list[str], url: str) -> None:
+    wishes = [("exact", None, "half", "fast", "oea:k0=2")[i % 5] for i in range(len(ITEMS))]
+    answers = ask_all(url, wishes)
+    exact = [i for i, wish in enumerate(wishes) if wish == "exact"]
+    assert [answers[i] for i in exact] == [plain[i] for i in exact]
+    assert answers != plain
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ("quick", "unknown policy 'quick'.*allowed: exact, balanced, fast, half, or a policy's spec"),
+        (3, "3 must be a string"),
+        ("oea:k0=99", "k0=99 is more than the model's top_k=8"),
+        ("reap:share=0.5,data=/etc/hostname", "only the operator's presets may name files"),
+    ],
+)
+def test_a_bad_wish_answers_400_before_anything_is_streamed(url: str, wish: Any, message: str, stream: bool) -> None:
+    with pytest.raises(BadRequestError, match=message):
+        ask(url, "a", wish, stream=stream)
+    with pytest.raises(BadRequestError, match=message):
+        client(url).chat.completions.create(
+            model="testbed",
+            messages=[{"role": "user", "content": "a"}],
+            stream=stream,
+            extra_body={"vllm_xargs": {"lynx_moe": wish}, "chat_template": "{{ messages[0].content }}"},
+        )
+
+
+def test_beam_search_takes_no_wish(url: str) -> None:
+    body = {"vllm_xargs": {"lynx_moe": "exact"}, "use_beam_search": True}
+    with pytest.raises(BadRequestError, match="beam search takes no vllm_xargs"):
+        client(url).completions.create(model="testbed", prompt="a", n=2, max_tokens=4, extra_body=body)
+
+
+def test_one_spec_too_many_is_refused_while_the_first_runs(url: str) -> None:
+    with ask(url, ITEMS[0].prompt, "oea:k0=3", stream=True, max_tokens=480, ignore_eos=True) as parts:
+        next(iter(parts))
+        with pytest.raises(BadRequestError, match="max_policies=1 specs of their own, and bring oea:k0=3; allowed"):
+            ask(url, "a", "oea:k0=4")
+        assert ask(url, "a", "oea:k0=3").choices[0].text
+    for _ in range(50):  # until the server has noticed that the first client is gone
+        try:
+            ask(url, "a", "oea:k0=4")
+            break
+        except BadRequestError:
+            time.sleep(0.2)
+    else:
+        pytest.fail("the first request's policy is still counted")
+
+
+def test_the_policy_is_told_and_switched_at_run_time(url: str) -> None:
+    told = {"presets": {"balanced": POLICY, "fast": "priced:price=0.1", "half": "random:num_keep=16"}}
+    told |= {"policy": POLICY, "switchable": True, "workers": 1, "agree": True}
+    assert policy(url) == (200, told)
+    for bad, reason in (
+        ("linx", "did you mean 'lynx'"),
+        ("oea:k0=99", "more than the model's top_k=8"),
+        (b"{", 'the body must be a JSON object {"policy": "SPEC"}'),
+        (b'{"policy": 3}', "the body must be"),
+        (b'{"policy": "lynx", "more": 1}', "the body must be"),
+    ):
+        status, answer = policy(url, bad)
+        assert (status, answer["error"]["code"]) == (400, 400)
+        assert reason in answer["error"]["message"]
+        assert policy(url) == (200, told)
+    status, answer = policy(url, "vanilla")
+    assert (status, answer["policy"], answer["presets"]["balanced"]) == (200, "vanilla", "vanilla")
+    assert policy(url, POLICY) == (200, told)
+
+
+def test_requests_go_on_while_the_policy_is_switched_and_vanilla_is_plain(plain: list[str], url: str) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        answers = pool.submit(ask_all, url, [("exact", None)[i % 2] for i in range(len(ITEMS))])
+        specs = ("oea:k0=2", "vanilla", "random:num_keep=16", "topk:k=2", "vanilla")
+        assert [policy(url, spec)[1]["policy"] for spec in specs] == list(specs)
+        assert answers.result()[::2] == plain[::2]
+    assert ask_all(url, [None] * len(ITEMS)) == plain
+    assert policy(url, POLICY)[0] == 200
+
+
+@pytest.mark.parametrize("key", [None, "wrong"])
+def test_the_api_key_covers_the_endpoint(url: str, key: str | None) -> None:
+    before = policy(url)
+    assert policy(url, key=key)[0] == 401
+    assert policy(url, "vanilla", key=key)[0] == 401
+    assert policy(url) == before
+    with pytest.raises(APIStatusError) as caught:
+        OpenAI(base_url=f"{url}/v1", api_key=key or "none").models.list()
+    assert caught.value.status_code == 401
