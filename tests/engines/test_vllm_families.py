@@ -34,8 +34,8 @@ def test_a_family_is_remapped_by_its_own_rule(family, tmp_path, monkeypatch):
     calls: list[Call] = []
     reroute = Plan.reroute
 
-    def spy(plan: Plan, logits: Tensor, weights: Tensor, ids: Tensor, layer: int) -> Any:
-        final = reroute(plan, logits, weights, ids, layer)
+    def spy(plan: Plan, logits: Tensor, weights: Tensor, ids: Tensor, layer: int, *hidden: Tensor) -> Any:
+        final = reroute(plan, logits, weights, ids, layer, *hidden)
         if final is not None:
             spec = plan.layers[layer].spec
             tensors = (logits, ids, weights, final.ids, final.weights)

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lynx_moe.cli import bakeoff, measure, profile, records
+from lynx_moe.cli import bakeoff, measure, profile, records, watch
 from lynx_moe.policies import POLICIES, SHARED, Policy, knobs, make_policy
 from lynx_moe.testbed.cli import app as testbed
 
@@ -56,6 +56,7 @@ app.add_typer(measure.app)
 app.add_typer(bakeoff.app)
 app.add_typer(profile.app)
 app.add_typer(records.app)
+app.add_typer(watch.app)
 app.add_typer(testbed, name="testbed")
 
 

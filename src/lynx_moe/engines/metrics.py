@@ -105,7 +105,7 @@ def layer_stats(
 
     def tally(layer: int, kind: int) -> Tally:
         name = KINDS[kind]
-        rows, decode_rows = row_sums[name]
+        rows, decode_rows = row_sums[name][:2]
         sums = dict(zip(COLUMNS, totals[layer][kind], strict=True))
         return Tally(steps=steps[name], rows=rows, decode_rows=decode_rows, **sums)
 

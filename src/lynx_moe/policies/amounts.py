@@ -36,3 +36,9 @@ def check_kept(name: str, knob: str, num_keep: int, spec: RouterSpec, least: int
     if not low <= num_keep <= spec.num_experts:
         what = f"the model's top_k={low}" if least is None else f"{low}"
         raise ValueError(f"{name}: {knob} keeps {num_keep} experts; it must keep from {what} to all {spec.num_experts}")
+
+
+def more_kept(num_keep: int, spec: RouterSpec) -> int | None:
+    """Half as many more, for a milder setting; None where that would be all."""
+    more = num_keep + (num_keep + 1) // 2
+    return more if more < spec.num_experts else None

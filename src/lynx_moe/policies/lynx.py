@@ -62,6 +62,11 @@ class Lynx(Spread):
             return self
         return replace(self, alpha=known[0], beta=known[1])
 
+    def milder(self, spec: RouterSpec) -> Self | None:
+        """Bins half as wide, that reach twice as deep."""
+        beta = 4 * max(1, self.beta if self.beta is not None else _default_beta(spec))
+        return None if beta > 16 else replace(self, alpha=None if self.alpha is None else 2 * self.alpha, beta=beta)
+
     def decide(
         self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
     ) -> Routing:

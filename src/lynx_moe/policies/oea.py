@@ -1,7 +1,7 @@
 """Opportunistic expert activation (OEA, arXiv 2511.02237)."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -30,6 +30,9 @@ class Oea(Spread):
     def check(self, spec: RouterSpec) -> None:
         super().check(spec)
         check_rank_fits(self.name, "k0", self.k0, spec)
+
+    def milder(self, spec: RouterSpec) -> Self | None:
+        return None if self.k0 + 1 >= spec.top_k else replace(self, k0=self.k0 + 1)
 
     def keep(self, step: Step) -> Tensor:
         return step.union(step.best(self.k0))

@@ -101,6 +101,13 @@ class Policy:
     def check(self, spec: RouterSpec) -> None:
         """Raises ValueError if a knob does not fit the router. A subclass that adds checks calls this one too."""
 
+    def milder(self, spec: RouterSpec) -> Self | None:
+        """The next setting of the same policy that moves rows less, on such a router; None: next is `vanilla`.
+
+        What a quality guard backs off to, step by step; a policy that leaves it out is given up at once.
+        """
+        return None
+
     def propose(self, step: Step) -> Routing:
         """A routing for every row; rows that do not vote are ignored."""
         raise NotImplementedError(f"{self.name} must derive from one of the forms, or define propose()")

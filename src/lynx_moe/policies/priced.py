@@ -13,18 +13,19 @@ something already makes its other experts dear. Decided in passes at rising shar
 ones before it took. That stands for taking the cheapest expert again and again, and chooses as well.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from torch import Tensor
 
-from lynx_moe.policies.amounts import check_kept
+from lynx_moe.policies.amounts import check_kept, more_kept
 from lynx_moe.policies.calibrated import Calibrated
 from lynx_moe.policies.forms import Dropping
 from lynx_moe.policies.step import Step
 from lynx_moe.routing import RouterSpec, places
 
 STEEP = 1000.0
+LEAST_PRICE = 0.004  # a guard that finds this too dear gives the policy up
 ROUNDS = (0.125, 0.25, 0.5, 1.0)
 
 
@@ -59,6 +60,12 @@ class Priced(Calibrated, Dropping):
         super().check(spec)
         if self.num_keep is not None:
             check_kept(self.name, "num_keep", self.num_keep, spec, least=1)
+
+    def milder(self, spec: RouterSpec) -> Self | None:
+        if self.price is not None:
+            return None if self.price < LEAST_PRICE else replace(self, price=self.price / 4)
+        more = more_kept(self.num_keep or 1, spec)
+        return None if more is None else replace(self, num_keep=more)
 
     def live(self, step: Step, rank_TK: Tensor) -> Tensor:
         live_TK = (self.keep(step) | step.free_E)[step.own.ids]

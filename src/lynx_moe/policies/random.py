@@ -1,12 +1,12 @@
 """The control: a random set of experts. A policy that does not beat it has no content."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from lynx_moe.policies.amounts import check_kept
+from lynx_moe.policies.amounts import check_kept, more_kept
 from lynx_moe.policies.forms import Rerouting
 from lynx_moe.policies.step import Step
 from lynx_moe.routing import RouterSpec
@@ -31,6 +31,10 @@ class Random(Rerouting):
     def check(self, spec: RouterSpec) -> None:
         super().check(spec)
         check_kept(self.name, "num_keep", self.num_keep, spec)
+
+    def milder(self, spec: RouterSpec) -> Self | None:
+        more = more_kept(self.num_keep, spec)
+        return None if more is None else replace(self, num_keep=more)
 
     def keep(self, step: Step) -> Tensor:
         votes_E = step.votes()

@@ -1,7 +1,7 @@
 """The top-k cut: run the model with fewer experts per token, as users of llama.cpp do by `expert_used_count`."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -32,6 +32,9 @@ class TopK(Dropping):
     def check(self, spec: RouterSpec) -> None:
         super().check(spec)
         check_rank_fits(self.name, "k", self.k, spec)
+
+    def milder(self, spec: RouterSpec) -> Self | None:
+        return None if self.k + 1 >= spec.top_k else replace(self, k=self.k + 1)
 
     def live(self, step: Step, rank_TK: Tensor) -> Tensor:
         return rank_TK < self.k

@@ -5,6 +5,9 @@ functions here reach the engine of this process (VLLM_ENABLE_V1_MULTIPROCESSING=
 `llm.collective_rpc("lynx_stats")`, `"lynx_reset_stats"` and `"lynx_policy"`, and as `switch(llm, spec)`.
 """
 
+from typing import Any
+
+from lynx_moe.control.guard import GuardOptions
 from lynx_moe.engines.metrics import LayerStats, Stats, Tally
 from lynx_moe.engines.recorder import Recorder
 from lynx_moe.engines.vllm.control import Refused, switch, switch_async
@@ -17,8 +20,10 @@ __all__ = [
     "Refused",
     "Stats",
     "Tally",
+    "guard",
     "record",
     "reset_stats",
+    "set_guard",
     "set_policy",
     "shape",
     "stats",
@@ -63,3 +68,17 @@ def set_policy(spec: str) -> str:
     `enforce_eager=True`, or build one engine per policy.
     """
     return active().set_policy(spec)
+
+
+def set_guard(options: dict[str, Any] | None) -> None:
+    """Guards the policy from the next step on, with the options of `control.guard.GuardOptions`; None ends it.
+
+    Raises ValueError for a bad option, and where CUDA graphs have recorded the policy.
+    """
+    active().set_guard(None if options is None else GuardOptions.of(options))
+
+
+def guard() -> dict[str, Any] | None:
+    """Where the guard stands: its rung, figures, samples and changes; None where there is none."""
+    watch = active().watch
+    return None if watch is None else watch.state()

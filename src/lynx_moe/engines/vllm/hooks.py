@@ -1,5 +1,6 @@
 """Where the plugin meets vLLM's model building and model runners."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 from lynx_moe.engines.layers import Layer
+from lynx_moe.engines.vllm import exporter
 from lynx_moe.engines.vllm.options import KEY, Options, has_graphs, model_shape
 from lynx_moe.engines.vllm.plan import Plan, activate
 from lynx_moe.engines.vllm.plugin import wrap
@@ -57,6 +59,9 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
     plan.seal()
     setattr(model, PLAN, plan)
     activate(plan)
+    labels = exporter.labels_of(vllm_config)
+    if labels is not None:
+        exporter.start(plan, labels)
     logger.info(
         "%s: policy %s on %d MoE layers of %s", KEY, plan.policy.spec, len(plan.layers), vllm_config.model_config.model
     )
@@ -101,6 +106,7 @@ def _name_layers(model: Any, building: Building) -> None:
             _bypass(plan, name, building.reasons.get(id(router), f"the model brings its own {type(router).__name__}"))
             continue
         plan.layers[router.layer] = Layer(name=name, spec=plan.layers[router.layer].spec)
+        plan.runners[router.layer] = weakref.ref(module)
         if router.bias_vl is not None:
             module.router = router.unwrap()
             _bypass(plan, name, "image tokens have a selection bias of their own")

@@ -10,12 +10,15 @@ from lynx_moe.engines.vllm.plan import active
 
 
 @torch.library.custom_op("lynx_moe::reroute", mutates_args=())
-def reroute(logits: Tensor, weights: Tensor, ids: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+def reroute(
+    logits: Tensor, weights: Tensor, ids: Tensor, layer: int, hidden: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(weights, ids) for the expert kernel: [T, K] contiguous float32, and contiguous ids of the given type.
 
     logits [T, E], weights [T, K] and ids [T, K] are the model's own; `layer` is the layer's number in the active plan.
+    hidden [T, H], the input of its experts, is what a quality guard runs them on once more.
     """
-    final = active().reroute(logits, weights, ids, layer)
+    final = active().reroute(logits, weights, ids, layer, hidden)
     if final is None:
         return _copy(weights, torch.float32), _copy(ids, ids.dtype)
     return final.weights.float().contiguous(), final.ids.to(ids.dtype).contiguous()
@@ -26,5 +29,5 @@ def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @reroute.register_fake
-def _(logits: Tensor, weights: Tensor, ids: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+def _(logits: Tensor, weights: Tensor, ids: Tensor, layer: int, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return weights.new_empty(weights.shape, dtype=torch.float32), ids.new_empty(ids.shape)

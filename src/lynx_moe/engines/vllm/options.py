@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from lynx_moe.control.guard import GuardOptions
 from lynx_moe.policies import POLICIES, ModelShape, Policy, make_policy
 
 KEY = "lynx_moe"
@@ -24,6 +25,8 @@ class Options:
     """policy     spec string, such as "lynx:alpha=3,beta=2"; "vanilla" changes nothing, but counts.
     stats      count distinct experts (a few tensor operations per layer and step).
     log_every  seconds between log lines; 0: none.
+    metrics_every  seconds between the numbers for /metrics; 0: none.
+    guard      the quality guard's options (`control/guard.py`), a dictionary in JSON; None: no guard.
     presets    name -> spec: what requests may ask for by name, besides "exact", "balanced" and "fast".
     max_policies  how many specs of their own the running requests may bring at a time; 0: names only.
     """
@@ -31,6 +34,8 @@ class Options:
     policy: str
     stats: bool = True
     log_every: float = 60.0
+    metrics_every: float = 1.0
+    guard: GuardOptions | None = None
     presets: Mapping[str, str] = field(default_factory=dict)
     max_policies: int = 4
 
@@ -39,9 +44,10 @@ class Options:
             raise ValueError(f'{KEY}: policy={self.policy!r} must be a spec string, such as "lynx:alpha=3,beta=2"')
         if not isinstance(self.stats, bool):
             raise ValueError(f"{KEY}: stats={self.stats!r} must be true or false")
-        every = self.log_every
-        if isinstance(every, bool) or not isinstance(every, int | float) or every < 0:
-            raise ValueError(f"{KEY}: log_every={every!r} must be a number of seconds, or 0 for no log line")
+        for name, what in (("log_every", "log line"), ("metrics_every", "metrics")):
+            every = getattr(self, name)
+            if isinstance(every, bool) or not isinstance(every, int | float) or every < 0:
+                raise ValueError(f"{KEY}: {name}={every!r} must be a number of seconds, or 0 for no {what}")
         most = self.max_policies
         if isinstance(most, bool) or not isinstance(most, int) or most < 0:
             raise ValueError(f"{KEY}: max_policies={most!r} must be a whole number, or 0 to allow named policies only")
@@ -87,7 +93,8 @@ class Options:
             raise ValueError(f"{KEY}: unknown key {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed)}")
         if "policy" not in given:
             raise ValueError(f"{KEY}: no policy is named; pass additional_config={example}")
-        return cls(**given)
+        guard = given.get("guard")
+        return cls(**{**given, "guard": None if guard is None else GuardOptions.of(guard)})
 
 
 def check_engine(vllm_config: Any) -> None:

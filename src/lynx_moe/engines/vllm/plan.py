@@ -5,11 +5,13 @@ operator in the model's graph knows its layer only by number, so that compiled g
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lynx_moe.control.guard import GuardOptions
 from lynx_moe.engines.layers import Layer, fitted
 from lynx_moe.engines.metrics import KINDS, Counters, HostCounters, Kind, Stats, layer_stats
 from lynx_moe.engines.recorder import Recorder
@@ -17,6 +19,7 @@ from lynx_moe.engines.vllm import cache
 from lynx_moe.engines.vllm.options import Options
 from lynx_moe.engines.vllm.requests import Requests
 from lynx_moe.engines.vllm.rows import StepRows
+from lynx_moe.engines.vllm.watch import Watch
 from lynx_moe.policies import ModelShape, Policy, make_policy
 from lynx_moe.policies.groups import decide_groups
 from lynx_moe.routing import Routing
@@ -42,6 +45,9 @@ class Plan:
         self.rows = StepRows(max_rows, device)
         self.requests = Requests(options, self.fit, lambda: (self.policy, self.by_layer))
         self.recorder: Recorder | None = None
+        self.runners: dict[int, Callable[[], Any]] = {}  # a layer's number -> vLLM's runner of it, while it lives
+        self.watch: Watch | None = None
+        self.policy_changes = {"operator": 0, "guard": 0}
         self.has_begun = False
         self.seal()
         cache.switched(self.policy.is_identity)
@@ -51,6 +57,7 @@ class Plan:
         self.by_layer = fitted(self.policy, self.layers, self.shape.name, self.device)
         count = len(self.layers)
         self.counters = HostCounters(count) if self.device.type == "cpu" else Counters(count, self.device)
+        self.set_guard(self.options.guard)
         self.reset_stats()
 
     def fit(self, spec: str) -> tuple[Policy, list[Policy]]:
@@ -73,8 +80,18 @@ class Plan:
         self.check(spec)
         policy, self.by_layer = self.fit(spec)
         self.policy = policy
+        self.policy_changes["operator"] += 1
+        if self.watch is not None:
+            self.watch.restart()
         cache.switched(policy.is_identity)
         return policy.spec
+
+    def set_guard(self, options: GuardOptions | None) -> None:
+        """Guards the policy from the next step on; None ends it. Raises ValueError where CUDA graphs have recorded the
+        policy, and for a ladder that does not fit the layers."""
+        if self.watch is not None:
+            self.watch.end()
+        self.watch = Watch(options, self) if options is not None and self.layers else None
 
     def describe(self) -> dict[str, Any]:
         """The server's policy, what requests may ask for by name, and whether the policy can be switched."""
@@ -86,14 +103,18 @@ class Plan:
         activate(self)
         kind = self.rows.kind
         self.counters.begin(KINDS.index(kind.value) if kind.acts else None)
+        if self.watch is not None:
+            self.watch.begin_step(acts=kind.acts)
         if kind is Kind.IDLE:
             return
         self.steps[kind.value] += 1
-        if kind.acts:
-            self.row_sums[kind.value][0] += self.rows.num_rows
-            self.row_sums[kind.value][1] += self.rows.num_decode_rows
+        counts = (self.rows.num_rows, self.rows.num_decode_rows, self.rows.num_exact_rows)
+        for column, count in enumerate(counts):
+            self.row_sums[kind.value][column] += count
 
-    def reroute(self, logits_TE: Tensor, weights_TK: Tensor, ids_TK: Tensor, layer: int) -> Routing | None:
+    def reroute(
+        self, logits_TE: Tensor, weights_TK: Tensor, ids_TK: Tensor, layer: int, hidden_TH: Tensor | None = None
+    ) -> Routing | None:
         """The final routing of one layer, or None where it is the model's own.
 
         On the CPU a step in which nothing can change is left at once. On a GPU a CUDA graph records what happens here:
@@ -104,8 +125,9 @@ class Plan:
         acts = rows.kind.acts or (rows.kind is Kind.SINGLE and any(policy.token_level for policy in policies))
         if not logits_TE.is_cuda and not acts:
             return None
+        watch = self.watch if self.watch is not None and self.watch.wants(layer) else None
         idle = all(policy.is_identity for policy in policies) or not (logits_TE.is_cuda or rows.num_decode_rows)
-        if idle and not self.options.stats and self.recorder is None:
+        if idle and not self.options.stats and self.recorder is None and watch is None:
             return None
         start = time.perf_counter()
         spec, masks = self.layers[layer].spec, rows.masks(len(ids_TK))
@@ -125,6 +147,8 @@ class Plan:
             self.counters.add(layer, own, final, spec.num_experts, valid_T)
         self.decisions += 1
         self.decision_seconds += time.perf_counter() - start
+        if watch is not None:
+            watch.see(layer, logits_TE, own, final, hidden_TH)
         return None if final is own else final
 
     def record(self, max_bytes: int) -> Recorder:
@@ -138,7 +162,7 @@ class Plan:
     def reset_stats(self) -> None:
         self.counters.reset()
         self.steps = {kind.value: 0 for kind in Kind if kind is not Kind.IDLE}
-        self.row_sums = {kind: [0, 0] for kind in KINDS}
+        self.row_sums = {kind: [0, 0, 0] for kind in self.steps}
         self.decisions, self.decision_seconds = 0, 0.0
         self.last_log = (time.monotonic(), 0)
 
@@ -171,6 +195,10 @@ class Plan:
 
 def activate(plan: Plan) -> None:
     _active[:] = [plan]
+
+
+def is_active(plan: Plan) -> bool:
+    return _active == [plan]
 
 
 def active() -> Plan:

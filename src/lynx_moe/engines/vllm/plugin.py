@@ -89,9 +89,14 @@ def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: An
     vllm_config = original(*args, **kwargs)
     from lynx_moe.engines.vllm.options import Options, check_engine
 
-    if Options.of(vllm_config) is not None:
+    options = Options.of(vllm_config)
+    if options is not None:
         check_engine(vllm_config)
         _wrap_front_end()
+        if options.metrics_every:
+            from lynx_moe.engines.vllm import collector
+
+            collector.expose()
         parallel = vllm_config.parallel_config
         parallel.worker_extension_cls = parallel.worker_extension_cls or WORKER_EXTENSION
     return vllm_config

@@ -28,13 +28,13 @@ class StepRows:
         self.valid = torch.ones(max_rows, dtype=torch.bool, device=device)
         self.remap = torch.zeros(max_rows, dtype=torch.bool, device=device)
         self.kind = Kind.IDLE
-        self.num_rows = self.num_decode_rows = 0
+        self.num_rows = self.num_decode_rows = self.num_exact_rows = 0
         self.groups: list[torch.Tensor] = []
 
     def idle(self) -> None:
         """A dummy or profile run: every row is taken as real (memory profiling routes them), none may be remapped."""
         self._write(np.zeros(0, dtype=bool), len(self.valid))
-        self.kind, self.num_rows, self.num_decode_rows = Kind.IDLE, 0, 0
+        self.kind, self.num_rows, self.num_decode_rows, self.num_exact_rows = Kind.IDLE, 0, 0, 0
         self.groups = []
 
     def fill(self, past_prompt_R: np.ndarray, scheduled_R: np.ndarray, choice_R: np.ndarray | None = None) -> None:
@@ -47,6 +47,7 @@ class StepRows:
         self._write(remap_T, len(remap_T))
         self.num_rows, self.num_decode_rows = len(remap_T), int(remap_R.sum())
         num_decode = self.num_decode_rows if choice_R is None else int(decode_R.sum())
+        self.num_exact_rows = num_decode - self.num_decode_rows
         if not num_decode:
             self.kind = Kind.PREFILL
         elif self.num_rows > num_decode:

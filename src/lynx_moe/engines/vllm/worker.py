@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lynx_moe.control.guard import GuardOptions
 from lynx_moe.engines.vllm import control
 from lynx_moe.engines.vllm.plan import Recorded, active
 
@@ -17,6 +18,13 @@ class WorkerExtension:
 
     def lynx_set_policy(self, spec: str) -> str:
         return active().set_policy(spec)
+
+    def lynx_set_guard(self, options: dict[str, Any] | None) -> None:
+        active().set_guard(None if options is None else GuardOptions.of(options))
+
+    def lynx_guard(self) -> dict[str, Any] | None:
+        watch = active().watch
+        return None if watch is None else watch.state()
 
     def lynx_policy(self) -> dict[str, Any]:
         return active().describe()

@@ -1,0 +1,51 @@
+"""`lynx-moe top | dashboard`: a running server, seen in a terminal and in Grafana."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+app = typer.Typer()
+
+
+@app.command()
+def top(
+    url: Annotated[str, typer.Argument(help="Address of the server, such as http://localhost:8000.")],
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between frames.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="One frame of everything since the start, then end.")] = False,
+) -> None:
+    """Live view of a server's metrics: experts before and after, rates, guard, policy. Ctrl-C ends it."""
+    from lynx_moe.lab.watch.frame import frame
+    from lynx_moe.lab.watch.scrape import scrape
+
+    earlier = scrape(url)
+    if once:
+        Console().print(frame(earlier, None, url))
+        return
+    try:
+        with Live(frame(earlier, None, url), console=Console(), auto_refresh=False) as live:
+            while True:
+                time.sleep(every)
+                now = scrape(url)
+                live.update(frame(now, earlier, url), refresh=True)
+                earlier = now
+    except KeyboardInterrupt:
+        return
+
+
+@app.command()
+def dashboard(
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File (default: standard output).")] = None,
+) -> None:
+    """A Grafana dashboard of these metrics, as JSON to import."""
+    from lynx_moe.lab.watch.dashboard import text
+
+    if out is None:
+        typer.echo(text(), nl=False)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text())
+    typer.echo(f"Dashboard: {out}")

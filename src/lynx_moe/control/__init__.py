@@ -1,0 +1,1 @@
+"""What is decided between steps: which policy runs. Nothing here knows an engine."""

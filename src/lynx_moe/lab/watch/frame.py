@@ -1,0 +1,98 @@
+"""One frame of `lynx-moe top`: what a scrape says, as a rich renderable."""
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from lynx_moe.lab.watch.scrape import Scrape
+
+WIDTH = 32  # characters of the longest bar
+STEPS = ("decode", "mixed", "prefill", "single")
+
+
+def frame(now: Scrape, earlier: Scrape | None, url: str) -> RenderableType:
+    """`now` against an earlier scrape: distinct experts and rates in between; without one, all since the start."""
+    new = now.since(earlier)
+    seconds = None if earlier is None else now.moment - earlier.moment
+    parts = [_head(now, url), _layers(new, now, seconds), Text("\n").join(_rates(new, seconds)), _guard(now)]
+    return Panel(Group(*parts), title="lynx-moe top", title_align="left", box=box.ROUNDED)
+
+
+def _head(now: Scrape, url: str) -> Text:
+    policy, asked = (now.label("policy_info", label) for label in ("policy", "asked"))
+    text = Text.assemble((now.label("policy_info", "model_name"), "bold"), f" at {url}\npolicy ", (policy, "bold cyan"))
+    if policy != asked:
+        text.append(f" instead of {asked}: the guard has backed off", "yellow")
+    own = int(now.total("layers", routing="own"))
+    changes = [f"{int(now.total('policy_changes_total', by=by))} by the {by}" for by in ("operator", "guard")]
+    text.append(f"\n{int(now.total('layers', routing='policy'))} MoE layers")
+    text.append(f", {own} more keep their own routing" if own else "")
+    text.append(f"; policy changes: {', '.join(changes)}\n", "none")
+    return text
+
+
+def _layers(new: Scrape, now: Scrape, seconds: float | None) -> RenderableType:
+    names = now.values("layer_steps_total", "layers")
+    span = "since the start" if seconds is None else f"in the last {seconds:.0f} s"
+    rows = []
+    for name in names:
+        steps = new.total("layer_steps_total", layers=name, step="decode")
+        if steps:
+            sums = [
+                new.total(f"distinct_experts_{when}_total", layers=name, step="decode") for when in ("before", "after")
+            ]
+            rows.append((name, sums[0] / steps, sums[1] / steps))
+    if not rows:
+        return Text(f"No decode step of two rows or more {span}.\n", "dim")
+    table = Table(
+        box=None, pad_edge=False, title=f"distinct experts per layer and decode step {span}", title_justify="left"
+    )
+    for head in ("layers", "before", "after", ""):
+        table.add_column(head, justify="left" if head in ("layers", "") else "right", no_wrap=True)
+    longest = max(before for _, before, _ in rows)
+    for name, before, after in rows:
+        table.add_row(name, f"{before:.1f}", f"{after:.1f}", _bar(before, after, longest))
+    return Group(table, Text())
+
+
+def _bar(before: float, after: float, longest: float) -> Text:
+    full, kept = (round(WIDTH * value / longest) for value in (before, after))
+    bar = (("█" * kept, "green"), ("░" * (full - kept), "dim"), " " * (WIDTH - full))
+    return Text.assemble(*bar, f" {100 * (after / before - 1):+.0f} %")
+
+
+def _rates(new: Scrape, seconds: float | None) -> Iterator[Text]:
+    def amount(count: float) -> str:
+        return f"{count:,.0f}" if seconds is None else f"{count / max(seconds, 1e-9):,.1f}/s"
+
+    steps = [f"{amount(new.total('steps_total', kind=kind))} {kind}" for kind in STEPS]
+    yield Text(f"steps      {', '.join(steps)}")
+    rows = [f"{amount(new.total('rows_total', handling=one))} {one}" for one in ("remappable", "exact", "bypassed")]
+    changed, remappable = new.total("rows_remapped_total"), new.total("rows_total", handling="remappable")
+    layers = new.total("layers", routing="policy")
+    share = f"; experts changed in {100 * changed / (remappable * layers):.0f} % of remappable rows x layers"
+    yield Text(f"rows       {', '.join(rows)}{share if remappable and layers else ''}")
+    decisions = new.total("decision_seconds_count")
+    if decisions:
+        yield Text(f"decision   {1e6 * new.total('decision_seconds_sum') / decisions:.0f} µs per layer and step")
+
+
+def _guard(now: Scrape) -> Text:
+    if not now.total("guard_enabled"):
+        return Text("guard      off", "dim")
+    rung, last = (int(now.total(name)) for name in ("guard_rung", "guard_last_rung"))
+    state = "as asked" if rung == 0 else "vanilla" if rung == last else "backed off"
+    text = Text.assemble("guard      ", (f"{state}, rung {rung} of {last}", "green" if rung == 0 else "yellow"))
+    changes = [f"{int(now.total('guard_changes_total', direction=one))} {one}" for one in ("back_off", "recover")]
+    text.append(f"; changes: {', '.join(changes)}")
+    for figure in now.values("guard_bound", "figure"):
+        value, bound = now.total("guard_figure", figure=figure, rung="now"), now.total("guard_bound", figure=figure)
+        text.append(f"\n           {figure} {value:.3f} of {bound:g} allowed")
+        if rung:
+            text.append(f", {now.total('guard_figure', figure=figure, rung='above'):.3f} one rung up")
+        text.append(f" ({int(now.total('guard_samples_total', figure=figure))} samples)")
+    return text
