@@ -12,12 +12,13 @@ from lynx_moe.routing import RouterSpec
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
-    """A remapped MoE layer: the engine's name of it, its router's rule, and which rank has which expert (None: a load
-    balancer moves them about)."""
+    """A remapped MoE layer: the engine's name of it, its router's rule, which rank has which expert (None: a load
+    balancer moves them about), and bool [E], the experts of this rank (None: all)."""
 
     name: str
     spec: RouterSpec
     placement: Placement | None = ONE_RANK
+    here_E: torch.Tensor | None = None
 
 
 def fitted(policy: Policy, layers: Sequence[Layer], model: str, device: torch.device) -> list[Policy]:
