@@ -40,6 +40,8 @@ def make_policy(spec: str) -> Policy:
     The first `=` ends a knob's name, so its value may hold one (norm=k2=8); a comma ends the value.
     Raises ValueError that says what was given, what is allowed and the nearest valid name.
     """
+    if not spec.isprintable():  # specs come over HTTP, and messages that quote them go to logs
+        raise ValueError(f"the spec {spec!r} holds signs that cannot be printed, such as a line break; leave them out")
     name, _, rest = spec.strip().partition(":")
     if name not in POLICIES:
         raise ValueError(f"unknown policy {name!r} in {spec!r}{_nearest(name, list(POLICIES))}")
