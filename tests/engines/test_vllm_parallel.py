@@ -46,7 +46,10 @@ def found(model: str, folder: Path, **layout: object) -> list[dict]:
     path, here = folder / "script.py", str(Path(__file__).parent)
     path.write_text(SCRIPT)
     paths = os.pathsep.join(p for p in (here, os.environ.get("PYTHONPATH")) if p)
-    workers = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    cores = sorted(os.sched_getaffinity(0))
+    each = [str(cores[rank % len(cores)]) for rank in range(2 if layout else 1)]
+    workers = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "OMP_NUM_THREADS": "1"}
+    workers["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(each)  # "nobind" leaves AMX off, and its kernels end in SIGILL
     command = [sys.executable, str(path), model, " ".join(POLICIES), json.dumps(layout)]
     env = {**os.environ, **workers, "PYTHONPATH": paths}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
