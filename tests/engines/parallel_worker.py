@@ -13,6 +13,7 @@ from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedE
 from lynx_moe.engines.vllm.plan import Plan, active
 from lynx_moe.engines.vllm.worker import WorkerExtension
 
+torch.cpu._init_amx()  # attention asks the kernel for AMX, and a dummy step has none: its experts would end in SIGILL
 digest = {"ids": hashlib.sha256(), "fullest": 0, "rows": 0}
 _reroute, _apply = Plan.reroute, CPUUnquantizedExperts.apply
 

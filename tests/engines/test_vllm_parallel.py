@@ -22,7 +22,8 @@ if __name__ == "__main__":
     llm = LLM(model=model, skip_tokenizer_init=True, enforce_eager=True, max_model_len=256, max_num_seqs=16,
               max_num_batched_tokens=48, dtype="bfloat16", worker_extension_cls="parallel_worker.Probe",
               additional_config={"lynx_moe": {"policy": policies[0]}}, **layout)
-    llm.collective_rpc("execute_dummy_batch")
+    if "pipeline_parallel_size" in layout:
+        llm.collective_rpc("execute_dummy_batch")
     found = []
     for policy in policies:
         llm.collective_rpc("lynx_set_policy", args=(policy,))
@@ -49,7 +50,7 @@ def found(model: str, folder: Path, **layout: object) -> list[dict]:
     cores = sorted(os.sched_getaffinity(0))
     each = [str(cores[rank % len(cores)]) for rank in range(2 if layout else 1)]
     workers = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "OMP_NUM_THREADS": "1"}
-    workers["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(each)  # "nobind" leaves AMX off, and its kernels end in SIGILL
+    workers["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(each)
     command = [sys.executable, str(path), model, " ".join(POLICIES), json.dumps(layout)]
     env = {**os.environ, **workers, "PYTHONPATH": paths}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

@@ -96,11 +96,15 @@ def fidelity_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
-def replay_rows(found: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    return [
-        (line["policy"], _experts(line), *(f"{100 * line[name]:.1f}" for name in ("mass", "overlap", "changed")))
-        for line in found
-    ]
+def replay_table(found: Sequence[dict[str, Any]], ranks: int) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows; with more than one rank, the experts of the fullest one too."""
+    extra = (f"fullest of {ranks} ranks",) if ranks > 1 else ()
+    rows = []
+    for line in found:
+        fullest = [f"{line['fullest_before']:.1f} → {line['fullest_after']:.1f}"] if extra else []
+        shares = (f"{100 * line[name]:.1f}" for name in ("mass", "overlap", "changed"))
+        rows.append((line["policy"], _experts(line), *fullest, *shares))
+    return (*REPLAY_HEAD[:2], *extra, *REPLAY_HEAD[2:]), rows
 
 
 def by_cache(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -120,7 +124,9 @@ def _experts(row: dict[str, Any]) -> str:
 
 def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
     """Prints a table, with a rule wherever the first of the columns named "batch" changes."""
-    caption = {SPEED_HEAD: "± half the range over the rounds", REPLAY_HEAD: None}.get(tuple(head), "[95 % intervals]")
+    caption: str | None = "± half the range over the rounds" if tuple(head) == SPEED_HEAD else "[95 % intervals]"
+    if head[-1] == REPLAY_HEAD[-1]:
+        caption = None
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.box, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, (0, 0)
     for name in head:
