@@ -1,6 +1,6 @@
 """Checkpoints with quantised experts, from a bfloat16 one: `python tests/engines/quantized.py FROM TO [SCHEME]`.
 
-w8a8: 8-bit integers, one scale per output channel (round to nearest). int4: 4-bit integers, one scale per 32 inputs,
+w8a8: 8-bit integers, one scale per output channel (round to nearest). int4: 4-bit integers, one scale per 64 inputs,
 packed as compressed-tensors does. Experts only; attention, router and embeddings stay as they are. No calibration data.
 """
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from lynx_moe.lab.shapes import W8A8_EXPERTS
 
-GROUP = 32
+GROUP = 64  # vLLM 0.32 has no kernel for groups of 32 on a CPU
 EXPERT = re.compile(r".*\.experts\.\d+\.\w+_proj\.weight$")
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import quantized
-from tiny_vllm import engine, generate, model_of, prompts, save_model, tokens
+from tiny_vllm import FAMILIES, engine, generate, model_of, prompts, save_model, tokens
 
 from lynx_moe.engines import vllm as lynx_vllm
 
@@ -13,7 +13,11 @@ REQUESTS = prompts(24, seed=5)
 
 @pytest.fixture(scope="module")
 def bfloat16(tmp_path_factory):
-    return Path(save_model("qwen3_moe", tmp_path_factory.mktemp("qwen3_moe")))
+    """Experts wide enough for groups of 64 inputs."""
+    prefix, special = FAMILIES["qwen3_moe"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FAMILIES, "qwen3_moe", (prefix, {**special, "moe_intermediate_size": 64}))
+        return Path(save_model("qwen3_moe", tmp_path_factory.mktemp("qwen3_moe")))
 
 
 @pytest.mark.parametrize(("scheme", "method"), [("w8a8", "W8A8Int8"), ("int4", "WNA16")])
