@@ -12,17 +12,20 @@ from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedE
 
 from lynx_moe.engines.vllm.plan import Plan, active
 from lynx_moe.engines.vllm.worker import WorkerExtension
+from lynx_moe.routing import loaded
 
 torch.cpu._init_amx()  # attention asks the kernel for AMX, and a dummy step has none: its experts would end in SIGILL
-digest = {"ids": hashlib.sha256(), "fullest": 0, "rows": 0}
+seen = {"ids": hashlib.sha256(), "decisions": 0, "fullest": 0}
 _reroute, _apply = Plan.reroute, CPUUnquantizedExperts.apply
 
 
 def reroute(plan: Plan, logits: Any, weights: Any, ids: Any, layer: int, *more: Any) -> Any:
     final = _reroute(plan, logits, weights, ids, layer, *more)
     if plan.rows.kind.acts:
-        digest["ids"].update((ids if final is None else final.ids).long().numpy().tobytes())
-        digest["rows"] += len(ids)
+        got = (ids if final is None else final.ids).long()
+        seen["ids"].update(got.numpy().tobytes())
+        seen["decisions"] += 1
+        seen["fullest"] += int(plan.layers[layer].placement.count(loaded(got, logits.shape[1])).max())
     return final
 
 
@@ -38,14 +41,15 @@ Plan.reroute, CPUUnquantizedExperts.apply = reroute, apply  # type: ignore[metho
 
 
 class Probe(WorkerExtension):
-    """lynx_probe: rows seen and their digest (all layers of this worker), and each layer's experts of this rank."""
+    """lynx_probe: since the last call, a digest of the ids of all decisions, how many there were, and the mean of the
+    fullest rank's experts; and the experts of this rank by layer."""
 
     def lynx_probe(self) -> dict[str, Any]:
-        layers = [
-            (layer.name, None if layer.here_E is None else torch.where(layer.here_E)[0].tolist())
-            for layer in self._layers()
-        ]
-        return {"digest": digest["ids"].hexdigest(), "rows": digest["rows"], "layers": layers}
-
-    def _layers(self) -> Any:
-        return active().layers
+        found = {"digest": seen["ids"].hexdigest(), "decisions": seen["decisions"]}
+        found["fullest"] = seen["fullest"] / max(seen["decisions"], 1)
+        here = {
+            layer.name: None if layer.here_E is None else layer.here_E.nonzero().flatten().tolist()
+            for layer in active().layers
+        }
+        seen.update(ids=hashlib.sha256(), decisions=0, fullest=0)
+        return {**found, "here": here}

@@ -82,16 +82,17 @@ def test_tensor_parallel_ranks_decide_and_count_alike(model, one, tmp_path):
 def test_expert_parallel_ranks_decide_alike_and_count_their_own_experts(model, one, tmp_path):
     runs = found(model, tmp_path, tensor_parallel_size=2, enable_expert_parallel=True)
     for run, alone in zip(runs, one, strict=True):
-        assert run["probes"][0]["digest"] == run["probes"][1]["digest"]
-        assert run["probes"][0]["rows"] == run["probes"][1]["rows"] > 0
+        (first, second) = run["probes"]
+        assert first["digest"] == second["digest"]
+        assert first["decisions"] == second["decisions"] > 0
         assert agree(run, alone) >= 6
-    first, second = (dict(probe["layers"])[NAMES[0]] for probe in runs[0]["probes"])
+    first, second = (probe["here"][NAMES[0]] for probe in runs[0]["probes"])
     assert (first, second) == (list(range(16)), list(range(16, 32)))
     own = [stats["mean_before"] for stats in runs[0]["stats"]]
     assert max(own) <= 16
     assert sum(own) == pytest.approx(one[0]["stats"][0]["mean_before"], rel=0.1)
-    fullest = [max(stats["mean_after"] for stats in run["stats"]) for run in runs]
-    assert fullest[2] < fullest[1] < 0.5 * fullest[0]
+    vanilla, lynx, per_rank = (run["probes"][0]["fullest"] for run in runs)
+    assert per_rank < lynx < 0.6 * vanilla
 
 
 def test_pipeline_stages_have_their_own_layers_by_the_model_s_numbers(model, one, tmp_path):
