@@ -7,8 +7,10 @@ from lynx_moe.engines import vllm as lynx_vllm
 
 BLOCK = 32
 MANY = prompts(40, seed=8, longest=100)
-# The connector stores whole blocks of a prompt, and looks for those of all but its last token: no prompt ends with one.
-REQUESTS = [each for each in MANY if len(each["prompt_token_ids"]) > BLOCK and len(each["prompt_token_ids"]) % BLOCK]
+# The connector stores the whole blocks of all but a prompt's last token, and looks for those of all but its last two.
+REQUESTS = [
+    each for each in MANY if len(each["prompt_token_ids"]) > BLOCK + 1 and len(each["prompt_token_ids"]) % BLOCK != 1
+]
 
 
 @pytest.fixture(scope="module")
