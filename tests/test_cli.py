@@ -97,7 +97,7 @@ def test_serve_lets_vllm_load_the_endpoint_and_every_plugin_that_it_would_load_a
     points = [point("lynx_moe", "vllm.general_plugins"), point("lynx_moe", "vllm.endpoint_plugins")]
     points += [point("lora", "vllm.general_plugins"), point("tpu", "vllm.platform_plugins"), point("x", "vllm.other")]
     points += [point("open", "vllm.endpoint_plugins")]
-    monkeypatch.setattr(metadata, "entry_points", lambda: points)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [each for each in points if each.group == group])
     assert serve.allowed_plugins(None) == "lora,lynx_moe,tpu"
     assert serve.allowed_plugins("lynx_moe,open") == "lynx_moe,open"
     with pytest.raises(ValueError, match="VLLM_PLUGINS=lora leaves lynx_moe out"):

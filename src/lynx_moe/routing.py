@@ -81,13 +81,13 @@ class Rows:
 class Routing:
     """What the expert kernel gets: ids [T, K] (int64) and weights [T, K] (float32).
 
-    counts: distinct experts of the valid rows before and after, and how many of them changed, where a kernel on the
-    host has counted them anyway.
+    counts: distinct experts of the valid rows before and after, and how many of them changed, where a kernel has
+    counted them anyway; from a kernel on a device int64 [4] there, the last number 1 if no row changed and else 0.
     """
 
     ids: Tensor
     weights: Tensor
-    counts: tuple[int, int, int] | None = None
+    counts: tuple[int, int, int] | Tensor | None = None
 
 
 def order_key(value_TE: Tensor, tier_TE: Tensor | None = None) -> Tensor:

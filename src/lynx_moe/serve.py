@@ -22,6 +22,7 @@ from lynx_moe.routing import RouterSpec
 KEY = "lynx_moe"
 ALLOWED = "VLLM_PLUGINS"
 ENDPOINTS = "vllm.endpoint_plugins"
+LOADED = tuple(f"vllm.{kind}_plugins" for kind in ("general", "io_processor", "platform", "stat_logger"))
 TOP_K_NAMES = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k", "top_k_experts")
 
 
@@ -49,9 +50,8 @@ def allowed_plugins(given: str | None) -> str:
         if KEY not in given.split(","):
             raise ValueError(f"{ALLOWED}={given} leaves {KEY} out; add it, or unset the variable")
         return given
-    found = [point for point in metadata.entry_points() if re.fullmatch(r"vllm\.\w+_plugins", point.group)]
-    names = {point.name for point in found if point.group != ENDPOINTS} | {KEY}
-    others = sorted({point.name for point in found if point.group == ENDPOINTS} & names - {KEY})
+    names = {point.name for group in LOADED for point in metadata.entry_points(group=group)} | {KEY}
+    others = sorted({point.name for point in metadata.entry_points(group=ENDPOINTS)} & names - {KEY})
     if others:
         raise ValueError(f"set {ALLOWED} yourself: the plug-ins {', '.join(others)} would open endpoints of their own")
     return ",".join(sorted(names))

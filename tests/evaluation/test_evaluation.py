@@ -130,7 +130,7 @@ def test_an_interrupted_record_goes_on_and_takes_no_other_settings(
     kept = {
         key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key not in ("weights", "versions")
     }
-    engine = SimpleNamespace(set_policy=lambda spec: f"full {spec}", parts=[])
+    engine = SimpleNamespace(set_policy=lambda spec: f"full {spec}", set_guard=lambda options: None, parts=[])
     monkeypatch.setitem(evaluation.ENGINES, "vllm", lambda *_, **__: engine)
     monkeypatch.setattr(harness, "run", lambda *_, **__: None)
     done = []
@@ -145,6 +145,28 @@ def test_an_interrupted_record_goes_on_and_takes_no_other_settings(
     for other in ({"concurrency": 8}, {"mix": "homogeneous"}, {"limit": None}):
         with pytest.raises(ValueError, match=f"was made with {next(iter(other))}="):
             evaluation.evaluate(replace(settings, **other), ["vanilla"], part)
+
+
+def test_a_guard_watches_every_policy_that_changes_something_once_more(tmp_path: Path, monkeypatch: Any) -> None:
+    did: list[tuple[str, Any]] = []
+    engine = SimpleNamespace(parts=[])
+    engine.set_policy = lambda spec: did.append(("policy", spec)) or spec
+    engine.set_guard = lambda options: did.append(("guard", options))
+    monkeypatch.setitem(evaluation.ENGINES, "vllm", lambda *_, **__: engine)
+    monkeypatch.setattr(harness, "run", lambda *_, **__: did.append(("run", None)))
+    named = []
+    monkeypatch.setattr(scores, "lines", lambda arm, spec, *_: named.append((arm, spec)) or [])
+    guard = {"max_mass_lost": 0.2}
+    settings = evaluation.Settings(model="m", tasks=TASKS, guard=guard)
+    evaluation.evaluate(settings, ["vanilla", "oea:k0=3"], tmp_path / "eval.jsonl")
+    assert [arm for arm, _ in named] == ["vanilla", "oea:k0=3", "oea:k0=3 guarded"]
+    assert all(arm == spec for arm, spec in named)
+    runs = [did[place - 3 : place] for place, step in enumerate(did) if step[0] == "run"]
+    assert runs == [
+        [("guard", None), ("policy", "vanilla"), ("guard", None)],
+        [("guard", None), ("policy", "oea:k0=3"), ("guard", None)],
+        [("guard", None), ("policy", "oea:k0=3"), ("guard", guard)],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +202,8 @@ def test_bad_policies_are_refused(tmp_path: Path, policies: list[str], says: str
         ({"tasks": ()}, "no task"),
         ({"model_args": "dtype=float32,max_num_seqs=4"}, "max_num_seqs"),
         ({"engine": "sglang"}, "not one of vllm, transformers"),
+        ({"guard": {"max_mass": 0.1}}, "unknown key 'max_mass'"),
+        ({"guard": {"max_mass_lost": 0.1}, "engine": "transformers"}, "--guard needs --engine vllm"),
     ],
 )
 def test_bad_settings_are_refused(setting: dict[str, Any], says: str) -> None:

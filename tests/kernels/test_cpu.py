@@ -1,4 +1,4 @@
-"""The numpy kernel equals the plain-torch policy: ids exactly, weights within float32 rounding."""
+"""The numpy kernels equal the plain-torch policies: ids exactly, weights within float32 rounding."""
 
 import hypothesis.strategies as st
 import pytest
@@ -62,6 +62,40 @@ def test_the_kernel_decides_as_the_definition_does(text, seed, num_rows, sizes, 
         distinct(expected.ids, num_experts, rows_T),
         ((own.ids != expected.ids).any(-1) & rows_T).sum(),
     )
+
+
+@pytest.mark.parametrize(
+    "text", ["priced:price=0", "priced:price=0.02", "priced:price=1,norm=own", "priced:price=30,norm=own=1"]
+)
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    num_rows=st.sampled_from([1, 2, 3, 7, 16, 65]),
+    sizes=st.sampled_from([(2, 1), (8, 2), (60, 4), (64, 8), (257, 6)]),
+    kind=st.sampled_from(["normal", "ties", "equal", "minus_inf", "nan", "bfloat16"]),
+    scoring=st.sampled_from(["softmax", "sigmoid"]),
+    masked=st.booleans(),
+    calibrated=st.booleans(),
+)
+def test_priced_decides_as_the_definition_does(text, seed, num_rows, sizes, kind, scoring, masked, calibrated) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    num_experts, top_k = sizes
+    bias = torch.randn(num_experts, generator=rng) if scoring == "sigmoid" else None
+    spec = RouterSpec(num_experts=num_experts, top_k=top_k, scoring=scoring, bias=bias, scale=2.0)
+    logits = spoil(kind, torch.randn(num_rows, num_experts, generator=rng) * 2, rng)
+    valid, remap = (torch.rand(num_rows, generator=rng) < share for share in (0.8, 0.7))
+    rows = Rows(valid=valid, remap=remap) if masked else None
+    own = select(logits, spec)
+    marked = Routing(own.ids.int(), own.weights * 1.5)
+    policy = make_policy(text)
+    if calibrated:
+        policy = policy.for_layer(0, {0: {"output_norm": torch.rand(num_experts, generator=rng) + 0.01}})
+    expected, got = policy.route(logits, spec, rows, marked), policy.decide(logits, spec, rows, marked)
+    assert torch.equal(got.ids, expected.ids)
+    torch.testing.assert_close(got.weights, expected.weights, rtol=RTOL, atol=1e-38, equal_nan=True)
+    counted = got.counts or cpu.count(own.ids, got.ids, valid if masked else None)
+    rows_T = valid if masked else torch.ones(num_rows, dtype=torch.bool)
+    assert counted[:2] == (distinct(own.ids, num_experts, rows_T), distinct(expected.ids, num_experts, rows_T))
 
 
 def test_inputs_are_never_written_to() -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import lynx_moe
 from lynx_moe.cli import app
 from lynx_moe.lab import calibrate, fidelity, lines
+from lynx_moe.lab.bakeoff import exact
 from lynx_moe.lab.bakeoff import measure as bakeoff
 from lynx_moe.lab.bakeoff.fronts import fronts
 from lynx_moe.lab.bakeoff.together import together
@@ -110,6 +111,22 @@ def test_data_that_were_calibrated_on_are_refused(folder: Path, calibration: Pat
     calibrate.calibrate(given, tmp_path / "c.safetensors")
     with pytest.raises(ValueError, match="measured on all of"):
         bakeoff.Settings(model=str(folder), data=str(book), calibration=str(tmp_path / "c.safetensors"))
+
+
+def test_exact_match_is_of_what_no_other_setting_beats_on_tune(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(exact.evaluation, "apart", lambda *given, **_: asked.extend(given))
+    exact.exact_match(whole[1], tmp_path / "eval.jsonl", 7)
+    settings, specs, path = asked
+    assert (settings.limit, settings.concurrency, path) == (7, 16, tmp_path / "eval.jsonl")
+    cell = {line["spec"]: line for line in bakeoff.of_cell(whole[1], "tune", 4, "mixed") if line["policy"] != "random"}
+    assert specs[0] == "vanilla"
+    for spec in specs[1:]:
+        kept, kl = cell[spec]["after"] / cell[spec]["before"], cell[spec]["kl"]
+        assert not any(one["after"] / one["before"] < kept and one["kl"] < kl for one in cell.values())
+    assert len(specs) > 2
 
 
 def test_the_command_makes_a_page_and_tables(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lynx_moe.lab.bakeoff.findings import comparisons
 from lynx_moe.lab.bakeoff.fronts import fronts, lowest, pareto, ratios
-from lynx_moe.lab.bakeoff.grids import GRIDS, budgets, settings
+from lynx_moe.lab.bakeoff.grids import GRIDS, ORACLE, budgets, settings
 from lynx_moe.policies import POLICIES, make_policy
 from lynx_moe.routing import RouterSpec
 
@@ -85,6 +86,8 @@ def test_every_setting_of_every_grid_fits_its_router(experts, top_k):
     found = settings(router, calibration="x.safetensors")
     assert len({one.spec for one in found}) == len(found)
     for one in found:
+        if one.method == ORACLE:
+            continue
         policy = make_policy(one.spec)
         assert policy.name == one.method.split()[0]
         assert ("norm=mass" in one.spec) == ("norm=mass" in one.method)
@@ -98,8 +101,26 @@ def test_every_policy_has_a_grid_and_what_is_wrong_is_named():
     router = RouterSpec(num_experts=8, top_k=2)
     assert set(GRIDS) == set(POLICIES) - {"vanilla"}
     free = {one.method.split()[0] for one in settings(router)}
-    assert free == set(GRIDS) - {"sere", "exfold", "reap"}
+    assert free == {*GRIDS, ORACLE} - {"sere", "exfold", "reap"}
+    assert {one.method.split()[0] for one in settings(router, [ORACLE, "oea"])} == {ORACLE, "oea"}
     with pytest.raises(ValueError, match="no grid of linx"):
         settings(router, ["linx"])
     with pytest.raises(ValueError, match="need --calibration"):
         settings(router, ["reap"])
+
+
+def test_like_is_compared_with_like_and_with_the_oracle():
+    base = noise(0)
+    lines = [line(method, kept, base * share) for method, share in
+             (("priced", 1), ("oea", 4), ("priced calibrated", 0.5), ("sere", 10), (ORACLE, 0.25))
+             for kept in (0.3, 0.9)]  # fmt: skip
+    for one in lines:
+        calibrated = one["method"] in ("priced calibrated", "sere")
+        one |= {"split": "test", "kind": "bakeoff", "spec": one["spec"] + ",data=x" * calibrated}
+    free, with_data, oracle = comparisons({"results": lines})
+    assert [row[1][:4] for _, _, (row,) in (free, with_data, oracle)] == ["0.25", "0.05", "4.00"]
+    assert free[2][0][1].endswith(" oea")
+    assert with_data[2][0][1].endswith(" sere")
+    (alone,) = comparisons({"results": [one for one in lines if one["policy"] in ("oea", ORACLE)]})
+    assert "oea" in alone[2][0][1]
+    assert "Best published" in alone[0]

@@ -30,10 +30,13 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def url(plain: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    log: Path = tmp_path_factory.mktemp("server") / "log.txt"
+    folder: Path = tmp_path_factory.mktemp("server")
+    template = folder / "chat.jinja"
+    template.write_text("{{ messages[0].content }}")
     options = {"lynx_moe": {"max_policies": 1, "presets": {"half": "random:num_keep=16"}}}
     args = ("--policy", POLICY, "--api-key", KEY, "--additional-config", json.dumps(options))
-    with running.server(log, running.OURS, str(path("qwen3-moe")), *args) as url:
+    args += ("--chat-template", str(template))
+    with running.server(folder / "log.txt", running.OURS, str(path("qwen3-moe")), *args) as url:
         yield url
 
 
@@ -92,7 +95,7 @@ def test_a_bad_wish_answers_400_before_anything_is_streamed(url: str, wish: Any,
             model="testbed",
             messages=[{"role": "user", "content": "a"}],
             stream=stream,
-            extra_body={"vllm_xargs": {"lynx_moe": wish}, "chat_template": "{{ messages[0].content }}"},
+            extra_body={"vllm_xargs": {"lynx_moe": wish}},
         )
 
 
@@ -103,7 +106,7 @@ def test_beam_search_takes_no_wish(url: str) -> None:
 
 
 def test_one_spec_too_many_is_refused_while_the_first_runs(url: str) -> None:
-    with ask(url, ITEMS[0].prompt, "oea:k0=3", stream=True, max_tokens=480, ignore_eos=True) as parts:
+    with ask(url, ITEMS[0].prompt, "oea:k0=3", stream=True, max_tokens=400, ignore_eos=True) as parts:
         next(iter(parts))
         with pytest.raises(BadRequestError, match="max_policies=1 specs of their own, and bring oea:k0=3; allowed"):
             ask(url, "a", "oea:k0=4")

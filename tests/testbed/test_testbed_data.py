@@ -1,6 +1,7 @@
 """The tokenizer and the packed rows."""
 
 from dataclasses import replace
+from statistics import median
 
 import torch
 from hypothesis import given, settings
@@ -36,6 +37,15 @@ def test_prompt_and_answer_split_cleanly(tokenizer: PreTrainedTokenizerFast) -> 
             ids, given_tokens = encode_item(item, tokenizer)
             assert ids == [*tokenizer(item.prompt + item.answer)["input_ids"], 2]
             assert tokenizer.decode(ids[:given_tokens]) == "<bos>" + item.prompt
+
+
+def test_answers_need_many_decode_steps(tokenizer: PreTrainedTokenizerFast) -> None:
+    found = []
+    for task in tasks.TASKS:
+        lengths = [len(ids) - given for ids, given in (encode_item(i, tokenizer) for i in tasks.test_items(task, 100))]
+        assert median(lengths) >= 5
+        found += lengths
+    assert median(found) >= 8
 
 
 def test_rows_are_full_positions_restart_and_prompts_are_not_learnt(

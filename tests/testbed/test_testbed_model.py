@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 from lynx_moe.testbed import path, router, tasks
 from lynx_moe.testbed.cli import app
 from lynx_moe.testbed.evaluate import exact_match
-from lynx_moe.testbed.families import FAMILIES
+from lynx_moe.testbed.families import BALANCED, FAMILIES, UNBALANCED
 from lynx_moe.testbed.render import render
 from lynx_moe.testbed.summary import summary
 
-SHIPPED = [name for name in FAMILIES if (Path(__file__).parents[2] / "models" / name / "scores.json").is_file()]
+SHIPPED = list(BALANCED)
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerFast, dict]
 
 
@@ -38,11 +38,28 @@ def test_folder_is_whole_small_and_matches_its_card(name: str) -> None:
     assert (folder / "tokenizer.json").read_bytes() == shared.read_bytes()
 
 
+def test_all_that_is_shipped_fits_into_forty_megabytes() -> None:
+    folder = Path(__file__).parents[2] / "models"
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 40_000_000
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name.endswith(UNBALANCED)])
+def test_twins_ship_a_card_of_the_same_recipe_and_no_weights(name: str) -> None:
+    folder = Path(__file__).parents[2] / "models"
+    scores, balanced = (
+        json.loads((folder / twin / "scores.json").read_text()) for twin in (name, name.removesuffix(UNBALANCED))
+    )
+    assert (folder / name / "README.md").read_text() == render(name, scores)
+    assert not list((folder / name).glob("*.safetensors"))
+    assert all(scores["training"][key] == balanced["training"][key] for key in ("seed", "steps", "tokens"))
+    assert scores["router"]["load_entropy"] < balanced["router"]["load_entropy"]
+
+
 def test_summary_matches_the_models() -> None:
     folder = Path(__file__).parents[2] / "models"
     page = (folder / "README.md").read_text()
     assert page == summary(folder)
-    assert all(f"[{name}]({name}/README.md)" in page for name in SHIPPED)
+    assert all(f"[{name}]({name}/README.md)" in page for name in FAMILIES)
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lynx_moe.cli import bakeoff, measure, profile, records, watch
-from lynx_moe.policies import POLICIES, SHARED, Policy, knobs, make_policy
+from lynx_moe.policies import DEFAULT, POLICIES, SHARED, Policy, knobs, make_policy
 from lynx_moe.testbed.cli import app as testbed
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -44,7 +44,7 @@ def _default(policy: type[Policy], knob: str, value: Any) -> str:
 def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Model folder or name, as for `vllm serve`.")],
-    policy: Annotated[str, typer.Option(help="Spec string, such as lynx:alpha=3,beta=2.")] = "lynx",
+    policy: Annotated[str, typer.Option(help="Spec string, such as priced:price=0.01.")] = DEFAULT,
 ) -> None:
     """`vllm serve MODEL` with a policy on; all of vllm serve's own flags pass through."""
     from lynx_moe.serve import serve as run

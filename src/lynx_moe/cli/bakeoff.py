@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from lynx_moe.cli.options import BatchSizes, Data, Dtype, Model, Out, Prefix, Seed, Steps, found, sizes
+from lynx_moe.policies import DEFAULT
 
 app = typer.Typer()
 
@@ -29,7 +30,7 @@ def bakeoff(
     steps: Steps = 32,
     seed: Seed = 0,
     dtype: Dtype = "auto",
-    against: Annotated[str, typer.Option(help="A policy to compare with the best published one.")] = "",
+    against: Annotated[str, typer.Option(help="The policy to compare with the best published one.")] = DEFAULT,
     exact: Annotated[int, typer.Option(help="Also `lynx-moe eval` of the best settings, so many items a task.")] = 0,
     out: Out = Path("out/bakeoff"),
 ) -> None:
@@ -57,6 +58,6 @@ def bakeoff(
     whole = measure(settings, file, policies.split(), advance=console.print)
     if exact:
         exact_match(whole, out / "eval.jsonl", exact)
-    for title, head, rows in (findings.best_table(whole, against or None), findings.cost_table(whole)):
+    for title, head, rows in (*findings.comparisons(whole, against), findings.cost_table(whole)):
         tables.show(title, head, rows, console)
     console.print(f"Page: {page.draw(whole, file.with_suffix('.html'))}\nRecord: {file}")

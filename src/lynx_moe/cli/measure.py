@@ -1,5 +1,6 @@
 """`lynx-moe demo | bench | eval | fidelity`: what policies save, and what they cost."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,7 +22,7 @@ from lynx_moe.cli.options import (
     found,
     sizes,
 )
-from lynx_moe.policies import make_policy
+from lynx_moe.policies import DEFAULT, make_policy
 
 app = typer.Typer()
 Shape = Annotated[str, typer.Option(help="Published layer shape to time: qwen3-30b or olmoe-1b-7b.")]
@@ -90,6 +91,9 @@ def evaluate(
     control: Annotated[
         bool, typer.Option("--control", help="Also as many random experts as the second policy loads.")
     ] = False,
+    guard: Annotated[
+        str, typer.Option(help='Every policy also under this quality guard; JSON: {"max_mass_lost": 0.2}.')
+    ] = "null",
     out: Out = Path("out/eval"),
 ) -> None:
     """Any lm-evaluation-harness task under several policies, on the same items; goes on with what --out holds."""
@@ -110,6 +114,7 @@ def evaluate(
         chat=chat,
         model_args=model_args,
         engine=engine,
+        guard=json.loads(guard),
     )
     console, file = Console(), out / "eval.jsonl"
     result = evaluation.apart(settings, specs, file, allow_code=allow_code)
@@ -127,7 +132,7 @@ def evaluate(
 @app.command()
 def fidelity(
     model: Model,
-    policies: Policies = "lynx",
+    policies: Policies = DEFAULT,
     batch_sizes: BatchSizes = "2,4,8,16,32,64",
     data: Data = "testbed",
     mixes: Annotated[str, typer.Option(help="one: batches of one group; mixed: of all groups.")] = "one,mixed",

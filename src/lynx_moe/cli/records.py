@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from lynx_moe.cli.options import Data, Dtype, Model, Policies, Prefix, Seed, Sequences, Steps, found
-from lynx_moe.policies import make_policy
+from lynx_moe.policies import DEFAULT, make_policy
 
 app = typer.Typer()
 
@@ -52,7 +52,7 @@ def record(
 @app.command()
 def replay(
     recorded: Annotated[Path, typer.Argument(help="A file of `lynx-moe record`.")],
-    policies: Policies = "vanilla lynx",
+    policies: Policies = f"vanilla {DEFAULT}",
     steps: Annotated[int | None, typer.Option(help="Only so many steps, evenly spaced (default: all).")] = None,
     ranks: Annotated[int, typer.Option(help="Ranks of expert parallelism, for the fullest rank's experts.")] = 1,
     out: Annotated[Path | None, typer.Option(help="JSONL file for the rows of the table.")] = None,
@@ -104,13 +104,19 @@ def calibrate(
 
 @app.command("table")
 def markdown_table(
-    saved: Annotated[list[Path], typer.Argument(help="The .jsonl files of `lynx-moe eval`, `fidelity` and `bakeoff`.")],
+    saved: Annotated[
+        list[Path],
+        typer.Argument(help="The .jsonl files of `lynx-moe eval`, `fidelity`, `bakeoff`; a folder of pairs."),
+    ],
 ) -> None:
     """Prints saved records as Markdown, without running anything."""
-    from lynx_moe.lab import lines, tables
+    from lynx_moe.lab import lines, pairs, tables
     from lynx_moe.lab.bakeoff import page
 
     for file in saved:
+        if file.is_dir():
+            typer.echo(pairs.page(file))
+            continue
         record = lines.load(file, *tables.MARKDOWN, "bakeoff")
         typer.echo(f"### {Path(record['settings']['model']).name}\n")
         bakeoff = record["kind"] == "bakeoff"
@@ -119,14 +125,17 @@ def markdown_table(
 
 @app.command()
 def plot(
-    saved: Annotated[Path, typer.Argument(help="A demo.json, or the .jsonl of a measurement.")],
+    saved: Annotated[Path, typer.Argument(help="A demo.json, the .jsonl of a measurement, a folder of pairs.")],
     out: Annotated[Path | None, typer.Option(help="The picture or page (default: beside the record).")] = None,
 ) -> None:
     """Draws a saved record again, without running anything."""
-    from lynx_moe.lab import lines, plot_evaluation, plot_fidelity, plots, record
+    from lynx_moe.lab import lines, plot_evaluation, plot_fidelity, plot_pairs, plots, record
     from lynx_moe.lab.bakeoff import page as bakeoff
     from lynx_moe.lab.profile import page as profile
 
+    if saved.is_dir():
+        typer.echo(plot_pairs.draw(saved, out or saved / "pairs.png"))
+        return
     if saved.suffix == ".jsonl":
         pictures = {"evaluation": plot_evaluation.draw, "fidelity": plot_fidelity.draw}
         pages = {"bakeoff": bakeoff.draw, "profile": profile.draw}

@@ -73,13 +73,14 @@ class Stats:
     row alone) have nothing to gain and are passed by. A `token_level` policy acts on single ones too, uncounted.
     bypassed_layers: layer -> why it keeps the model's own routing.
     decision_us: mean microseconds of a decision (one layer, one step), counting included; None where the host does not
-    wait for it, and where nobody measured it."""
+    wait for it, and where nobody measured it. guard: where the quality guard stands; None: there is none."""
 
     policy: str
     steps: dict[str, int]
     layers: tuple[LayerStats, ...]
     bypassed_layers: dict[str, str]
     decision_us: float | None = None
+    guard: dict[str, Any] | None = None
 
     @property
     def mean_before(self) -> float:
@@ -141,7 +142,10 @@ class Counters:
         here_E: Tensor | None = None,
     ) -> None:
         """Counts one layer of the current step; rows of padding are left out, and experts that are not here."""
-        both = torch.stack((own.ids, final.ids))
+        if isinstance(final.counts, Tensor) and here_E is None:
+            self.totals[layer].addcmul_(self.kind, final.counts)
+            return
+        both = torch.stack((own.ids.long(), final.ids.long()))
         changed_T = (own.ids != final.ids).any(-1)
         if here_E is not None:
             both = both.where(here_E[both], num_experts)
@@ -184,7 +188,10 @@ class HostCounters(Counters):
     ) -> None:
         if self.kind_now is None:
             return
-        before, after, rows = final.counts or cpu.count(own.ids, final.ids, valid_T)
+        if final.counts is None:
+            before, after, rows = cpu.count(own.ids, final.ids, valid_T)
+        else:
+            before, after, rows = (int(number) for number in final.counts[:3])
         if here_E is not None:
             both = [loaded(ids, num_experts, valid_T) & here_E for ids in (own.ids, final.ids)]
             before, after = (int(flags_E.sum()) for flags_E in both)

@@ -12,12 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lynx_moe.lab import plots, quality, record, speed, tables
+from lynx_moe.lab import guard_cost, plots, quality, record, speed, tables
 from lynx_moe.lab.engine import prepare
+from lynx_moe.policies import DEFAULT
 
-AUTHORS = "lynx:alpha=3,beta=2"  # the authors' setting for the model whose shape is timed
-QUALITY_POLICIES = ("vanilla", "lynx", "random", AUTHORS)  # random: at as many experts as lynx
-SPEED_POLICIES = ("vanilla", "lynx", AUTHORS)
+SPEED_POLICIES = ("vanilla", DEFAULT, "priced:price=0.1", "lynx")
+QUALITY_POLICIES = (SPEED_POLICIES[0], DEFAULT, "random", *SPEED_POLICIES[2:])  # random: at as many experts as DEFAULT
 
 
 def bar() -> Progress:
@@ -30,6 +30,12 @@ def run_speed(path: Path, options: dict[str, Any]) -> None:
     """The speed half, with a progress bar; the record goes to `path`."""
     total = len(options["batch_sizes"]) * len(options["policies"]) * (options["rounds"] + 1)
     _run(speed.measure, path, options, total, "loading random weights")
+
+
+def run_guard_cost(path: Path, options: dict[str, Any]) -> None:
+    """What the quality guard costs, with a progress bar; the record goes to `path`."""
+    total = 2 * len(options["batch_sizes"]) * len(options["policies"]) * (options["rounds"] + 1)
+    _run(guard_cost.measure, path, options, total, "loading random weights")
 
 
 def run_quality(path: Path, options: dict[str, Any]) -> None:

@@ -69,8 +69,14 @@ def open_engine(model: Path | str, policy: str = "vanilla", **options: Any) -> A
     return import_vllm().LLM(model=str(model), additional_config=config, use_tqdm_on_load=False, **options)
 
 
-def run_batch(llm: Any, prompts: Sequence[list[int]], num_tokens: int) -> Run:
-    """Decodes all prompts together for exactly num_tokens each, and times every step after the first token.
+def run_batch(
+    llm: Any,
+    prompts: Sequence[list[int]],
+    num_tokens: int,
+    clock: Callable[[], float] = time.perf_counter,
+    after_step: Callable[[], None] | None = None,
+) -> Run:
+    """Decodes all prompts together for exactly num_tokens each, and times every step after the first token by `clock`.
 
     All requests start in one step and end in one, so each timed step is a pure decode step of the whole batch. Tokens
     are sampled, each request by a seed of its own: greedy requests of a random model soon say all the same.
@@ -84,8 +90,10 @@ def run_batch(llm: Any, prompts: Sequence[list[int]], num_tokens: int) -> Run:
     seconds: list[float] = []
     tokens: dict[str, list[int]] = {}
     while engine.has_unfinished_requests():
-        start = time.perf_counter()
+        start = clock()
         outputs = engine.step()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
+        if after_step is not None:
+            after_step()
         tokens.update({out.request_id: list(out.outputs[0].token_ids) for out in outputs})
     return Run(step_seconds=seconds[-(num_tokens - 1) :], token_ids=[tokens[str(n)] for n in range(len(prompts))])

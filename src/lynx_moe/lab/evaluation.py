@@ -11,12 +11,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lynx_moe.control.options import GuardOptions
 from lynx_moe.lab import harness, harness_transformers, harness_vllm, lines, record, scores
 from lynx_moe.lab.engine import in_own_process
 from lynx_moe.policies import make_policy
 
 Record = dict[str, Any]
 GIVEN = ("pretrained", "additional_config", "max_num_seqs", "batch_size", "max_batch_size", "data_parallel_size")
+GUARDED = " guarded"  # ends the name of a policy that a quality guard watches
 ENGINES = {"vllm": harness_vllm.open_model, "transformers": harness_transformers.open_model}
 
 
@@ -31,6 +33,7 @@ class Settings:
     num_fewshot  examples before each question; None: the task's own number.
     chat         whether prompts go through the model's chat template.
     engine       what generates: "vllm" or "transformers".
+    guard        options of a quality guard: policies that change something run once more under it; None: no guard.
     model_args   `name=value,name=value` for the harness's class of the engine and the engine itself, such as
                  tensor_parallel_size=4.
     """
@@ -44,6 +47,7 @@ class Settings:
     chat: bool = False
     model_args: str = ""
     engine: str = "vllm"
+    guard: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -54,6 +58,10 @@ class Settings:
             raise ValueError(f"concurrency={self.concurrency}: a request alone shares with nobody; use 2 or more")
         if not self.tasks:
             raise ValueError("no task is named; lynx_testbed needs no data, `lm_eval ls tasks` shows all others")
+        if self.guard is not None:
+            if self.engine != "vllm":
+                raise ValueError("--guard needs --engine vllm: the transformers engine has no quality guard")
+            GuardOptions.of(self.guard)
         given = {part.partition("=")[0].strip() for part in self.model_args.split(",")}
         if given.intersection(GIVEN):
             raise ValueError(f"--model-args cannot set {', '.join(sorted(given.intersection(GIVEN)))}: it is set here")
@@ -86,10 +94,14 @@ def evaluate(
         options=simple_parse_args_string(settings.model_args),
     )
     # each is set once before any runs, so that one that does not fit this model is refused now
-    full = {spec: lm.set_policy(spec) for spec in missing}
-    for number, spec in enumerate(missing, 1):
-        advance(f"policy {number} of {len(missing)}: {full[spec]}")
-        lm.set_policy(spec)
+    full = {arm: lm.set_policy(arm.removesuffix(GUARDED)) for arm in missing}
+    for number, arm in enumerate(missing, 1):
+        guard = settings.guard if arm.endswith(GUARDED) else None
+        spec = full[arm] + (GUARDED if guard else "")
+        advance(f"policy {number} of {len(missing)}: {spec}")
+        lm.set_guard(None)
+        lm.set_policy(arm.removesuffix(GUARDED))
+        lm.set_guard(guard)
         start = time.perf_counter()
         results = harness.run(
             lm,
@@ -100,7 +112,7 @@ def evaluate(
             allow_code=allow_code,
         )
         seconds = round(time.perf_counter() - start, 1)
-        new = [line | {"seconds": seconds} for line in scores.lines(spec, full[spec], results, lm.parts)]
+        new = [line | {"seconds": seconds} for line in scores.lines(arm, spec, results, lm.parts)]
         whole["results"] = scores.compare([*whole["results"], *new])
         lines.save(whole, path)
     return whole
@@ -119,6 +131,8 @@ def _plan(settings: Settings, policies: Sequence[str], path: Path) -> tuple[Reco
     specs = [make_policy(policy).spec for policy in policies]
     if not specs or len(set(specs)) < len(specs):
         raise ValueError(f"name at least one policy, and each of them once; given: {', '.join(specs) or 'none'}")
+    if settings.guard is not None:
+        specs += [spec + GUARDED for spec in specs if not make_policy(spec).is_identity]
     versions = record.environment()["versions"] | {"lm-eval": metadata.version("lm-eval")}
     whole = lines.begin(path, "evaluation", asdict(settings) | {"versions": versions})
     return whole, [spec for spec in specs if spec not in {line["policy"] for line in whole["results"]}]

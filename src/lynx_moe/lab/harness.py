@@ -69,6 +69,11 @@ class Batches:
     def set_policy(self, spec: str) -> str:
         raise NotImplementedError
 
+    def set_guard(self, options: dict[str, Any] | None) -> None:
+        """Guards the policy that is set; None ends it."""
+        if options is not None:
+            raise ValueError("--guard needs --engine vllm: this engine has no quality guard")
+
     def reset_stats(self) -> None:
         raise NotImplementedError
 

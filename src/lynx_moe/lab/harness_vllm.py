@@ -34,6 +34,9 @@ class Served(Batches):
         full: str = self.model.collective_rpc("lynx_set_policy", args=(spec,))[0]
         return full
 
+    def set_guard(self, options: dict[str, Any] | None) -> None:
+        self.model.collective_rpc("lynx_set_guard", args=(options,))
+
     def reset_stats(self) -> None:
         self.model.collective_rpc("lynx_reset_stats")
 

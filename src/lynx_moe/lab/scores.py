@@ -38,6 +38,7 @@ def experts(stats: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "after": sum(after) / len(after) if after else None,
         "before_by_layer": before,
         "after_by_layer": after,
+        "guard": stats[0].get("guard") if stats else None,
     }
 
 

@@ -22,7 +22,8 @@ class Shape:
 
     title: str
     config: dict[str, Any]
-    layers: int
+    layers: int  # that fit in the memory of a small machine
+    all_layers: int
     expert_mib: float
 
 
@@ -51,6 +52,7 @@ SHAPES = {
     "qwen3-30b": Shape(
         title="Qwen3-30B-A3B",
         layers=2,
+        all_layers=48,
         expert_mib=3 * 2048 * 768 * 2 / 2**20,
         config={
             "architectures": ["Qwen3MoeForCausalLM"],
@@ -72,6 +74,7 @@ SHAPES = {
     "olmoe-1b-7b": Shape(
         title="OLMoE-1B-7B",
         layers=3,
+        all_layers=16,
         expert_mib=3 * 2048 * 1024 * 2 / 2**20,
         config={
             "architectures": ["OlmoeForCausalLM"],
@@ -85,6 +88,53 @@ SHAPES = {
             "norm_topk_prob": False,
         },
     ),
+    "mixtral-8x7b": Shape(
+        title="Mixtral-8x7B",
+        layers=1,
+        all_layers=32,
+        expert_mib=3 * 4096 * 14336 * 2 / 2**20,
+        config={
+            "architectures": ["MixtralForCausalLM"],
+            "model_type": "mixtral",
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "rope_theta": 1000000.0,
+        },
+    ),
+    "gpt-oss-20b": Shape(
+        title="gpt-oss-20b",
+        layers=2,
+        all_layers=24,
+        expert_mib=3 * 2880 * 2880 * 4.25 / 8 / 2**20,  # mxfp4: 4 bits, and 8 more for every 32 numbers
+        config={
+            "architectures": ["GptOssForCausalLM"],
+            "model_type": "gpt_oss",
+            "hidden_size": 2880,
+            "intermediate_size": 2880,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "num_local_experts": 32,
+            "num_experts_per_tok": 4,
+            "sliding_window": 128,
+            "attention_bias": True,
+            "rope_theta": 150000,
+            "swiglu_limit": 7.0,
+            "quantization_config": {
+                "quant_method": "mxfp4",
+                "modules_to_not_convert": [
+                    "model.layers.*.self_attn",
+                    "model.layers.*.mlp.router",
+                    "model.embed_tokens",
+                    "lm_head",
+                ],
+            },
+        },
+    ),
 }
 SHAPES["qwen3-30b-w8a8"] = replace(
     SHAPES["qwen3-30b"],
@@ -93,6 +143,18 @@ SHAPES["qwen3-30b-w8a8"] = replace(
     config={**SHAPES["qwen3-30b"].config, "quantization_config": W8A8_EXPERTS},
 )
 VOCABULARY = 8192
+
+
+def tiny(shape: Shape) -> Shape:
+    """The shape's architecture in a size that any machine runs at once; unquantised."""
+    small = {"hidden_size": 256, "intermediate_size": 256, "moe_intermediate_size": 64, "head_dim": 64}
+    small |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = {name: small.get(name, value) for name, value in shape.config.items() if name != "quantization_config"}
+    return replace(shape, config=config, all_layers=2, title=f"tiny {shape.title}")
+
+
+def num_experts(shape: Shape) -> int:
+    return int(shape.config.get("num_experts") or shape.config["num_local_experts"])
 
 
 def write_config(shape: Shape, layers: int, folder: Path) -> Path:
@@ -125,7 +187,7 @@ def register_loader() -> None:
                 if name.endswith("embed_tokens.weight"):
                     noise = torch.randn(weight.shape, generator=rng)
                     weight.data.copy_(noise + COMMON * torch.randn(weight.shape[1], generator=rng))
-                elif name.endswith("gate.weight"):
+                elif name.endswith(("gate.weight", "router.weight")):
                     noise = torch.randn(weight.shape, generator=rng)
                     weight.data.copy_(noise * (LOGIT_STD / weight.shape[1] ** 0.5))
                 elif name.endswith("norm.weight"):

@@ -3,13 +3,13 @@
 import random
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lynx_moe.lab import record
 from lynx_moe.lab.engine import open_engine, run_batch
-from lynx_moe.lab.shapes import LOAD_FORMAT, SHAPES, VOCABULARY, register_loader, write_config
+from lynx_moe.lab.shapes import LOAD_FORMAT, SHAPES, VOCABULARY, num_experts, register_loader, write_config
 
 PROMPT_TOKENS = 16
 NEW_TOKENS = 25
@@ -33,36 +33,13 @@ def measure(
     layers = layers or SHAPES[shape].layers
     from lynx_moe.engines import vllm as engine
 
-    register_loader()
-    with tempfile.TemporaryDirectory() as folder:
-        llm = open_engine(
-            write_config(SHAPES[shape], layers, Path(folder)),
-            load_format=LOAD_FORMAT,
-            skip_tokenizer_init=True,
-            enforce_eager=True,
-            enable_prefix_caching=False,
-            dtype="bfloat16",
-            max_model_len=512,
-            max_num_seqs=max(batch_sizes),
-        )
-    rng = random.Random(0)
-    samples: list[dict[str, Any]] = []
-    for batch in batch_sizes:
-        for number in range(rounds + 1):
-            prompts = [[rng.randrange(VOCABULARY) for _ in range(PROMPT_TOKENS)] for _ in range(batch)]
-            turn = number % len(policies)
-            for policy in [*policies[turn:], *policies[:turn]]:
-                advance(f"batch {batch}, {policy}")
-                full_spec = engine.set_policy(policy)
-                engine.reset_stats()
-                run = run_batch(llm, prompts, NEW_TOKENS)
-                if number:  # round 0 warms up
-                    samples.append(_sample(batch, number, policy, full_spec, run.step_seconds, engine.stats()))
+    llm = open_shape(shape, layers, max(batch_sizes))
+    samples = interleaved(llm, engine.set_policy, policies, batch_sizes, rounds, advance)
     return {
         "kind": "speed",
         "environment": record.environment(),
         "model": f"{layers} layers of {SHAPES[shape].title}'s shape, random weights, bfloat16, eager",
-        "num_experts": SHAPES[shape].config["num_experts"],
+        "num_experts": num_experts(SHAPES[shape]),
         "top_k": SHAPES[shape].config["num_experts_per_tok"],
         "layers": layers,
         "policies": list(policies),
@@ -71,6 +48,54 @@ def measure(
         "samples": samples,
         "summary": summarise(samples, policies, batch_sizes),
     }
+
+
+def interleaved(
+    llm: Any,
+    use: Callable[[str], str],
+    policies: Sequence[str],
+    batch_sizes: Sequence[int],
+    rounds: int,
+    advance: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """The samples of `measure`, from an open engine that `use` switches to a policy; it returns the full spec."""
+    from lynx_moe.engines import vllm as engine
+
+    rng = random.Random(0)
+    samples: list[dict[str, Any]] = []
+    for batch in batch_sizes:
+        for number in range(rounds + 1):
+            prompts = draw_prompts(batch, rng)
+            turn = number % len(policies)
+            for policy in [*policies[turn:], *policies[:turn]]:
+                advance(f"batch {batch}, {policy}")
+                full_spec = use(policy)
+                engine.reset_stats()
+                run = run_batch(llm, prompts, NEW_TOKENS)
+                if number:  # round 0 warms up
+                    samples.append(_sample(batch, number, policy, full_spec, run.step_seconds, engine.stats()))
+    return samples
+
+
+def draw_prompts(batch: int, rng: random.Random) -> list[list[int]]:
+    """Prompts of random tokens."""
+    return [[rng.randrange(VOCABULARY) for _ in range(PROMPT_TOKENS)] for _ in range(batch)]
+
+
+def open_shape(shape: str, layers: int, max_num_seqs: int) -> Any:
+    """An eager engine on so many layers of a published shape, with random weights; 512 tokens a request at most."""
+    register_loader()
+    with tempfile.TemporaryDirectory() as folder:
+        return open_engine(
+            write_config(SHAPES[shape], layers, Path(folder)),
+            load_format=LOAD_FORMAT,
+            skip_tokenizer_init=True,
+            enforce_eager=True,
+            enable_prefix_caching=False,
+            dtype="bfloat16",
+            max_model_len=512,
+            max_num_seqs=max_num_seqs,
+        )
 
 
 def check(shape: str, batch_sizes: Sequence[int]) -> None:
@@ -119,7 +144,12 @@ def summarise(
                     "speedup_range": [min(ratio), max(ratio)],
                     "before": None if batch == 1 else statistics.mean(s["before"] for s in mine),
                     "after": None if batch == 1 else statistics.mean(s["after"] for s in mine),
-                    "decision_us": None if batch == 1 else statistics.median(s["decision_us"] for s in mine),
+                    "decision_us": _median(s["decision_us"] for s in mine) if batch > 1 else None,
                 }
             )
     return rows
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    given = [value for value in values if value is not None]  # None: where nobody waits for a decision, on a GPU
+    return statistics.median(given) if given else None

@@ -122,12 +122,14 @@ def _experts(row: dict[str, Any]) -> str:
     return "-" if row["after"] is None else f"{row['before']:.1f} → {row['after']:.1f}"
 
 
-def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+def show(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console: Console, caption: str = "[95 % intervals]"
+) -> None:
     """Prints a table, with a rule wherever the first of the columns named "batch" changes."""
-    caption: str | None = "± half the range over the rounds" if tuple(head) == SPEED_HEAD else "[95 % intervals]"
+    below: str | None = "± half the range over the rounds" if tuple(head) == SPEED_HEAD else caption
     if head[-1] == REPLAY_HEAD[-1]:
-        caption = None
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+        below = None
+    table = Table(title=title, title_justify="left", caption=below, caption_justify="left")
     table.box, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, (0, 0)
     for name in head:
         table.add_column(name, no_wrap=name == "policy")

@@ -25,7 +25,9 @@ POLICIES: dict[str, type[Policy]] = {
     p.name: p for p in (Vanilla, Priced, Lynx, LynxV1, Oea, XShare, Sere, ExFold, TopK, Naee, MinP, Reap, Random)
 }
 
-__all__ = ["ONE_RANK", "POLICIES", "SHARED", "ModelShape", "Placement", "Policy", "knobs", "make_policy"]
+DEFAULT = "priced"  # where a command is told no policy: the lowest KL at a share of experts (docs/bakeoff.md)
+
+__all__ = ["DEFAULT", "ONE_RANK", "POLICIES", "SHARED", "ModelShape", "Placement", "Policy", "knobs", "make_policy"]
 
 
 def knobs(policy: type[Policy]) -> dict[str, tuple[type, Any]]:

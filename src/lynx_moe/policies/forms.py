@@ -13,11 +13,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lynx_moe.kernels import gpu
 from lynx_moe.policies.calibrated import Calibrated
 from lynx_moe.policies.policy import Policy
-from lynx_moe.policies.step import Step
-from lynx_moe.policies.weights import BY_RULE, by_norm, check_norm, check_norm_fits
-from lynx_moe.routing import RouterSpec, Routing, reroute
+from lynx_moe.policies.step import Step, make_step
+from lynx_moe.policies.weights import BY_RULE, OF_SLOTS, by_norm, check_norm, check_norm_fits
+from lynx_moe.routing import RouterSpec, Routing, Rows, reroute, select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,27 @@ class Rerouting(Reweighing):
         """bool [E]: the experts that stay. Donated ones (`step.free_E`) are added."""
         raise NotImplementedError(f"{self.name} must define keep()")
 
+    def vote(self, spec: RouterSpec) -> gpu.Vote | None:
+        """What the GPU kernels are told instead of calling `keep`; None: nothing, so `keep` says it to them."""
+        return None
+
+    def without_kernel(self, spec: RouterSpec) -> str | None:
+        if self.norm != "model" or not self.guarded:
+            return f"{self.spec}: the kernels know norm=model only, and guard each step"
+        return gpu.obstacle(spec)
+
+    def decide(
+        self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
+    ) -> Routing:
+        if self.without_kernel(spec) or not gpu.fits(logits_TE, spec):
+            return self.route(logits_TE, spec, rows, own)
+        self.check(spec)
+        own, vote = own or select(logits_TE, spec), self.vote(spec)
+        if vote is not None:
+            return gpu.decide(logits_TE, spec, rows, own, vote)
+        step = make_step(logits_TE.float(), spec, rows, Routing(own.ids.long(), own.weights.float()))
+        return gpu.decide(logits_TE, spec, rows, own, gpu.Vote(rule="given"), self.keep(step))
+
     def propose(self, step: Step) -> Routing:
         def rule(ids_TK: Tensor) -> Tensor:
             return by_norm(self.norm, step, ids_TK, mass_T1=step.own_mass())
@@ -65,6 +87,7 @@ class Dropping(Reweighing):
 
     token_level: ClassVar[bool] = True
     drops_slots: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = OF_SLOTS
 
     def live(self, step: Step, rank_TK: Tensor) -> Tensor:
         """bool [T, K]: the slots that stay; rank_TK is a slot's rank in its row, 0 the first, which must stay."""
@@ -73,7 +96,7 @@ class Dropping(Reweighing):
     def propose(self, step: Step) -> Routing:
         live_TK = self.live(step, step.ranks())
         weights_TK = by_norm(self.norm, step, step.own.ids, live_TK)
-        return _unless_same(step, torch.where(live_TK, step.own.ids, step.first(step.own.ids)), weights_TK)
+        return unless_same(step, torch.where(live_TK, step.own.ids, step.first(step.own.ids)), weights_TK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,15 +131,15 @@ class Merging(Calibrated, Reweighing):
         meet_TKK = target_TK[:, :, None] == target_TK[:, None, :]
         live_TK = meet_TKK.to(torch.int8).argmax(-1) == torch.arange(target_TK.shape[-1], device=target_TK.device)
         if self.norm not in ("own", "fold"):
-            return _unless_same(step, target_TK, by_norm(self.norm, step, target_TK, live_TK, step.own_mass()))
+            return unless_same(step, target_TK, by_norm(self.norm, step, target_TK, live_TK, step.own_mass()))
         carried_TK = own.weights
         if self.norm == "fold":
             scale_TK = self.tensor("fold_scale")[own.ids, target_TK]
             carried_TK = carried_TK * scale_TK.where(target_TK != own.ids, 1.0)
-        return _unless_same(step, target_TK, (meet_TKK * carried_TK[:, None, :]).sum(-1).where(live_TK, 0.0))
+        return unless_same(step, target_TK, (meet_TKK * carried_TK[:, None, :]).sum(-1).where(live_TK, 0.0))
 
 
-def _unless_same(step: Step, ids_TK: Tensor, weights_TK: Tensor) -> Routing:
+def unless_same(step: Step, ids_TK: Tensor, weights_TK: Tensor) -> Routing:
     """Rows whose experts all stay keep the model's own weights."""
     same_T1 = (ids_TK == step.own.ids).all(-1, keepdim=True)
     return Routing(ids_TK, torch.where(same_T1, step.own.weights, weights_TK))

@@ -16,7 +16,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from lynx_moe.kernels import cpu
+from lynx_moe.kernels import cpu, gpu
 from lynx_moe.policies.policy import ModelShape
 from lynx_moe.policies.published import alpha_beta
 from lynx_moe.policies.spread import Spread
@@ -51,7 +51,7 @@ class Lynx(Spread):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.alpha is not None and not 0 < self.alpha < float("inf"):
+        if self.alpha is not None and not 1e-30 < self.alpha < 1e30:  # beyond, products of float32 are not finite
             raise ValueError(f"lynx: alpha={self.alpha:g} must be a finite number above 0, such as alpha=3")
         if self.beta is not None and not 0 <= self.beta <= 16:
             raise ValueError(f"lynx: beta={self.beta} must be a whole number from 0 to 16, such as beta=2")
@@ -70,19 +70,26 @@ class Lynx(Spread):
     def decide(
         self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
     ) -> Routing:
+        if self.norm != "model" or self.spreads or gpu.fits(logits_TE, spec) or not cpu.fits(logits_TE, spec):
+            return super().decide(logits_TE, spec, rows, own)
         own = own or select(logits_TE, spec)
         own = Routing(own.ids.long(), own.weights.float())
-        beta = self.beta if self.beta is not None else _default_beta(spec)
-        settings = {"beta": beta, "rank": _default_rank(spec), "max_base": _max_base(beta)}
-        fast = None
-        if self.norm == "model" and not self.spreads and cpu.fits(logits_TE, spec):
-            fast = cpu.affinity_binning(
-                logits_TE, spec, rows, own, alpha=self.alpha, pin_top1=self.pin_top1, **settings
-            )
+        fast = cpu.affinity_binning(
+            logits_TE, spec, rows, own, alpha=self.alpha, pin_top1=self.pin_top1, **self._settings(spec)
+        )
         return fast or self.route(logits_TE, spec, rows, own)
 
+    def vote(self, spec: RouterSpec) -> gpu.Vote:
+        return gpu.Vote(rule="bins", alpha=self.alpha, pinned=int(self.pin_top1), **self._settings(spec))
+
+    def _settings(self, spec: RouterSpec) -> dict[str, int]:
+        beta = self.beta if self.beta is not None else _default_beta(spec)
+        return {"beta": beta, "rank": _default_rank(spec), "max_base": _max_base(beta)}
+
     def keep(self, step: Step) -> Tensor:
-        value_TE = step.choice_TE if step.spec.bias is None else step.choice_TE.clamp(min=1e-30).log()
+        value_TE = step.choice_TE
+        if step.spec.bias is not None:  # rounded from float64, as scores are
+            value_TE = value_TE.clamp(min=1e-30).double().log().float()
         if step.allowed_TE is not None:
             value_TE = value_TE.masked_fill(~step.allowed_TE, -torch.inf)
         beta = self.beta if self.beta is not None else _default_beta(step.spec)

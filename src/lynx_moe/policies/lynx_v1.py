@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lynx_moe.kernels.gpu import Vote
 from lynx_moe.policies.amounts import check_kept
 from lynx_moe.policies.forms import Rerouting
 from lynx_moe.policies.step import Step
@@ -42,6 +43,9 @@ class LynxV1(Rerouting):
         super().check(spec)
         if self.num_keep is not None:
             check_kept(self.name, "num_keep", self.num_keep, spec)
+
+    def vote(self, spec: RouterSpec) -> Vote | None:
+        return Vote(rule="popular", number=self.num_keep or 0) if self.mode == "popularity" else None
 
     def keep(self, step: Step) -> Tensor:
         return self._popular(step) if self.mode == "popularity" else self._pinned(step)

@@ -5,6 +5,7 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
+from lynx_moe.kernels.gpu import Vote
 from lynx_moe.policies.amounts import check_rank, check_rank_fits
 from lynx_moe.policies.spread import Spread
 from lynx_moe.policies.step import Step
@@ -33,6 +34,9 @@ class Oea(Spread):
 
     def milder(self, spec: RouterSpec) -> Self | None:
         return None if self.k0 + 1 >= spec.top_k else replace(self, k0=self.k0 + 1)
+
+    def vote(self, spec: RouterSpec) -> Vote:
+        return Vote(rule="first", pinned=self.k0)
 
     def keep(self, step: Step) -> Tensor:
         return step.union(step.best(self.k0))

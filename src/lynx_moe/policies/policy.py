@@ -13,12 +13,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from lynx_moe.policies.step import Step
-from lynx_moe.routing import RouterSpec, Routing, Rows, distinct, loaded, preference, select
+from lynx_moe.policies.step import Step, make_step
+from lynx_moe.routing import RouterSpec, Routing, Rows, distinct, select
 
 SHARED = {  # knobs that several policies have: they come last in a spec
     "per_rank": "under expert parallelism, empty the fullest rank: true or false",
-    "norm": "how the experts of a changed row are weighed: model, mass or k2=N; sere and exfold also own and fold",
+    "norm": "how a changed row's experts are weighed: model, mass, k2=N; where slots go own=G; sere, exfold own, fold",
     "data": "calibration file",
 }
 
@@ -129,19 +129,10 @@ class Policy:
         self.check(spec)
         logits_TE = logits_TE.float()
         own = own or select(logits_TE, spec)
-        own = Routing(own.ids.long(), own.weights.float())
+        final = own = Routing(own.ids.long(), own.weights.float())
         valid_T = rows.valid if rows else None
-        voters_T = logits_TE.amax(-1).isfinite()
-        if rows and rows.remap is not None:
-            voters_T = voters_T & rows.remap
-        if valid_T is not None:
-            voters_T = voters_T & valid_T
-        final = own
         if not self.is_identity:
-            logits_TE = logits_TE.where(voters_T[:, None], 0.0)
-            silent_T = ~voters_T if valid_T is None else valid_T & ~voters_T
-            free_E = loaded(own.ids, spec.num_experts, silent_T)
-            step = Step(logits_TE, spec, own, voters_T, free_E, *preference(logits_TE, spec))
+            step = make_step(logits_TE, spec, rows, own)
             final = self._settle(self.propose(step), step, valid_T)
         return final if valid_T is None else fill_padding(final, valid_T)
 
@@ -150,13 +141,18 @@ class Policy:
     ) -> Routing:
         """`route`, by a kernel where there is one for this device and router: the same ids, weights within rounding.
 
-        For engines that call it outside a traced graph; the graph of `route` is plain torch.
+        For engines that call it outside a traced graph; the graph of `route` is plain torch. A kernel may return ids
+        in the type of own.ids.
         """
         return self.route(logits_TE, spec, rows, own)
 
     def allows(self, new_TK: Tensor, own_TK: Tensor, num_experts: int, valid_T: Tensor | None) -> Tensor:
         """0-d bool: whether a step may take ids in place of the model's own: it loads no more distinct experts."""
         return distinct(new_TK, num_experts, valid_T) <= distinct(own_TK, num_experts, valid_T)
+
+    def without_kernel(self, spec: RouterSpec) -> str | None:
+        """Why `decide` takes the definition on a GPU too; None: there is a kernel, or nothing to decide."""
+        return None if self.is_identity else f"{self.name} has no kernel"
 
     def _settle(self, proposed: Routing, step: Step, valid_T: Tensor | None) -> Routing:
         """The proposal on the voters' rows, or the model's own routing if the step gains nothing or loads more."""

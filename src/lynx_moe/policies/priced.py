@@ -4,9 +4,13 @@ Outputs of different experts are nearly orthogonal, so what a row's output misse
 that the row lost. KL from the exact model follows that sum while it is small, and grows much faster beyond a few per
 cent:
 
-    v[t,e]  = (n[e] w[t,e] / sum_e w[t,e])^2     w: the row's own weights; n: 1, or calibrated output norms, rms 1
+    v[t,e]  = (g[e] w[t,e] / sum_e w[t,e])^2     w: the row's own weights
     x[t]    = sum of v[t,e] over the row's lost experts
     harm    = sum_t  x[t] + STEEP x[t]^3
+
+g is 1, or with calibration the root of the expert's mean output norm over the layer's root mean square, a ratio that is
+taken as FLOOR at the least. The root, because norms of single tokens vary about their mean; the floor, because a row
+whose favourite is small needs it all the same.
 
 An expert goes while losing it adds at most `price` to the harm. The cube makes rows share the loss: one that has lost
 something already makes its other experts dear. Decided in passes at rising shares of the price, each knowing what the
@@ -16,24 +20,30 @@ ones before it took. That stands for taking the cheapest expert again and again,
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
+import torch
 from torch import Tensor
 
+from lynx_moe.kernels import cpu
 from lynx_moe.policies.amounts import check_kept, more_kept
 from lynx_moe.policies.calibrated import Calibrated
-from lynx_moe.policies.forms import Dropping
+from lynx_moe.policies.forms import Reweighing, unless_same
 from lynx_moe.policies.step import Step
-from lynx_moe.routing import RouterSpec, places
+from lynx_moe.policies.weights import OF_SLOTS, by_norm, own_power
+from lynx_moe.routing import RouterSpec, Routing, Rows, places, select
 
+PRICE = 0.03
 STEEP = 1000.0
 LEAST_PRICE = 0.004  # a guard that finds this too dear gives the policy up
 ROUNDS = (0.125, 0.25, 0.5, 1.0)
+FLOOR = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Priced(Calibrated, Dropping):
-    """price: harm that a load must prevent, the same on every model: 0 keeps all, 0.01 is careful, 0.1 fast. More rows,
-    surer routers and experts that many rows share keep more by themselves. Or num_keep: the harm is made least for so
-    many experts. Rows do without what went; their other weights stay (norm=mass).
+class Priced(Calibrated, Reweighing):
+    """price: harm that a load must prevent, the same on every model: 0 keeps all, 0.01 is careful, 0.1 fast; 0.03 if
+    left out. More rows, surer routers and experts that many rows share keep more by themselves. num_keep instead: the
+    harm is made least for so many experts. Rows do without what went; the weight of their other experts grows a little
+    (norm=own=0.3). A row that would lose everything keeps its heaviest expert.
 
     data: a calibration, for the experts' output norms, which differ up to thirtyfold within a layer.
 
@@ -43,16 +53,18 @@ class Priced(Calibrated, Dropping):
     name: ClassVar[str] = "priced"
     summary: ClassVar[str] = "experts whose loss would add more harm than `price`; others are dropped"
     source: ClassVar[str] = "lynx-moe"
-    token_level: ClassVar[bool] = False
-    one_of: ClassVar[tuple[str, ...]] = ("price", "num_keep")
+    drops_slots: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = OF_SLOTS
     tensors: ClassVar[tuple[str, ...]] = ("output_norm",)
     optional: ClassVar[bool] = True
     price: float | None = None
     num_keep: int | None = None
-    norm: str = "mass"
+    norm: str = "own=0.3"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.price is not None and self.num_keep is not None:
+            raise ValueError(f"{self.spec}: give price=VALUE or num_keep=VALUE, not both")
         if self.price is not None and not 0 <= self.price < float("inf"):
             raise ValueError(f"priced: price={self.price:g} must be 0 or more, and finite; 0.01 is careful, 0.1 fast")
 
@@ -61,15 +73,40 @@ class Priced(Calibrated, Dropping):
         if self.num_keep is not None:
             check_kept(self.name, "num_keep", self.num_keep, spec, least=1)
 
+    @property
+    def threshold(self) -> float:
+        """The price that is asked."""
+        return PRICE if self.price is None else self.price
+
     def milder(self, spec: RouterSpec) -> Self | None:
-        if self.price is not None:
-            return None if self.price < LEAST_PRICE else replace(self, price=self.price / 4)
-        more = more_kept(self.num_keep or 1, spec)
+        if self.num_keep is None:
+            return None if self.threshold < LEAST_PRICE else replace(self, price=self.threshold / 4)
+        more = more_kept(self.num_keep, spec)
         return None if more is None else replace(self, num_keep=more)
 
-    def live(self, step: Step, rank_TK: Tensor) -> Tensor:
-        live_TK = (self.keep(step) | step.free_E)[step.own.ids]
-        return live_TK | (~live_TK.any(-1, keepdim=True) & (rank_TK == 0))
+    def decide(
+        self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
+    ) -> Routing:
+        if logits_TE.device.type != "cpu" or self.num_keep is not None or not self.norm.startswith("own"):
+            return self.route(logits_TE, spec, rows, own)
+        self.check(spec)
+        own = own or select(logits_TE, spec)
+        gain_E = None if self.calibration is None else self.gains()
+        power = own_power(self.norm)
+        return cpu.priced(
+            logits_TE, spec, rows, own, price=self.threshold, power=power, gain_E=gain_E, steep=STEEP, rounds=ROUNDS
+        )
+
+    def propose(self, step: Step) -> Routing:
+        ids_TK, weights_TK = step.own.ids, step.own.weights
+        live_TK = (self.keep(step) | step.free_E)[ids_TK]
+        candidate_TK = live_TK | ~live_TK.any(-1, keepdim=True)
+        heaviest_T1 = weights_TK.where(candidate_TK, -torch.inf).amax(-1, keepdim=True)
+        first_TK = candidate_TK & (weights_TK == heaviest_T1)
+        first_T1 = ids_TK.where(first_TK, step.spec.num_experts - 1).amin(-1, keepdim=True)  # equal: lowest id
+        live_TK = live_TK | (ids_TK == first_T1)
+        weights_TK = by_norm(self.norm, step, ids_TK, live_TK)
+        return unless_same(step, torch.where(live_TK, ids_TK, first_T1), weights_TK)
 
     def keep(self, step: Step) -> Tensor:
         """bool [E]: the experts whose loss would add more than `price`, or the `num_keep` that would add most."""
@@ -79,7 +116,8 @@ class Priced(Calibrated, Dropping):
         lost_T1 = value_TK.new_zeros(len(ids_TK), 1)
         for share in ROUNDS:
             # (x + v)^3 - x^3, without the difference of near equals
-            added_TK = value_TK + STEEP * value_TK * (3 * lost_T1 * (lost_T1 + value_TK) + value_TK**2)
+            cube_TK = value_TK * (3 * lost_T1 * (lost_T1 + value_TK) + value_TK * value_TK)
+            added_TK = value_TK + STEEP * cube_TK
             harm_E = value_TK.new_zeros(num_experts).scatter_add(0, ids_TK.flatten(), added_TK.flatten()).float()
             stays_E = stays_E & self._worth(harm_E, stays_E, share)
             lost_T1 = value_TK.where(~(stays_E | step.free_E)[ids_TK], 0.0).sum(-1, keepdim=True)
@@ -88,14 +126,19 @@ class Priced(Calibrated, Dropping):
     def _worth(self, harm_E: Tensor, stays_E: Tensor, share: float) -> Tensor:
         """bool [E]: what is kept of those that stayed so far, in a pass that goes `share` of the way."""
         if self.num_keep is None:
-            return harm_E > share * (self.price or 0.0)
+            return harm_E > share * self.threshold
         spare = (stays_E.sum() - self.num_keep).clamp(min=0)
         return places(harm_E, stays_E) < self.num_keep + ((1 - share) * spare).ceil()
 
     def values(self, step: Step) -> Tensor:
         """float64 [T, K]: v of every slot; 0 for rows that do not vote."""
-        share_TK = step.own.weights.double() / step.own_mass().double().clamp(min=1e-20)
+        share_TK = step.own.weights.double()
+        share_TK = share_TK / share_TK.sum(-1, keepdim=True).clamp(min=1e-20)
         if self.calibration is not None:
-            norm_E = self.tensor("output_norm").double()
-            share_TK = share_TK * (norm_E / norm_E.square().mean().sqrt().clamp(min=1e-20))[step.own.ids]
+            share_TK = share_TK * self.gains()[step.own.ids]
         return share_TK.square().where(step.voters_T[:, None], 0.0)
+
+    def gains(self) -> Tensor:
+        """float64 [E]: g of every expert."""
+        norm_E = self.tensor("output_norm").double()
+        return (norm_E / norm_E.square().mean().sqrt().clamp(min=1e-20)).clamp(min=FLOOR).sqrt()

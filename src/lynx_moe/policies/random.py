@@ -6,6 +6,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from lynx_moe.kernels.gpu import Vote
 from lynx_moe.policies.amounts import check_kept, more_kept
 from lynx_moe.policies.forms import Rerouting
 from lynx_moe.policies.step import Step
@@ -28,6 +29,11 @@ class Random(Rerouting):
     num_keep: int
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.seed < 2**62:
+            raise ValueError(f"random: seed={self.seed} must lie between 0 and 2**62")
+
     def check(self, spec: RouterSpec) -> None:
         super().check(spec)
         check_kept(self.name, "num_keep", self.num_keep, spec)
@@ -35,6 +41,9 @@ class Random(Rerouting):
     def milder(self, spec: RouterSpec) -> Self | None:
         more = more_kept(self.num_keep, spec)
         return None if more is None else replace(self, num_keep=more)
+
+    def vote(self, spec: RouterSpec) -> Vote:
+        return Vote(rule="drawn", number=self.num_keep, seed=self.seed)
 
     def keep(self, step: Step) -> Tensor:
         votes_E = step.votes()

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lynx_moe.policies.forms import Rerouting
 from lynx_moe.policies.step import Step
-from lynx_moe.routing import loaded, places, scores
+from lynx_moe.routing import RouterSpec, loaded, places, scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +80,9 @@ class Spread(Rerouting):
                 "them (EPLB); switch it off, or leave per_rank out"
             )
         return self if placement is None else replace(self, placement=placement)
+
+    def without_kernel(self, spec: RouterSpec) -> str | None:
+        return f"{self.spec}: the kernels do not spread over ranks" if self.spreads else super().without_kernel(spec)
 
     def pinned(self, step: Step) -> Tensor:
         """bool [E]: kept experts that the policy's rule does not give up."""

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lynx_moe.routing import RouterSpec, Routing, loaded, order_key
+from lynx_moe.routing import RouterSpec, Routing, Rows, loaded, order_key, preference
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """Made by `Policy.route` (T rows, E experts, K = top_k).
+    """Made by `make_step` (T rows, E experts, K = top_k).
 
     logits_TE   float32; rows that do not vote are zeroed, so nothing of theirs can leak in (NaN least of all)
     own         the model's own routing
@@ -61,3 +61,16 @@ class Step:
     def total(self, value_TE: Tensor) -> Tensor:
         """float64 [E]: the voters' sum. Compared in float32, as `order_key` does, it does not tell the rows' order."""
         return value_TE.double().where(self.voters_T[:, None], 0.0).sum(0)
+
+
+def make_step(logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Routing) -> Step:
+    """The view of these float32 logits; own.ids are int64. A row whose largest logit is not finite does not vote."""
+    valid_T = rows.valid if rows else None
+    voters_T = logits_TE.amax(-1).isfinite()
+    if rows and rows.remap is not None:
+        voters_T = voters_T & rows.remap
+    if valid_T is not None:
+        voters_T = voters_T & valid_T
+    logits_TE = logits_TE.where(voters_T[:, None], 0.0)
+    free_E = loaded(own.ids, spec.num_experts, ~voters_T if valid_T is None else valid_T & ~voters_T)
+    return Step(logits_TE, spec, own, voters_T, free_E, *preference(logits_TE, spec))

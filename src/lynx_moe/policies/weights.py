@@ -13,8 +13,15 @@ A factor per expert (`expert_scale`) multiplies all of these last. `model` is th
 raw the scores of routers that judge each expert alone and do not renormalise. A sparsemixer's weights are no shares of
 its scores: there mass and k2 share out the row's total by softmax. Rows whose experts all stay keep the model's own
 weights bit for bit, whatever the norm.
-Two more, for policies that move a choice from one expert to another (`forms.Merging`), keep the row's own weight of the
-choice: norm=own as it is, norm=fold times a calibrated scalar.
+
+Policies that drop slots (`forms.Dropping`, `priced`) know one more, of the row's own weights alone:
+
+    norm=own=G   own weight * (the row's total / what is left of it) ** G: 0 (norm=own) leaves weights as they are, 1
+                 makes up for all that went. In between: outputs of experts are nearly orthogonal, so a larger weight
+                 stands for a lost expert in part only
+
+Policies that move a choice from one expert to another (`forms.Merging`) keep the row's own weight of the choice:
+norm=own as it is, norm=fold times a calibrated scalar.
 """
 
 from torch import Tensor
@@ -23,6 +30,7 @@ from lynx_moe.policies.step import Step
 from lynx_moe.routing import RouterSpec, scores, weigh
 
 BY_RULE = ("model", "mass", "k2")
+OF_SLOTS = (*BY_RULE, "own=G")
 
 
 def check_norm(name: str, norm: str, allowed: tuple[str, ...]) -> None:
@@ -31,6 +39,9 @@ def check_norm(name: str, norm: str, allowed: tuple[str, ...]) -> None:
     if word == "k2" and "k2" in allowed:
         if not (number.isdecimal() and int(number) > 0):
             raise ValueError(f"{name}: norm={norm} needs a number of experts, at least 1: write norm=k2=8")
+    elif word == "own" and "own=G" in allowed:
+        if not 0 <= own_power(norm) <= 1:
+            raise ValueError(f"{name}: norm={norm} needs a number from 0 to 1: write norm=own=0.3, or norm=own for 0")
     elif norm not in allowed:
         words = ", ".join("k2=N" if each == "k2" else each for each in allowed)
         raise ValueError(f"{name}: norm={norm} is unknown; allowed: {words}")
@@ -47,13 +58,19 @@ def check_norm_fits(name: str, norm: str, spec: RouterSpec) -> None:
 def by_norm(
     norm: str, step: Step, ids_TK: Tensor, live_TK: Tensor | None = None, mass_T1: Tensor | None = None
 ) -> Tensor:
-    """float32 [T, K]: the weights of given ids by one of `BY_RULE`; slots that are not live weigh 0.
+    """float32 [T, K]: the weights of given ids by one of `BY_RULE`; slots that are not live weigh 0. Or by `own=G`, of
+    the row's own ids.
 
     mass_T1: for norm=model, what a row's weights shall sum to where the router does not renormalise a softmax.
     """
     if norm == "model":
         # The NaN: of a row's live experts none has a logit above -inf, so the row gets nothing from them.
         return weigh(step.logits_TE, ids_TK, step.spec, mass_T1, live_TK).nan_to_num(0.0)
+    if norm.startswith("own"):
+        assert live_TK is not None
+        left_TK = step.own.weights.double().where(live_TK, 0.0)
+        whole_T1, left_T1 = (w.sum(-1, keepdim=True).clamp(min=1e-20) for w in (step.own.weights.double(), left_TK))
+        return (left_TK * (whole_T1 / left_T1) ** own_power(norm)).float()
     score_TE = scores(step.logits_TE, step.spec)
     reference = step.own.ids if norm == "mass" else step.best(_wide(norm))
     mass_T1 = score_TE.gather(-1, reference).sum(-1, keepdim=True).clamp(min=1e-20)
@@ -65,6 +82,14 @@ def by_norm(
         total = total * spec.expert_scale.float()[ids_TK]
     share_TK = score_TE.gather(-1, ids_TK) / mass_T1 * total
     return share_TK if live_TK is None else share_TK.where(live_TK, 0.0)
+
+
+def own_power(norm: str) -> float:
+    """G of `own=G`; NaN if that is no number."""
+    try:
+        return float(norm.partition("=")[2] or 0)
+    except ValueError:
+        return float("nan")
 
 
 def _wide(norm: str) -> int:

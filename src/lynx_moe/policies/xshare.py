@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lynx_moe.kernels.gpu import Vote
 from lynx_moe.policies.amounts import check_kept, check_rank, check_rank_fits, check_share, resolve
 from lynx_moe.policies.spread import Spread
 from lynx_moe.policies.step import Step
@@ -45,6 +46,9 @@ class XShare(Spread):
         check_rank_fits(self.name, "k0", self.k0, spec)
         knob = "budget" if self.alpha is None else "alpha"
         check_kept(self.name, knob, resolve(self.budget, self.alpha, spec), spec)
+
+    def vote(self, spec: RouterSpec) -> Vote:
+        return Vote(rule="scores", number=resolve(self.budget, self.alpha, spec), pinned=self.k0)
 
     def keep(self, step: Step) -> Tensor:
         score_TE = scores(step.logits_TE, step.spec)

@@ -27,7 +27,7 @@ def train(
     """Train models from nothing, or go on with interrupted runs; expect 20 to 30 minutes of a core for each."""
     from lynx_moe.testbed.families import FAMILIES
 
-    wanted = {name: _family(name) for name in names or FAMILIES if names or not (out / name / "scores.json").is_file()}
+    wanted = {name: _family(name) for name in names or FAMILIES if names or not _finished(out / name)}
     wanted = wanted if tokens is None else {name: replace(row, num_tokens=tokens) for name, row in wanted.items()}
     total = sum(family.num_tokens for family in wanted.values())
     typer.echo(
@@ -37,6 +37,11 @@ def train(
         typer.echo(f"training {name}")
         _train_one(name, family, out, workers)
         write_summary(out)
+
+
+def _finished(folder: Path) -> bool:
+    """Whether weights and card lie there; the twins' cards are shipped alone."""
+    return (folder / "scores.json").is_file() and (folder / "model.safetensors").is_file()
 
 
 def _train_one(name: str, family: "Family", out: Path, workers: int) -> None:

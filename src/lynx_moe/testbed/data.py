@@ -53,6 +53,10 @@ class Batch:
         part = slice(worker, None, num_workers)
         return Batch(self.ids_BL[part], self.positions_BL[part], self.learn_BL[part])
 
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on `device`."""
+        return Batch(self.ids_BL.to(device), self.positions_BL.to(device), self.learn_BL.to(device))
+
 
 def encode_item(item: Item, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], int]:
     """Tokens `<bos> prompt answer <eos>`, and how many of them come before the answer."""

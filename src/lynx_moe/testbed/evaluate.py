@@ -34,7 +34,7 @@ def exact_match(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, item
     encoded = [encode_item(item, tokenizer) for item in items]
     right: list[bool] = []
     for ids_BL in padded([ids for ids, _ in encoded], tokenizer.pad_token_id):
-        best_BL = model(input_ids=ids_BL, use_cache=False).logits[:, :-1].argmax(-1)
+        best_BL = model(input_ids=ids_BL.to(model.device), use_cache=False).logits[:, :-1].argmax(-1).cpu()
         for row, best in zip(ids_BL, best_BL, strict=True):
             ids, given = encoded[len(right)]
             right.append(torch.equal(best[given - 1 : len(ids) - 1], row[given : len(ids)]))

@@ -59,14 +59,14 @@ def rate(step: int, num_steps: int) -> float:
 class Run:
     """One training run: model, optimizer and the step reached. `work` holds its checkpoint and `log.jsonl`."""
 
-    def __init__(self, family: Family, tokenizer: PreTrainedTokenizerFast, work: Path) -> None:
+    def __init__(self, family: Family, tokenizer: PreTrainedTokenizerFast, work: Path, device: str = "cpu") -> None:
         work.mkdir(parents=True, exist_ok=True)
         self.family, self.work, self.step = family, work, 0
-        self.model = build_model(family, tokenizer)
+        self.model = build_model(family, tokenizer).to(device)
         self.optimizers = make_optimizers(self.model, family)
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         if (work / "checkpoint.pt").is_file():
-            state = torch.load(work / "checkpoint.pt", weights_only=True)
+            state = torch.load(work / "checkpoint.pt", weights_only=True, map_location=device)
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
@@ -83,7 +83,7 @@ class Run:
         """One optimizer step on this worker's share of the rows; returns its mean loss and balancing loss."""
         batch = packer.batch(self.step)
         total = int(batch.learn_BL[:, 1:].sum())
-        share = batch.rows(worker, num_workers)
+        share = batch.rows(worker, num_workers).to(self.model.device)
         nats, balance, loads = losses(self.model, share, self.family)
         torch.autograd.backward(nats / total + self.family.balance_coef * balance / num_workers)
         if num_workers > 1:
@@ -125,7 +125,7 @@ def work_through(
     if num_workers > 1:
         meeting = f"file://{(work / 'rendezvous').resolve()}-{os.getppid()}"
         distributed.init_process_group("gloo", init_method=meeting, rank=worker, world_size=num_workers)
-    run = Run(family, tokenizer, work)
+    run = Run(family, tokenizer, work, device="cuda" if torch.cuda.is_available() and num_workers == 1 else "cpu")
     packer = Packer(tokenizer, encode_texts(tokenizer, work / TEXTS), family)
     last = family.num_steps if stop_after is None else min(family.num_steps, run.step + stop_after)
     items = {task: test_items(task, EVALUATE_ITEMS, seed=1) for task in TASKS}
@@ -163,7 +163,8 @@ def train(
     """Train to the end of the budget, or for `stop_after` steps more; returns the model in float32.
 
     A run that finds a checkpoint in `work` continues it and ends with the same weights as one that never stopped.
-    Each worker is a process with one thread and takes every `num_workers`-th row of each batch.
+    Each worker is a process with one thread and takes every `num_workers`-th row of each batch. A single worker uses
+    the GPU if there is one.
     """
     arguments = (num_workers, family, tokenizer, work, stop_after)
     work.mkdir(parents=True, exist_ok=True)

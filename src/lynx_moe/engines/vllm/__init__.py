@@ -1,13 +1,13 @@
 """vLLM: a plugin that decides between the router and the expert kernels of every MoE layer.
 
-Inert unless the engine is started with `additional_config={"lynx_moe": {"policy": "lynx:alpha=3,beta=2"}}`. The three
+Inert unless the engine is started with `additional_config={"lynx_moe": {"policy": "lynx:alpha=3,beta=2"}}`. The
 functions here reach the engine of this process (VLLM_ENABLE_V1_MULTIPROCESSING=0); elsewhere the same is there as
 `llm.collective_rpc("lynx_stats")`, `"lynx_reset_stats"` and `"lynx_policy"`, and as `switch(llm, spec)`.
 """
 
 from typing import Any
 
-from lynx_moe.control.guard import GuardOptions
+from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.metrics import LayerStats, Stats, Tally
 from lynx_moe.engines.recorder import Recorder
 from lynx_moe.engines.vllm.control import Refused, switch, switch_async
@@ -71,7 +71,7 @@ def set_policy(spec: str) -> str:
 
 
 def set_guard(options: dict[str, Any] | None) -> None:
-    """Guards the policy from the next step on, with the options of `control.guard.GuardOptions`; None ends it.
+    """Guards the policy from the next step on, with the options of `control.options.GuardOptions`; None ends it.
 
     Raises ValueError for a bad option, and where CUDA graphs have recorded the policy.
     """

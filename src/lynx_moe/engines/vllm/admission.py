@@ -12,8 +12,10 @@ from typing import Any
 
 from lynx_moe.engines.vllm.options import EXACT, KEY, Options, asked, has_graphs, model_shape
 from lynx_moe.policies import make_policy
+from lynx_moe.policies.trial import tried
 from lynx_moe.routing import RouterSpec
 
+LONGEST = 300  # characters of a wish
 STATE = "_lynx_moe_admission"  # attribute of AsyncLLM and LLMEngine
 
 
@@ -27,13 +29,16 @@ class Admission:
         self.recorded = options.make_policy().for_model(self.shape).spec if has_graphs(vllm_config) else None
         self.arriving: Counter[str] = Counter()
         self.running: dict[str, str] = {}
+        self.tried: set[str] = set()
 
     def check(self, wish: Any) -> str | None:
         """The spec that a request brings of its own; None if it asks by name. Raises ValueError for what it may not
         have; the message says what is allowed."""
         named = self.options.named
         if not isinstance(wish, str):
-            raise ValueError(f"{KEY}: {wish!r} must be a string; {self._allowed()}")
+            raise ValueError(f"{KEY}: {repr(wish)[:50]} must be a string; {self._allowed()}")
+        if len(wish) > LONGEST:
+            raise ValueError(f"{KEY}: {wish[:20]!r}... is longer than {LONGEST} characters; {self._allowed()}")
         if wish == EXACT or named.get(wish, wish) is None:
             return None
         try:
@@ -41,6 +46,9 @@ class Admission:
             if wish not in named and policy.calibration_file is not None:
                 raise ValueError("only the operator's presets may name files")
             policy.check(self.router)
+            if wish not in named and policy.spec not in self.tried:
+                tried(policy, self.router)
+                self.tried = {*self.tried, policy.spec} if len(self.tried) < 64 else {policy.spec}
         except ValueError as error:
             raise ValueError(f"{KEY}: {wish!r}: {error}; {self._allowed()}") from None
         spec = None if policy.is_identity or wish in named else policy.spec

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,8 +62,6 @@ def _make(kind: str, name: str, meaning: str, labels: tuple[str, ...]) -> Any:
 def expose() -> None:
     """Makes the directory that the workers will write to, unless a parent process has, and gives out what is in it:
     in prometheus_client's own registry, and in the one that vLLM makes where several API servers run."""
-    import sys
-
     from prometheus_client import REGISTRY
 
     global _directory

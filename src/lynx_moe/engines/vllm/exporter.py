@@ -83,7 +83,7 @@ def samples(plan: Plan) -> list[Sample]:
     reached = sum(layer.name not in plan.bypassed for layer in plan.layers)
     found += [("lynx_moe_layers", ["policy"], reached), ("lynx_moe_layers", ["own"], len(plan.bypassed))]
     found += [("lynx_moe_policy_changes", [by], count) for by, count in plan.policy_changes.items()]
-    state = plan.watch.state() if plan.watch is not None else None
+    state = None if plan.watch is None else plan.watch.state()
     asked = plan.policy.spec if state is None else state["rungs"][0]
     found.append(("lynx_moe_policy_info", [plan.policy.spec, asked], 1))
     found.append(("lynx_moe_guard_enabled", [], int(state is not None)))

@@ -63,6 +63,8 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
     labels = exporter.labels_of(vllm_config)
     if labels is not None:
         exporter.start(plan, labels)
+    for reason in plan.without_kernel():
+        logger.warning("%s: decisions in plain torch, many times slower than the GPU kernels: %s", KEY, reason)
     logger.info(
         "%s: policy %s on %d MoE layers of %s", KEY, plan.policy.spec, len(plan.layers), vllm_config.model_config.model
     )
@@ -181,5 +183,6 @@ def _dummy_run(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: 
     plan: Plan | None = getattr(runner.get_model(), PLAN, None)
     if plan is not None:
         plan.rows.idle()
+        plan.requests.step = []
         plan.begin_step()
     return original(runner, *args, **kwargs)

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from lynx_moe.control.guard import GuardOptions
+from lynx_moe.control.options import GuardOptions
+from lynx_moe.engines.vllm.versions import SUPPORTED, experts_per_token
 from lynx_moe.policies import POLICIES, ModelShape, Policy, make_policy
 
 KEY = "lynx_moe"
 TESTED = "0.32.0"
-OLDEST, NEWEST = (0, 32), (0, 33)
 EXACT = "exact"  # what a request says that must not be remapped
 BALANCED = "balanced"  # the server's policy, unless the operator gives it another meaning
 FAST = "priced:price=0.1"  # one price means the same on every model
@@ -26,7 +26,7 @@ class Options:
     stats      count distinct experts (a few tensor operations per layer and step).
     log_every  seconds between log lines; 0: none.
     metrics_every  seconds between the numbers for /metrics; 0: none.
-    guard      the quality guard's options (`control/guard.py`), a dictionary in JSON; None: no guard.
+    guard      the quality guard's options (`control/options.py`), a dictionary in JSON; None: no guard.
     presets    name -> spec: what requests may ask for by name, besides "exact", "balanced" and "fast".
     max_policies  how many specs of their own the running requests may bring at a time; 0: names only.
     """
@@ -103,10 +103,11 @@ def check_engine(vllm_config: Any) -> None:
     from vllm import envs
 
     version = tuple(int(part) for part in vllm.__version_tuple__[:2])
-    if not OLDEST <= version <= NEWEST:
+    if version not in SUPPORTED:
+        supported = ", ".join(".".join(map(str, one)) for one in SUPPORTED)
         raise ValueError(
-            f"{KEY}: vLLM {vllm.__version__} is not supported; supported: {_dotted(OLDEST)} to {_dotted(NEWEST)} "
-            f"(tested: {TESTED}). Install one of these, or start without additional_config[{KEY!r}]"
+            f"{KEY}: vLLM {vllm.__version__} is not supported; supported: {supported} (tested: {TESTED}). "
+            f"Install one of these, or start without additional_config[{KEY!r}]"
         )
     parallel, cache = vllm_config.parallel_config, vllm_config.cache_config
     drafts = getattr(vllm_config.speculative_config, "method", None)
@@ -152,10 +153,6 @@ def model_shape(model_config: Any) -> ModelShape:
         model_type=model_config.hf_text_config.model_type,
         num_layers=model_config.get_total_num_hidden_layers(),
         num_experts=model_config.get_num_experts(),
-        top_k=model_config.get_num_experts_per_tok(),
+        top_k=experts_per_token(model_config),
         name=str(model_config.model),
     )
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))

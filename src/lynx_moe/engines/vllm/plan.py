@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lynx_moe.control.guard import GuardOptions
+from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.layers import Layer, fitted
 from lynx_moe.engines.metrics import KINDS, Counters, HostCounters, Kind, Stats, layer_stats
 from lynx_moe.engines.recorder import Recorder
@@ -22,6 +22,7 @@ from lynx_moe.engines.vllm.rows import StepRows
 from lynx_moe.engines.vllm.watch import Watch
 from lynx_moe.policies import ModelShape, Policy, make_policy
 from lynx_moe.policies.groups import decide_groups
+from lynx_moe.policies.trial import tried
 from lynx_moe.routing import Routing
 
 _active: list["Plan"] = []
@@ -65,33 +66,34 @@ class Plan:
         policy = make_policy(spec).for_model(self.shape)
         return policy, fitted(policy, self.layers, self.shape.name, self.device)
 
-    def check(self, spec: str) -> str:
-        """The full spec string of what `set_policy` would switch to. Raises ValueError as it would, and changes
-        nothing; Recorded is the one that no other spec would mend."""
-        full = self.fit(spec)[0].spec
+    def check(self, spec: str) -> tuple[Policy, list[Policy]]:
+        """What `set_policy` would switch to. Raises ValueError as it would, and changes nothing; Recorded is the one
+        that no other spec would mend."""
+        policy, by_layer = self.fit(spec)
+        if by_layer and self.device.type == "cpu":
+            tried(by_layer[0], self.layers[0].spec)
         if self.graphs:
             raise Recorded(
                 f"cannot switch to {spec!r}: CUDA graphs have recorded {self.policy.spec!r}; "
                 "start the engine with enforce_eager=True, or build one engine per policy"
             )
-        return full
+        return policy, by_layer
 
     def set_policy(self, spec: str) -> str:
-        self.check(spec)
-        policy, self.by_layer = self.fit(spec)
-        self.policy = policy
+        self.policy, self.by_layer = self.check(spec)
         self.policy_changes["operator"] += 1
         if self.watch is not None:
-            self.watch.restart()
-        cache.switched(policy.is_identity)
-        return policy.spec
+            self.watch.restart(self.policy)
+        cache.switched(self.policy.is_identity)
+        return self.policy.spec
 
     def set_guard(self, options: GuardOptions | None) -> None:
         """Guards the policy from the next step on; None ends it. Raises ValueError where CUDA graphs have recorded the
         policy, and for a ladder that does not fit the layers."""
+        watch = Watch(options, self) if options is not None and self.layers else None
         if self.watch is not None:
-            self.watch.end()
-        self.watch = Watch(options, self) if options is not None and self.layers else None
+            self.policy, self.by_layer = self.watch.ladder[0]
+        self.watch = watch
 
     def describe(self) -> dict[str, Any]:
         """The server's policy, what requests may ask for by name, and whether the policy can be switched."""
@@ -117,13 +119,14 @@ class Plan:
     ) -> Routing | None:
         """The final routing of one layer, or None where it is the model's own.
 
-        On the CPU a step in which nothing can change is left at once. On a GPU a CUDA graph records what happens here:
-        only the persistent masks tell steps apart.
+        A step in which nothing can change is left at once. CUDA graphs record what happens here in idle runs: when
+        they are replayed, only the persistent masks tell steps apart.
         """
         rows, step = self.rows, self.requests.step
         policies = [policy for policy, _ in step] or [self.policy]
-        acts = rows.kind.acts or (rows.kind is Kind.SINGLE and any(policy.token_level for policy in policies))
-        if not logits_TE.is_cuda and not acts:
+        recorded = self.graphs and rows.kind is Kind.IDLE
+        alone = rows.kind is Kind.SINGLE and any(policy.token_level for policy in policies)
+        if not (rows.kind.acts or recorded or alone):
             return None
         watch = self.watch if self.watch is not None and self.watch.wants(layer) else None
         idle = all(policy.is_identity for policy in policies) or not (logits_TE.is_cuda or rows.num_decode_rows)
@@ -131,7 +134,7 @@ class Plan:
             return None
         start = time.perf_counter()
         spec, masks = self.layers[layer].spec, rows.masks(len(ids_TK))
-        own = Routing(ids_TK.long(), weights_TK)
+        own = Routing(ids_TK, weights_TK)
         if self.recorder is not None:
             self.recorder.add(layer, logits_TE, own, masks)
         valid_T = masks.valid if masks else None
@@ -150,6 +153,13 @@ class Plan:
         if watch is not None:
             watch.see(layer, logits_TE, own, final, hidden_TH)
         return None if final is own else final
+
+    def without_kernel(self) -> list[str]:
+        """Where decisions take the plain-torch definition although a GPU has kernels, each reason once."""
+        if self.device.type != "cuda":
+            return []
+        reasons = (policy.without_kernel(layer.spec) for policy, layer in zip(self.by_layer, self.layers, strict=True))
+        return sorted({reason for reason in reasons if reason})
 
     def record(self, max_bytes: int) -> Recorder:
         """From the next step on, keep the router logits of steps that reach the policy, until `recorder` is None."""
@@ -176,6 +186,7 @@ class Plan:
             layers=tuple(layer for layer in counted if layer.name not in self.bypassed),
             bypassed_layers=dict(self.bypassed),
             decision_us=1e6 * self.decision_seconds / self.decisions if timed else None,
+            guard=None if self.watch is None else self.watch.state(),
         )
 
     def log_line(self) -> str | None:

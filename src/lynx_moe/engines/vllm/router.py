@@ -12,6 +12,7 @@ from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.platforms import current_platform
 
 from lynx_moe.engines.vllm import op
+from lynx_moe.engines.vllm.versions import image_bias
 
 
 class LynxRouter(BaseRouter):  # type: ignore[misc]
@@ -21,8 +22,7 @@ class LynxRouter(BaseRouter):  # type: ignore[misc]
         super().__init__(top_k=inner.top_k, global_num_experts=inner.global_num_experts, eplb_state=inner.eplb_state)
         self.inner = inner
         self.layer = layer
-        self.bias_vl = inner.bias_vl
-        self.image_sentinel_lo = inner.image_sentinel_lo
+        self.bias_vl, self.image_sentinel_lo = image_bias(inner)
 
     @property
     def routing_method_type(self) -> RoutingMethodType:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from lynx_moe.engines.vllm.versions import image_bias
 from lynx_moe.routing import RouterSpec
 
 # Routing functions that models bring along: (module, qualified name) -> their rule; `renormalize` is the router's where
@@ -46,7 +47,7 @@ def spec_of(router: Any, num_experts: int) -> RouterSpec:
         raise Bypass("experts are chosen by token id (hash routing), not by logits")
     if getattr(router, "num_fused_shared_experts", 0):
         raise Bypass("shared experts are fused into the routed ones")
-    if router.bias_vl is not None:
+    if image_bias(router)[0] is not None:
         raise Bypass("image tokens have a selection bias of their own")
     try:
         return RouterSpec(num_experts=num_experts, top_k=router.top_k, **read(router))

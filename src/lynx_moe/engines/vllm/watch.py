@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lynx_moe.control.guard import Change, Guard, GuardOptions
+from lynx_moe.control.guard import Change, Guard
 from lynx_moe.control.loss import mass_lost, output_error
+from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.late import Late
 from lynx_moe.engines.layers import fitted
 from lynx_moe.engines.vllm.shadow import block_output, same_on_all_ranks
+from lynx_moe.policies import Policy
 from lynx_moe.routing import Routing, Rows
 
 if TYPE_CHECKING:
@@ -44,19 +46,15 @@ class Watch:
         self.guard = Guard(options, 1)
         self.taken: list[tuple[str, Tensor]] = []  # of this step: the figure, at this rung and the one above
         self.travelling: deque[tuple[int, str, Late]] = deque()  # the step at which a sample is acted on
-        self.restart()
+        self.restart(plan.policy if plan.watch is None else plan.watch.ladder[0][0])
 
-    def restart(self) -> None:
-        """The plan's policy is the one that is asked for: rung 0 of a new ladder."""
+    def restart(self, asked: Policy) -> None:
+        """A new ladder, whose rung 0 is the policy that is asked for."""
         plan = self.plan
-        rungs = [rung.for_model(plan.shape) for rung in self.options.rungs(plan.policy, plan.layers[0].spec)]
+        rungs = [rung.for_model(plan.shape) for rung in self.options.rungs(asked, plan.layers[0].spec)]
         self.ladder = [(rung, fitted(rung, plan.layers, plan.shape.name, plan.device)) for rung in rungs]
         self.guard.climb(len(self.ladder))
         self._forget()
-
-    def end(self) -> None:
-        """Puts the policy that was asked for back."""
-        self.plan.policy, self.plan.by_layer = self.ladder[0]
 
     def state(self) -> dict[str, Any]:
         """Where the guard stands, in plain numbers; the figures are running means of this rung and the one above."""

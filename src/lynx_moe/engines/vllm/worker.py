@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lynx_moe.control.guard import GuardOptions
+from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.vllm import control
 from lynx_moe.engines.vllm.plan import Recorded, active
 
@@ -32,6 +32,6 @@ class WorkerExtension:
     def lynx_check_policy(self, spec: str) -> dict[str, Any]:
         """{"policy": full spec} if `lynx_set_policy` would succeed, else {"error": reason, "status": HTTP status}."""
         try:
-            return {"policy": active().check(spec)}
+            return {"policy": active().check(spec)[0].spec}
         except ValueError as error:
             return {"error": str(error), "status": control.CONFLICT if isinstance(error, Recorded) else control.BAD}

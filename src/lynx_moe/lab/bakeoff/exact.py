@@ -7,6 +7,7 @@ import numpy as np
 
 from lynx_moe.lab import evaluation
 from lynx_moe.lab.bakeoff.fronts import pareto
+from lynx_moe.lab.bakeoff.grids import ORACLE
 from lynx_moe.lab.bakeoff.measure import of_cell
 
 Line = dict[str, Any]
@@ -18,7 +19,7 @@ def best(whole: Line, concurrency: int) -> list[str]:
     sizes, mixes = whole["settings"]["batch_sizes"], whole["settings"]["mixes"]
     size = min(sizes, key=lambda one: abs(one - concurrency))
     cell = of_cell(whole, "tune", size, "mixed" if "mixed" in mixes else mixes[0])
-    cell = [line for line in cell if line["policy"] != "random" and line["after"] < line["before"]]
+    cell = [line for line in cell if line["policy"] not in ("random", ORACLE) and line["after"] < line["before"]]
     kept, kl = (np.array(column) for column in zip(*((o["after"] / o["before"], o["kl"]) for o in cell), strict=True))
     return [cell[place]["spec"] for place in pareto(kept, np.log(np.maximum(kl, 1e-7)))]
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lynx_moe.lab.bakeoff.fronts import FRACTIONS, fronts, ratios
-from lynx_moe.lab.bakeoff.grids import is_published, needs_calibration, short
+from lynx_moe.lab.bakeoff.grids import ORACLE, is_published, short
 from lynx_moe.lab.bakeoff.measure import tested
+from lynx_moe.policies import DEFAULT
 
 Line = dict[str, Any]
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # title, head, rows
@@ -16,28 +17,31 @@ def front_tables(whole: Line) -> list[Table]:
     """A table per cell: the lowest KL of each method at each share of experts, millinats."""
     found = fronts(tested(whole))
     tables = []
-    for size, mix in dict.fromkeys((one["batch_size"], one["mix"]) for one in found):
-        mine = [one for one in found if (one["batch_size"], one["mix"]) == (size, mix)]
+    for mine in _cells(found):
         rows = [(one["method"], *(_kl(at) for at in one["at"].values())) for one in mine]
-        tables.append((name_of(size, mix), ("method", *SHARES), rows))
+        tables.append((name_of(mine[0]["batch_size"], mine[0]["mix"]), ("method", *SHARES), rows))
     return tables
 
 
-def best_table(whole: Line, ours: str | None = None) -> Table:
-    """The lowest KL of published methods that need no calibration, by cell; with `ours`, how that compares."""
+def comparisons(whole: Line, ours: str = DEFAULT) -> list[Table]:
+    """`ours` against the best published method that needs no calibration, calibrated against calibrated, and beside the
+    oracle, as far as the record has them; the best published methods alone where it lacks `ours`."""
     found = fronts(tested(whole))
-    rivals = [name for name in dict.fromkeys(one["policy"] for one in found)
-              if is_published(name) and not needs_calibration(name)]  # fmt: skip
-    rows = []
-    for size, mix in dict.fromkeys((one["batch_size"], one["mix"]) for one in found):
-        cell = [one for one in found if (one["batch_size"], one["mix"]) == (size, mix)]
-        if ours is None:
-            rows.append((name_of(size, mix), *(_best(cell, rivals, fraction) for fraction in FRACTIONS)))
-            continue
-        against = {row["fraction"]: row for row in ratios(cell, ours, rivals)}
-        rows.append((name_of(size, mix), *(_ratio(against.get(fraction)) for fraction in FRACTIONS)))
-    title = "Best published method without calibration" + (f", against {ours}" if ours else "")
-    return title, ("batches", *SHARES), rows
+    tables = []
+    for words, calibrated in (("without calibration", False), ("with calibration", True)):
+        group = [one for one in found if one["calibrated"] == calibrated]
+        rivals = [name for name in dict.fromkeys(one["policy"] for one in group) if is_published(name) and name != ours]
+        if rivals and any(one["policy"] == ours for one in group):
+            title = f"KL of {ours}, as a share of the best published method's, both {words}"
+            tables.append((title, ("batches", *SHARES), _against(group, ours, rivals)))
+        elif rivals:
+            title = f"Best published method {words}, KL in millinats"
+            tables.append((title, ("batches", *SHARES), [_best_row(cell, rivals) for cell in _cells(group)]))
+    free = [one for one in found if not one["calibrated"]]
+    if {ours, ORACLE} <= {one["policy"] for one in free}:
+        title = f"KL of {ours} without calibration, as a multiple of the oracle's"
+        tables.append((title, ("batches", *SHARES), _against(free, ours, [ORACLE])))
+    return tables
 
 
 def settings_table(whole: Line) -> Table:
@@ -68,6 +72,24 @@ def name_of(size: int, mix: str) -> str:
     return f"batch {size}, {'one group' if mix == 'one' else 'mixed'}"
 
 
+def _cells(found: Sequence[Line]) -> list[list[Line]]:
+    cells = dict.fromkeys((one["batch_size"], one["mix"]) for one in found)
+    return [[one for one in found if (one["batch_size"], one["mix"]) == cell] for cell in cells]
+
+
+def _against(group: Sequence[Line], ours: str, rivals: Sequence[str]) -> list[tuple[str, ...]]:
+    rows = []
+    for cell in _cells(group):
+        at = {row["fraction"]: row for row in ratios(cell, ours, rivals)}
+        name = name_of(cell[0]["batch_size"], cell[0]["mix"])
+        rows.append((name, *(_ratio(at.get(fraction), ORACLE not in rivals) for fraction in FRACTIONS)))
+    return rows
+
+
+def _best_row(cell: Sequence[Line], rivals: Sequence[str]) -> tuple[str, ...]:
+    return (name_of(cell[0]["batch_size"], cell[0]["mix"]), *(_best(cell, rivals, fraction) for fraction in FRACTIONS))
+
+
 def _best(cell: Sequence[Line], rivals: Sequence[str], fraction: float) -> str:
     reach = [one for one in cell if one["policy"] in rivals and one["at"][fraction]]
     if not reach:
@@ -83,11 +105,11 @@ def _kl(at: Line | None) -> str:
     return f"{_digits(1000 * at['kl'])} [{low}, {high}]"
 
 
-def _ratio(row: Line | None) -> str:
+def _ratio(row: Line | None, named: bool) -> str:
     if row is None:
         return "-"
     low, high = row["ratio_interval"]
-    return f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}] of {row['best']}"
+    return f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}]" + (f" {row['best']}" if named else "")
 
 
 def _digits(value: float) -> str:

@@ -33,8 +33,9 @@ def lowest(kept: np.ndarray, log_kl: np.ndarray, fractions: Sequence[float]) -> 
 
 
 def fronts(lines: Iterable[Line], fractions: Sequence[float] = FRACTIONS) -> list[Line]:
-    """A line per cell and method: `settings` on the front (spec, kept, kl), and `at`: for each fraction the lowest KL,
-    in nats, with its interval (None where no setting keeps so few), and `draws` of its logarithm, [R, F]."""
+    """A line per cell and method: `calibrated`, whether it reads a calibration; `settings` on the front (spec, kept,
+    kl); `at`: for each fraction the lowest KL, in nats, with its interval (None where no setting keeps so few), and
+    `draws` of its logarithm, [R, F]."""
     found = []
     for (batch_size, mix), cell in _grouped(lines, "batch_size", "mix").items():
         mean_S, draw_SR = _kl(cell)
@@ -49,6 +50,7 @@ def fronts(lines: Iterable[Line], fractions: Sequence[float] = FRACTIONS) -> lis
             draws = np.array([lowest(kept_S[mine], log_kl, fractions) for log_kl in draw_SR[mine].T])
             middle = lowest(kept_S[mine], mean_S[mine], fractions)
             found.append({"batch_size": batch_size, "mix": mix, "method": method, "policy": cell[mine[0]]["policy"],
+                          "calibrated": "data=" in cell[mine[0]]["spec"],
                           "settings": [{"spec": cell[n]["spec"], "kept": kept_S[n], "kl": cell[n]["kl"],
                                         "kl_interval": cell[n]["kl_interval"], "agree": cell[n]["agree"]} for n in on],
                           "at": {f: _at(*value) for f, value in zip(fractions, zip(middle, draws.T, strict=True),

@@ -4,13 +4,15 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import product
 from typing import NamedTuple
 
-from lynx_moe.policies import POLICIES, knobs, make_policy
+from lynx_moe.policies import POLICIES, Policy, knobs, make_policy
 from lynx_moe.policies.calibrated import Calibrated
 from lynx_moe.routing import RouterSpec
 
 NORMS = ("model", "mass")
 DEPTHS = (0.12, 0.25, 0.5, 1.0, 2.0, 4.0)  # of lynx' last bin, in nats below the favourite: alpha = beta / depth
 BUDGETS = 6
+PRICES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
+ORACLE = "oracle"  # no policy: it sees the experts' outputs (`oracle.py`)
 
 
 def over(text: str, *values: Iterable[object]) -> list[str]:
@@ -25,7 +27,7 @@ def budgets(num_experts: int, least: int) -> list[int]:
 
 
 GRIDS: dict[str, Callable[[int, int], Sequence[str]]] = {
-    "priced": lambda e, k: over("priced:price={}", (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)),
+    "priced": lambda e, k: over("priced:price={}", PRICES),
     "lynx": lambda e, k: ["lynx", *(f"lynx:alpha={b / d:g},beta={b}" for b in (1, 2, 4) for d in DEPTHS)],
     "lynx-v1": lambda e, k: ["lynx-v1", *over("lynx-v1:num_keep={}", budgets(e, k)),
                              *over("lynx-v1:mode=confidence,threshold={}", (0.2, 0.5, 0.8))],
@@ -57,13 +59,13 @@ def settings(
     that can do without is tried both ways.
     Raises ValueError for a policy without a grid, and where nothing is left.
     """
-    missing = sorted(set(names) - set(GRIDS))
+    missing = sorted(set(names) - {*GRIDS, ORACLE})
     if missing:
         raise ValueError(
             f"no grid of {', '.join(missing)}; there are grids of {', '.join(GRIDS)} (lab/bakeoff/grids.py)"
         )
-    found = []
-    for name in names or GRIDS:
+    found = [] if names and ORACLE not in names else [Setting(ORACLE, f"{ORACLE}:price={price}") for price in PRICES]
+    for name in [name for name in names if name != ORACLE] or ([] if names else GRIDS):
         if needs_calibration(name) and calibration is None:
             continue
         for norm in norms:
@@ -81,13 +83,13 @@ def settings(
 
 
 def needs_calibration(name: str) -> bool:
-    policy = POLICIES[name]
+    policy = POLICIES.get(name, Policy)
     return issubclass(policy, Calibrated) and not policy.optional
 
 
 def is_published(name: str) -> bool:
     """Of a paper, a release or a pull request: neither a control, nor the baseline, nor our own."""
-    return POLICIES[name].source not in ("-", "lynx-moe")
+    return name in POLICIES and POLICIES[name].source not in ("-", "lynx-moe")
 
 
 def short(spec: str) -> str:

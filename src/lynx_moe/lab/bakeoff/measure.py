@@ -15,8 +15,9 @@ from lynx_moe.engines.transformers import apply
 from lynx_moe.lab import fidelity, lines
 from lynx_moe.lab.bakeoff.cost import costs
 from lynx_moe.lab.bakeoff.fronts import fronts
-from lynx_moe.lab.bakeoff.grids import NORMS, Setting, needs_calibration, settings
-from lynx_moe.lab.bakeoff.together import together
+from lynx_moe.lab.bakeoff.grids import NORMS, ORACLE, Setting, needs_calibration, settings
+from lynx_moe.lab.bakeoff.oracle import Oracle
+from lynx_moe.lab.bakeoff.together import Loads, together
 from lynx_moe.lab.documents import MIXES, Batch, batches
 from lynx_moe.lab.lockstep import Effect, decode_together
 from lynx_moe.testbed.tasks import TASKS
@@ -73,6 +74,9 @@ def measure(
     advance("loading the model")
     model, tokenizer, (plain,) = fidelity.open_model(given.of("tune"), ["vanilla"])
     grid = settings(plain.layers[0].spec, names, given.norms, given.calibration)
+    if not names and (reason := unseen(model)):
+        advance(f"without the oracle: {reason}")
+        grid = [setting for setting in grid if setting.method != ORACLE]
     cells = [(split, size, mix) for split in SPLITS for size in given.batch_sizes for mix in given.mixes]
     found = {split: fidelity.documents(given.of(split), tokenizer) for split in SPLITS}
     for number, (split, size, mix) in enumerate(cells, 1):
@@ -87,7 +91,7 @@ def measure(
         whole["results"] += cell(model, plain.shape, cut, missing, {"split": split, "batch_size": size, "mix": mix})
         lines.save(whole, path)
     timed = {line["policy"] for line in whole["results"] if line["kind"] == "cost"}
-    if missing := [one for one in grid if one.method not in timed and " " not in one.method]:
+    if missing := [one for one in grid if one.method not in {ORACLE, *timed} and " " not in one.method]:
         advance("timing the decisions")
         size = min(16, len(found["tune"]))
         whole["results"] += costs(model, batches(found["tune"], size, "mixed", given.seed)[-1], missing)
@@ -100,18 +104,39 @@ def cell(model: Any, shape: Any, cut: Sequence[Batch], wanted: Sequence[Setting]
     rows = min(ROWS, LOGITS // model.config.get_text_config().vocab_size)
     size = max(1, rows // len(cut[0].members) - 1)
     found = []
-    for start in range(0, len(wanted), size):
-        part = wanted[start : start + size]
-        policy = together([setting.spec for setting in part])
-        run = apply(model, policy)
+    oracles = [setting for setting in wanted if setting.method == ORACLE]
+    others = [setting for setting in wanted if setting.method != ORACLE]
+    for part in [group[start : start + size] for group in (others, oracles) for start in range(0, len(group), size)]:
+        run, counted = (seer if part[0].method == ORACLE else deciders)(model, part)
         effects: list[list[Effect]] = [decode_together(model, batch, run, len(part) + 1) for batch in cut]
-        loads = policy.loads.means()[1:]
+        loads = counted.means()[1:]
         for setting, effect, (before, after) in zip(part, zip(*effects, strict=True), loads, strict=True):
             name = setting.method.partition(" ")[0]
             line = {"kind": "bakeoff", **about, "policy": name, "method": setting.method, "spec": setting.spec}
             line |= {"calibrated": needs_calibration(name), "before": before, "after": after}
             found.append(line | fidelity.summary(cut, effect, ("kl", "agree")))
     return found
+
+
+def deciders(model: Any, part: Sequence[Setting]) -> tuple[Any, Loads]:
+    """What acts in a forward for these settings of policies, and where it counts."""
+    policy = together([setting.spec for setting in part])
+    return apply(model, policy), policy.loads
+
+
+def seer(model: Any, part: Sequence[Setting]) -> tuple[Any, Loads]:
+    """The same for settings of the oracle."""
+    oracle = Oracle(model, [float(setting.spec.partition("=")[2]) for setting in part])
+    return oracle, oracle.loads
+
+
+def unseen(model: Any) -> str | None:
+    """Why an oracle cannot see the experts' outputs, if it cannot."""
+    try:
+        Oracle(model, (0.0,))
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def of_cell(whole: Line, split: str, batch_size: int, mix: str) -> list[Line]:

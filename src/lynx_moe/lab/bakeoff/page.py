@@ -6,6 +6,7 @@ from typing import Any
 
 from lynx_moe.lab import lines, scores, tables
 from lynx_moe.lab.bakeoff import findings, plot
+from lynx_moe.lab.bakeoff.grids import short
 
 Line = dict[str, Any]
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -23,7 +24,7 @@ def draw(whole: Line, path: Path) -> Path:
         {"about": ABOUT[file.stem], "image": base64.b64encode(file.read_bytes()).decode()}
         for file in plot.draw(whole, path.parent)
     ]
-    several = [findings.best_table(whole), *findings.front_tables(whole), findings.cost_table(whole)]
+    several = [*findings.comparisons(whole), *findings.front_tables(whole), findings.cost_table(whole)]
     template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text())
     html = template.render(
         name=Path(whole["settings"]["model"]).name,
@@ -42,11 +43,12 @@ def exact_tables(file: Path) -> list[findings.Table]:
     if not file.is_file():
         return []
     head = ("policy", "mean of tasks, %", *tables.QUALITY_HEAD[2:])
-    rows = tables.quality_rows(scores.overall(lines.load(file, "evaluation")["results"]), "value")
+    means = scores.overall(lines.load(file, "evaluation")["results"])
+    rows = tables.quality_rows([row | {"spec": short(row["spec"])} for row in means], "value")
     return [("Exact match of the settings that no other one beats", head, rows)]
 
 
 def markdown(whole: Line) -> str:
     """The tables but that of settings, for documents."""
-    several = [findings.best_table(whole), *findings.front_tables(whole), findings.cost_table(whole)]
+    several = [*findings.comparisons(whole), *findings.front_tables(whole), findings.cost_table(whole)]
     return "\n".join(f"{title}:\n\n{tables.markdown(head, rows)}\n" for title, head, rows in several)

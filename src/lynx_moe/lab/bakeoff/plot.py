@@ -40,7 +40,10 @@ def _picture(whole: Line, found: Sequence[Line], path: Path, panel: Any) -> Path
             panel(axes, [one for one in found if (one["batch_size"], one["mix"]) == (size, mix)], styles)
             axes.set_title(name_of(size, mix), fontsize=10)
     handles = [grid[0][0].plot([], [], label=name, **style)[0] for name, style in styles.items()]
-    handles += [grid[0][0].plot([], [], "k-", label="own norm")[0], grid[0][0].plot([], [], "k:", label="norm=mass")[0]]
+    variants = sorted({one["method"].partition(" ")[2] for one in found} - {""})
+    if variants:
+        words = (("k-", "as it comes"), ("k:", " or ".join(variants)))
+        handles += [grid[0][0].plot([], [], line, label=label)[0] for line, label in words]
     columns = 2 + 2 * len(sizes)
     lines, height = -(-len(handles) // columns), figure.get_figheight()
     place = {"loc": "lower center", "ncols": columns, "bbox_to_anchor": (0.5, 0.2 / height)}

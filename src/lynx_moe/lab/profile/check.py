@@ -19,10 +19,12 @@ def kept_enough(ranks: Sequence[Line], tolerance: float) -> int:
 
 
 def candidates(ranks: Sequence[Line], tolerance: float) -> list[str]:
-    """Lynx as it comes and with favourites pinned; and batch-wise unions of first experts, up to what ranks allow."""
+    """Three prices; Lynx as it comes and with favourites pinned; and batch-wise unions of first experts, up to what
+    ranks allow."""
     enough = min(kept_enough(ranks, tolerance), len([line for line in ranks if line["what"] == "deny"]) - 1)
     firsts = sorted({k0 for k0 in (1, (enough + 1) // 2, enough) if k0 > 0})
-    return ["lynx", "lynx:pin_top1=true", *(f"oea:k0={k0}" for k0 in firsts)]
+    prices = (f"priced:price={price}" for price in (0.01, 0.03, 0.1))
+    return [*prices, "lynx", "lynx:pin_top1=true", *(f"oea:k0={k0}" for k0 in firsts)]
 
 
 def check(session: Session, specs: Sequence[str]) -> list[Line]:

@@ -72,13 +72,17 @@ def _rates(new: Scrape, seconds: float | None) -> Iterator[Text]:
     steps = [f"{amount(new.total('steps_total', kind=kind))} {kind}" for kind in STEPS]
     yield Text(f"steps      {', '.join(steps)}")
     rows = [f"{amount(new.total('rows_total', handling=one))} {one}" for one in ("remappable", "exact", "bypassed")]
-    changed, remappable = new.total("rows_remapped_total"), new.total("rows_total", handling="remappable")
-    layers = new.total("layers", routing="policy")
-    share = f"; experts changed in {100 * changed / (remappable * layers):.0f} % of remappable rows x layers"
-    yield Text(f"rows       {', '.join(rows)}{share if remappable and layers else ''}")
+    yield Text(f"rows       {', '.join(rows)}{_changed(new)}")
     decisions = new.total("decision_seconds_count")
     if decisions:
         yield Text(f"decision   {1e6 * new.total('decision_seconds_sum') / decisions:.0f} µs per layer and step")
+
+
+def _changed(new: Scrape) -> str:
+    offered = new.total("rows_total", handling="remappable") * new.total("layers", routing="policy")
+    if not offered:
+        return ""
+    return f"; {100 * new.total('rows_remapped_total') / offered:.0f} % of remappable rows x layers changed experts"
 
 
 def _guard(now: Scrape) -> Text:

@@ -1,0 +1,42 @@
+"""Whole decisions of keep-set policies in two Triton kernels, for GPUs: votes -> experts that stay -> rerouted rows.
+
+No host sync, fixed grids, all scratch memory written before it is read: a CUDA graph records them. Ids equal the
+definition's exactly, weights within float32 rounding. Triton is imported when a decision is first taken here;
+TRITON_INTERPRET=1 runs the same kernels on a CPU, for tests.
+"""
+
+import os
+
+from torch import Tensor
+
+from lynx_moe.kernels.gpu.rule import Vote
+from lynx_moe.routing import RouterSpec, Routing, Rows
+
+__all__ = ["Vote", "decide", "fits", "obstacle"]
+
+MAX_ROWS, MAX_EXPERTS = 512, 512
+
+
+def obstacle(spec: RouterSpec, num_rows: int = 1) -> str | None:
+    """Why the plain-torch definition is taken instead of the kernels; None if they compute the router's rule."""
+    if spec.scoring == "sparsemixer":
+        return "a sparsemixer's weights have no kernel"
+    if spec.num_experts > MAX_EXPERTS:
+        return f"{spec.num_experts} experts are more than {MAX_EXPERTS}"
+    return f"{num_rows} rows are more than {MAX_ROWS}" if num_rows > MAX_ROWS else None
+
+
+def fits(logits_TE: Tensor, spec: RouterSpec) -> bool:
+    """Whether the kernels take this step of this router, here."""
+    here = logits_TE.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    return here and obstacle(spec, len(logits_TE)) is None and len(logits_TE) > 0
+
+
+def decide(
+    logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Routing, vote: Vote, keep_E: Tensor | None = None
+) -> Routing:
+    """`Policy.route` of a `Rerouting` policy with norm=model. ids have the type of own.ids; counts is int64 [4] on the
+    device. keep_E: bool [E], for rule "given"."""
+    from lynx_moe.kernels.gpu.launch import two_launches
+
+    return two_launches(logits_TE, spec, rows, own, vote, keep_E)

@@ -1,0 +1,77 @@
+"""Launching the two kernels of a decision. Imports Triton, so engines reach it through the package only."""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from lynx_moe.kernels.gpu.keep import keep_kernel
+from lynx_moe.kernels.gpu.layout import size
+from lynx_moe.kernels.gpu.reroute import reroute_kernel
+from lynx_moe.kernels.gpu.rule import Vote
+from lynx_moe.routing import RouterSpec, Routing, Rows
+
+TILE, PER_THREAD = 8192, 16  # elements of a tile of rows; more in a thread spill its registers
+LEAST_ROWS = 16  # fewer are padded: every size of a tile is compiled by itself, for seconds
+
+
+def two_launches(
+    logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Routing, vote: Vote, keep_E: Tensor | None = None
+) -> Routing:
+    """The decision of a `Rerouting` policy whose experts stay by `vote`, or are given as keep_E (bool [E])."""
+    num_rows, num_experts = logits_TE.shape
+    if logits_TE.stride(1) != 1:
+        logits_TE = logits_TE.contiguous()
+    own_ids, own_weights = own.ids.contiguous(), own.weights.contiguous()
+    valid, remap = (None, None) if rows is None else (rows.valid, rows.remap)
+    ids, weights = torch.empty_like(own_ids), torch.empty_like(own_weights, dtype=torch.float32)
+    state = torch.empty(size(num_rows, num_experts), dtype=torch.int64, device=logits_TE.device)
+    counts = torch.empty(4, dtype=torch.int64, device=logits_TE.device)
+    shape = {**_shape(spec), "VALID": valid is not None}
+    columns = shape["GP"] * shape["MP"]
+    rows_padded = max(LEAST_ROWS, triton.next_power_of_2(num_rows))
+    is_open = vote.rule == "bins" and vote.alpha is None
+    tile_rows = min(rows_padded, max(1, TILE // columns))
+    keep_kernel[(1,)](
+        *(logits_TE, logits_TE.stride(0), own_ids, valid, remap, spec.bias, keep_E, state),
+        *(num_rows, vote.alpha or 0.0, vote.number, vote.seed),
+        MODE=vote.rule,
+        OPEN=is_open,
+        BETA=vote.beta,
+        RANK=vote.rank,
+        MAX_BASE=min(vote.max_base, 2**30),
+        PINNED=vote.pinned,
+        REMAP=remap is not None,
+        R=tile_rows,
+        TP=rows_padded if is_open else 1,
+        num_warps=max(4, min(16, tile_rows * columns // (32 * PER_THREAD))),
+        **shape,
+    )
+    reroute_kernel[(num_rows,)](
+        *(logits_TE, logits_TE.stride(0), own_ids, own_weights, valid, spec.bias, spec.expert_scale, state),
+        *(ids, weights, counts, num_rows, spec.scale),
+        RENORM=spec.renormalize,
+        FACTORS=spec.expert_scale is not None,
+        num_warps=1 if columns <= 256 else 2,
+        **shape,
+    )
+    return Routing(ids, weights, counts)
+
+
+def _shape(spec: RouterSpec) -> dict[str, Any]:
+    """The constants that both kernels are compiled for."""
+    n_group, topk_group = spec.groups or (1, 1)
+    members = spec.num_experts // n_group
+    return {
+        "E": spec.num_experts,
+        "K": spec.top_k,
+        "KP": triton.next_power_of_2(spec.top_k),
+        "G": n_group,
+        "M": members,
+        "GP": triton.next_power_of_2(n_group),
+        "MP": triton.next_power_of_2(members),
+        "TOPG": topk_group,
+        "SCORING": spec.scoring,
+        "BIASED": spec.bias is not None,
+    }

@@ -1,0 +1,180 @@
+"""The GPU kernels equal the plain-torch policies: ids exactly, weights within float32 rounding, counts exactly.
+
+Not collected by itself. On a machine without a GPU `test_gpu.py` runs it under Triton's interpreter; with one:
+python -m pytest tests/kernels/gpu_cases.py
+"""
+
+import itertools
+
+import pytest
+import torch
+from cases import KINDS, SCHEMES, make_calibration, make_logits, make_spec
+
+from lynx_moe import RouterSpec, Routing, Rows, make_policy
+from lynx_moe.kernels import gpu
+from lynx_moe.kernels.gpu import launch
+from lynx_moe.routing import select
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+POLICIES = [
+    "lynx",
+    "lynx:alpha=3,beta=2",
+    "oea:k0=2",
+    "xshare:budget=8,k0=1",
+    "lynx:alpha=0.7,beta=1,pin_top1=true",
+    "lynx-v1",
+    "random:num_keep=8,seed=3",
+    "xshare:alpha=0.5",
+    "lynx:beta=4",
+    "lynx-v1:num_keep=8",
+    "lynx-v1:mode=confidence,threshold=0.2",
+    "oea:k0=1",
+    "lynx:alpha=1,beta=0",
+    "reap:share=0.5",
+]
+SIZES = (
+    [(7, 60), (3, 64), (16, 128), (64, 128), (5, 256), (256, 128)] if ON_GPU else [(7, 60), (2, 12), (3, 64), (5, 4)]
+)
+SCHEMES = [scheme for scheme in SCHEMES if "sparsemixer" not in scheme]
+MASKS = ("none", "some", "one_decodes", "no_valid", "no_remap")
+# Every policy, size and scheme with several of the others; a GPU compiles each of them for seconds.
+STEPS = [
+    (policy, SIZES[n % len(SIZES)], SCHEMES[(n + n // len(SCHEMES)) % len(SCHEMES)])
+    for n, policy in enumerate(POLICIES * (2 if ON_GPU else 3))
+]
+# The definition's softmax of K <= 8 float32 logits: exponentials, their sum, a division, a product. The kernel's: one
+# rounding from float64.
+RTOL = 16 * 2.0**-24
+
+
+def make_masks(kind: str, num_rows: int, rng: torch.Generator) -> Rows | None:
+    """As an engine holds them: parts of longer buffers."""
+    if kind == "none":
+        return None
+    valid, remap = (torch.rand(num_rows + 9, generator=rng) < share for share in (0.8, 0.7))
+    if kind == "one_decodes":
+        remap = torch.arange(num_rows + 9) == 1
+    valid, remap = valid & (kind != "no_valid"), remap & (kind != "no_remap")
+    return Rows(valid=valid.to(DEVICE)[:num_rows], remap=remap.to(DEVICE)[:num_rows])
+
+
+def poisoned(function):
+    """torch.empty and its like, handing over what no kernel may read."""
+
+    def fill(*args, **kwargs):
+        tensor = function(*args, **kwargs)
+        return tensor.fill_(torch.nan if tensor.is_floating_point() else 2**31 - 5)
+
+    return fill
+
+
+def make_step(text: str, size: tuple[int, int], scheme: str, kind: str, seed: int):
+    rng = torch.Generator().manual_seed(seed)
+    num_rows, num_experts = size
+    spec = make_spec(scheme, num_experts, rng)
+    tensors = {name: getattr(spec, name) for name in ("bias", "expert_scale")}
+    tensors = {name: tensor if tensor is None else tensor.to(DEVICE) for name, tensor in tensors.items()}
+    spec = RouterSpec(**{**vars(spec), **tensors})
+    logits = make_logits(kind, num_rows, num_experts, rng)
+    logits = logits.half() if kind == "flat" else logits
+    wide = torch.full((num_rows, num_experts + 3), torch.nan, dtype=logits.dtype, device=DEVICE)
+    wide[:, :num_experts] = logits.to(DEVICE)
+    text = text.replace("=8", f"={min(num_experts, 8)}")
+    calibration = {name: tensor.to(DEVICE) for name, tensor in make_calibration(num_experts).items()}
+    return make_policy(text).for_layer(0, {0: calibration}), wide[:, :num_experts], spec, rng
+
+
+def recount(own: Routing, final: Routing, rows: Rows | None, num_experts: int) -> list[int]:
+    keep = slice(None) if rows is None else rows.valid
+    before, after = own.ids[keep], final.ids[keep].to(own.ids.dtype)
+    changed = int((before != after).any(-1).sum())
+    return [len(before.unique()), len(after.unique()), changed, int(changed == 0)]
+
+
+@pytest.mark.parametrize("number", range(len(STEPS)), ids=lambda n: "-".join(map(str, STEPS[n])))
+def test_the_kernels_decide_as_the_definition_does(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(launch.torch, name, poisoned(getattr(torch, name)))
+    pairs = list(itertools.product(KINDS, MASKS))
+    chosen = pairs if ON_GPU else [pairs[(7 * number + 11 * n) % len(pairs)] for n in range(3)]
+    for seed, (kind, masks) in enumerate(chosen):
+        policy, logits, spec, rng = make_step(*STEPS[number], kind, seed=1000 * number + seed)
+        rows, own = make_masks(masks, len(logits), rng), select(logits, spec)
+        marked = Routing(own.ids.int(), own.weights * 1.5)  # an engine's own: what stays must be just that
+        expected, got = policy.route(logits, spec, rows, marked), policy.decide(logits, spec, rows, marked)
+        assert isinstance(got.counts, torch.Tensor), "no kernel took it"
+        assert got.ids.dtype == torch.int32
+        assert torch.equal(got.ids.long(), expected.ids), (kind, masks)
+        torch.testing.assert_close(got.weights, expected.weights, rtol=RTOL, atol=1e-38, equal_nan=True)
+        same = (expected.ids == own.ids).all(-1) if rows is None else rows.valid & (expected.ids == own.ids).all(-1)
+        bits = [weights[same].view(torch.int32) for weights in (got.weights, expected.weights)]
+        assert torch.equal(*bits)
+        assert got.counts.tolist() == recount(own, expected, rows, spec.num_experts)
+
+
+def test_a_step_that_would_load_more_keeps_the_model_s_own_routing(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.tensor([[9.0, 8, 1, 0, 2, 0], [9, 8, 0, 1, 0, 2], [0, 0, 0, 0, 0, 0]], device=DEVICE)
+    spec, rows = RouterSpec(num_experts=6, top_k=2), Rows(valid=torch.tensor([False, True, True], device=DEVICE))
+    rows = Rows(valid=rows.valid.flip(0))
+    own, keep = select(logits, spec), torch.tensor([0, 0, 1, 1, 1, 1], device=DEVICE).bool()
+    got = gpu.decide(logits, spec, rows, own, gpu.Vote(rule="given"), keep)
+    assert got.ids.tolist() == [[0, 1], [0, 1], [0, 1]]
+    assert torch.equal(got.weights[:2], own.weights[:2])
+    assert got.weights[2].tolist() == [0, 0]
+    assert got.counts.tolist() == [2, 2, 0, 1]
+
+
+def test_a_row_alone_is_left_alone() -> None:
+    logits, spec = torch.arange(6.0, device=DEVICE)[None], RouterSpec(num_experts=6, top_k=2)
+    got = gpu.decide(
+        logits, spec, None, select(logits, spec), gpu.Vote(rule="given"), torch.arange(6, device=DEVICE) < 3
+    )
+    assert got.ids.tolist() == [[5, 4]]
+    assert got.counts.tolist() == [2, 2, 0, 1]
+
+
+def test_an_open_alpha_follows_the_lower_of_the_middle_gaps() -> None:
+    spread = torch.tensor([0.1, 0.5, 4, 16], device=DEVICE)[:, None]
+    policy, logits, spec, _ = make_step("lynx", (4, 60), "softmax", "normal", 5)
+    logits = logits * spread
+    expected, got = policy.route(logits, spec), policy.decide(logits, spec)
+    assert torch.equal(got.ids, expected.ids)
+    assert got.counts[2] > 0
+
+
+def test_inputs_are_never_written_to_nor_given_back() -> None:
+    policy, logits, spec, _ = make_step("lynx:alpha=1,beta=1", (7, 60), "softmax", "normal", 3)
+    own, rows = select(logits, spec), Rows(valid=torch.arange(7, device=DEVICE) < 5)
+    before = [tensor.clone() for tensor in (logits, own.ids, own.weights, rows.valid)]
+    got = policy.decide(logits, spec, rows, own)
+    assert got.counts[2] > 0
+    assert all(map(torch.equal, before, (logits, own.ids, own.weights, rows.valid)))
+    alone = policy.decide(logits[:1], spec, None, Routing(own.ids[:1], own.weights[:1]))
+    for result in (got, alone):  # a custom operator's outputs must not alias its inputs
+        assert result.ids.data_ptr() != own.ids.data_ptr()
+        assert result.weights.data_ptr() != own.weights.data_ptr()
+
+
+@pytest.mark.skipif(not ON_GPU, reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("text", ["lynx", "oea:k0=2", "xshare:budget=20", "lynx-v1", "random:num_keep=8"])
+def test_a_graph_follows_its_masks_and_logits(text: str) -> None:
+    policy, logits, spec, rng = make_step(text, (16, 128), "softmax", "normal", 0)
+    logits = logits.contiguous()
+    rows = Rows(
+        valid=torch.ones(16, dtype=torch.bool, device=DEVICE), remap=torch.ones(16, dtype=torch.bool).to(DEVICE)
+    )
+    own = select(logits, spec)
+    policy.decide(logits, spec, rows, own)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = policy.decide(logits, spec, rows, own)
+    for kind in ("normal", "ties", "nan", "normal"):
+        logits.copy_(make_logits(kind, 16, 128, rng))
+        now = select(logits, spec)
+        own.ids.copy_(now.ids)
+        own.weights.copy_(now.weights)
+        for mask in (rows.valid, rows.remap):
+            mask.copy_(torch.rand(16, generator=rng) < 0.7)
+        graph.replay()
+        assert torch.equal(got.ids.long(), policy.route(logits, spec, rows, own).ids)
