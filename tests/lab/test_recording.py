@@ -12,8 +12,8 @@ from lynx_moe.engines.layers import Layer
 from lynx_moe.engines.recorder import Recorder
 from lynx_moe.lab import recording
 from lynx_moe.lab.replay import replay, routings
-from lynx_moe.policies import ModelShape, make_policy
-from lynx_moe.routing import RouterSpec, Rows, distinct, scores, select
+from lynx_moe.policies import ModelShape, Placement, make_policy
+from lynx_moe.routing import RouterSpec, Rows, distinct, loaded, scores, select
 
 SHAPE = {"model_type": "qwen3_moe", "num_layers": 2, "num_experts": 16, "top_k": 4}
 SPECS = {
@@ -79,6 +79,20 @@ def test_a_recording_holds_the_valid_rows_bit_for_bit(kind: str, dtype: torch.dt
         assert spec.bias is None or torch.equal(layer.spec.bias, spec.bias)
     assert read.facts["model"] == "m"
     assert read.facts["dropped_steps"] == 0
+
+
+def test_a_replay_counts_the_fullest_rank(tmp_path: Path) -> None:
+    read = made(SPECS["softmax"], tmp_path / "r.safetensors")
+    placement, counts = Placement.linear(16, 3), []
+    for layer in read.layers:
+        for ids in layer.own.ids.split(read.rows.tolist()):
+            counts.append(int(placement.count(loaded(ids, 16)).max()))
+    plain, spread = replay(read, ["oea:k0=1", "oea:k0=1,per_rank=true"], ranks=3)
+    assert plain["fullest_before"] == spread["fullest_before"] == pytest.approx(sum(counts) / len(counts))
+    assert spread["fullest_after"] <= plain["fullest_after"] < plain["fullest_before"]
+    assert spread["mass"] > plain["mass"]
+    (alone,) = replay(read, ["oea:k0=1"])
+    assert (alone["fullest_before"], alone["fullest_after"]) == (alone["before"], alone["after"])
 
 
 @pytest.mark.parametrize("policy", POLICIES)

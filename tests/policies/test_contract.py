@@ -5,8 +5,8 @@ import torch
 from cases import Case, cases, make_calibration, make_logits, make_spec
 from hypothesis import given, settings
 
-from lynx_moe.policies import POLICIES, Policy, make_policy
-from lynx_moe.routing import RouterSpec, Routing, Rows, distinct, preference, select
+from lynx_moe.policies import POLICIES, Placement, Policy, make_policy
+from lynx_moe.routing import RouterSpec, Routing, Rows, distinct, loaded, preference, select
 
 SPECS = [
     "vanilla",
@@ -16,13 +16,16 @@ SPECS = [
     "lynx:alpha=3,beta=2",
     "lynx:alpha=0.7,beta=1,pin_top1=true",
     "lynx:alpha=1,beta=0,norm=mass",
+    "lynx:alpha=3,beta=2,per_rank=true",
     "lynx-v1",
     "lynx-v1:num_keep=8",
     "lynx-v1:mode=confidence,threshold=0.2",
     "oea:k0=1",
     "oea:k0=1,norm=k2=2",
+    "oea:k0=1,per_rank=true",
     "xshare:budget=8,k0=1",
     "xshare:alpha=0.5",
+    "xshare:budget=8,k0=1,per_rank=true,norm=mass",
     "sere:num_primary=1,rho=0.5",
     "sere:num_primary=2,rho=0,norm=mass",
     "exfold:num_keep=8",
@@ -40,10 +43,11 @@ examples = settings(max_examples=30, deadline=None)
 
 
 def make(text: str, num_experts: int, device: str = "cpu") -> Policy:
-    """The policy with its numbers of experts made to fit, and calibration attached."""
+    """The policy with its numbers of experts made to fit, calibration attached, and experts on three ranks."""
     text = text.replace("=8", f"={min(num_experts, 8)}")
     calibration = {name: tensor.to(device) for name, tensor in make_calibration(num_experts).items()}
-    return make_policy(text).for_layer(0, {0: calibration})
+    placement = Placement(3, Placement.linear(num_experts, 3).rank_E.to(device))
+    return make_policy(text).for_layer(0, {0: calibration}).for_placement(placement)
 
 
 def route(text: str, case: Case, rows: Rows | None = None, own: Routing | None = None) -> Routing:
@@ -98,6 +102,12 @@ def test_never_more_experts_and_padding_adds_none(text: str, case: Case) -> None
     assert after <= before
     if case.valid.any():
         assert distinct(routing.ids, num_experts) == after
+    if "per_rank" in text:
+        count = Placement.linear(num_experts, 3).count
+        assert (
+            count(loaded(routing.ids, num_experts, case.valid)).max()
+            <= count(loaded(own.ids, num_experts, case.valid)).max()
+        )
 
 
 @walk

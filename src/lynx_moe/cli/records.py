@@ -54,14 +54,16 @@ def replay(
     recorded: Annotated[Path, typer.Argument(help="A file of `lynx-moe record`.")],
     policies: Policies = f"vanilla {DEFAULT}",
     steps: Annotated[int | None, typer.Option(help="Only so many steps, evenly spaced (default: all).")] = None,
+    ranks: Annotated[int, typer.Option(help="Ranks of expert parallelism, for the fullest rank's experts.")] = 1,
     out: Annotated[Path | None, typer.Option(help="JSONL file for the rows of the table.")] = None,
 ) -> None:
     """What policies would have decided on recorded router logits, without the model."""
     from lynx_moe.lab import recording, tables
     from lynx_moe.lab.replay import replay as decide
 
-    rows = decide(recording.load(recorded), policies.split(), steps)
-    tables.show(str(recorded), tables.REPLAY_HEAD, tables.replay_rows(rows), Console())
+    rows = decide(recording.load(recorded), policies.split(), steps, ranks)
+    head, shown = tables.replay_table(rows, ranks)
+    tables.show(str(recorded), head, shown, Console())
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("".join(json.dumps(line) + "\n" for line in rows))

@@ -6,27 +6,31 @@ from dataclasses import dataclass
 import torch
 
 from lynx_moe.calibration.artifact import attach
-from lynx_moe.policies import Policy
+from lynx_moe.policies import ONE_RANK, Placement, Policy
 from lynx_moe.routing import RouterSpec
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
-    """A remapped MoE layer: the engine's name of it, and its router's rule."""
+    """A remapped MoE layer: the engine's name of it, its router's rule, which rank has which expert (None: a load
+    balancer moves them about), and bool [E], the experts of this rank (None: all)."""
 
     name: str
     spec: RouterSpec
+    placement: Placement | None = ONE_RANK
+    here_E: torch.Tensor | None = None
 
 
 def fitted(policy: Policy, layers: Sequence[Layer], model: str, device: torch.device) -> list[Policy]:
-    """Each layer's policy, its calibration attached.
+    """Each layer's policy, its calibration and placement attached.
 
     Raises ValueError, naming the layer, if a knob does not fit a layer's router, or calibration is missing.
     """
     by_layer = attach(policy, [layer.name for layer in layers], device)
-    for layer, one in zip(layers, by_layer, strict=True):
+    for number, layer in enumerate(layers):
         try:
-            one.check(layer.spec)
+            by_layer[number] = by_layer[number].for_placement(layer.placement)
+            by_layer[number].check(layer.spec)
         except ValueError as error:
             raise ValueError(f"{error} (layer {layer.name} of {model})") from None
     return by_layer

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lynx_moe.kernels import cpu
-from lynx_moe.routing import Routing
+from lynx_moe.routing import Routing, loaded
 
 
 class Kind(Enum):
@@ -37,8 +37,9 @@ COLUMNS = ("before", "after", "changed_rows", "unchanged_steps")
 @dataclass(frozen=True, kw_only=True)
 class Tally:
     """Sums over the steps of one kind. before / after: distinct experts of all rows by the model's own routing / by the
-    final one. decode_rows: rows that the policy was allowed to remap. changed_rows: rows whose experts it changed (in
-    sum over steps). unchanged_steps: steps that kept the model's routing (nothing to gain, or the policy's guard)."""
+    final one; under expert parallelism those of this rank. decode_rows: rows that the policy was allowed to remap.
+    changed_rows: rows whose experts it changed (in sum over steps). unchanged_steps: steps that kept the model's
+    routing (nothing to gain, or the policy's guard)."""
 
     steps: int = 0
     rows: int = 0
@@ -131,13 +132,23 @@ class Counters:
         if kind is not None:
             self.kind[kind] = 1
 
-    def add(self, layer: int, own: Routing, final: Routing, num_experts: int, valid_T: Tensor | None) -> None:
-        """Counts one layer of the current step; rows of padding are left out."""
-        if isinstance(final.counts, Tensor):
+    def add(
+        self,
+        layer: int,
+        own: Routing,
+        final: Routing,
+        num_experts: int,
+        valid_T: Tensor | None,
+        here_E: Tensor | None = None,
+    ) -> None:
+        """Counts one layer of the current step; rows of padding are left out, and experts that are not here."""
+        if isinstance(final.counts, Tensor) and here_E is None:
             self.totals[layer].addcmul_(self.kind, final.counts)
             return
         both = torch.stack((own.ids.long(), final.ids.long()))
         changed_T = (own.ids != final.ids).any(-1)
+        if here_E is not None:
+            both = both.where(here_E[both], num_experts)
         if valid_T is not None:
             both = both.where(valid_T[:, None], num_experts)
             changed_T = changed_T & valid_T
@@ -166,13 +177,24 @@ class HostCounters(Counters):
     def begin(self, kind: int | None) -> None:
         self.kind_now = kind
 
-    def add(self, layer: int, own: Routing, final: Routing, num_experts: int, valid_T: Tensor | None) -> None:
+    def add(
+        self,
+        layer: int,
+        own: Routing,
+        final: Routing,
+        num_experts: int,
+        valid_T: Tensor | None,
+        here_E: Tensor | None = None,
+    ) -> None:
         if self.kind_now is None:
             return
         if final.counts is None:
             before, after, rows = cpu.count(own.ids, final.ids, valid_T)
         else:
             before, after, rows = (int(number) for number in final.counts[:3])
+        if here_E is not None:
+            both = [loaded(ids, num_experts, valid_T) & here_E for ids in (own.ids, final.ids)]
+            before, after = (int(flags_E.sum()) for flags_E in both)
         sums = self.sums[layer][self.kind_now]
         for column, value in enumerate((before, after, rows, int(rows == 0))):
             sums[column] += value

@@ -13,18 +13,20 @@ from torch import Tensor
 
 from lynx_moe.engines.layers import Layer, fitted
 from lynx_moe.lab.recording import Recording
-from lynx_moe.policies import ModelShape, Policy, make_policy
+from lynx_moe.policies import ModelShape, Placement, Policy, make_policy
 from lynx_moe.routing import RouterSpec, Routing, Rows, loaded, scores
 
 CHUNK = 256
 
 
 def replay(
-    recording: Recording, policies: Sequence[str | Policy], num_steps: int | None = None
+    recording: Recording, policies: Sequence[str | Policy], num_steps: int | None = None, ranks: int = 1
 ) -> list[dict[str, Any]]:
     """A line per policy, means over layers and steps, or over the rows that it may remap:
 
     before, after  distinct experts of a layer and step, by the model's own routing and by the policy's.
+    fullest_before, fullest_after  the same of the rank that loads most, the experts living on `ranks` ranks, one after
+                   another.
     mass           router scores of the experts that a row got, as a share of those that it asked for.
     overlap        share of a row's own experts that it got.
     changed        share of rows that got other experts than they asked for.
@@ -36,15 +38,16 @@ def replay(
         raise ValueError(f"{num_steps} steps leave nothing to replay; use 1 or more")
     shape = ModelShape(**recording.facts["shape"])
     named = [(make_policy(policy) if isinstance(policy, str) else policy).for_model(shape) for policy in policies]
-    layers = [Layer(name=layer.name, spec=layer.spec) for layer in recording.layers]
+    placement = Placement.linear(recording.layers[0].spec.num_experts, ranks)
+    layers = [Layer(name=layer.name, spec=layer.spec, placement=placement) for layer in recording.layers]
     by_layer = [fitted(policy, layers, shape.name or shape.model_type, recording.remap.device) for policy in named]
     stacked = list(_groups(recording, num_steps))
     lines = []
     for policy, fits in zip(named, by_layer, strict=True):
-        jobs = [(policy, group) for group in stacked]
+        jobs = [(fits[0], group) for group in stacked]
         if policy.calibration_file is not None:  # every layer has a policy of its own
             jobs = [(one, g) for n, one in enumerate(fits) for g in _groups(_only(recording, n), num_steps)]
-        lines.append(_line(policy, jobs))
+        lines.append(_line(policy, jobs, placement))
     return lines
 
 
@@ -115,13 +118,16 @@ def _groups(recording: Recording, num_steps: int | None) -> Iterator[_Group]:
         )
 
 
-def _line(policy: Policy, jobs: Sequence[tuple[Policy, _Group]]) -> dict[str, Any]:
+def _line(policy: Policy, jobs: Sequence[tuple[Policy, _Group]], placement: Placement) -> dict[str, Any]:
     sums = torch.zeros(5, dtype=torch.float64)
+    fullest = torch.zeros(2, dtype=torch.float64)
     decisions = rows = 0
     for one, group in jobs:
         ids_DTK, score_DTE = group.decide(one), group.scores()
         for column, choice in enumerate((group.ids, ids_DTK)):
-            sums[column] += torch.vmap(lambda ids, num=group.spec.num_experts: loaded(ids, num))(choice).sum()
+            loaded_DE = torch.vmap(lambda ids, num=group.spec.num_experts: loaded(ids, num))(choice)
+            sums[column] += loaded_DE.sum()
+            fullest[column] += torch.vmap(placement.count)(loaded_DE).amax(-1).sum()
         asked_DT = score_DTE.gather(2, group.ids).sum(-1).clamp(min=1e-20)
         got_DT = score_DTE.gather(2, ids_DTK).sum(-1) / asked_DT
         same_DT = (ids_DTK[..., None] == group.ids[..., None, :]).any(-1).double().mean(-1)
@@ -131,11 +137,14 @@ def _line(policy: Policy, jobs: Sequence[tuple[Policy, _Group]]) -> dict[str, An
         decisions += len(ids_DTK)
         rows += int(group.remap.sum())
     before, after = (sums[:2] / decisions).tolist()
+    fullest_before, fullest_after = (fullest / decisions).tolist()
     mass, overlap, changed = (sums[2:] / max(rows, 1)).tolist()
     return {
         "policy": policy.spec,
         "before": before,
         "after": after,
+        "fullest_before": fullest_before,
+        "fullest_after": fullest_after,
         "mass": mass,
         "overlap": overlap,
         "changed": changed,

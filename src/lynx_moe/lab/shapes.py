@@ -27,6 +27,27 @@ class Shape:
     expert_mib: float
 
 
+# Experts as 8-bit integers (W8A8: a scale per output channel, activations quantised per token); the rest is bfloat16.
+W8A8_EXPERTS: dict[str, Any] = {
+    "quant_method": "compressed-tensors",
+    "format": "int-quantized",
+    "quantization_status": "compressed",
+    "ignore": ["lm_head", "re:.*self_attn.*", "re:.*mlp.gate$"],
+    "config_groups": {
+        "experts": {
+            "targets": ["Linear"],
+            "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False},
+            "input_activations": {
+                "num_bits": 8,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "token",
+                "dynamic": True,
+            },
+        }
+    },
+}
+
 SHAPES = {
     "qwen3-30b": Shape(
         title="Qwen3-30B-A3B",
@@ -115,6 +136,12 @@ SHAPES = {
         },
     ),
 }
+SHAPES["qwen3-30b-w8a8"] = replace(
+    SHAPES["qwen3-30b"],
+    title="Qwen3-30B-A3B, W8A8 experts",
+    expert_mib=SHAPES["qwen3-30b"].expert_mib / 2,
+    config={**SHAPES["qwen3-30b"].config, "quantization_config": W8A8_EXPERTS},
+)
 VOCABULARY = 8192
 
 

@@ -96,11 +96,15 @@ def fidelity_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
-def replay_rows(found: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    return [
-        (line["policy"], _experts(line), *(f"{100 * line[name]:.1f}" for name in ("mass", "overlap", "changed")))
-        for line in found
-    ]
+def replay_table(found: Sequence[dict[str, Any]], ranks: int) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows; with more than one rank, the experts of the fullest one too."""
+    extra = (f"fullest of {ranks} ranks",) if ranks > 1 else ()
+    rows = []
+    for line in found:
+        fullest = [f"{line['fullest_before']:.1f} → {line['fullest_after']:.1f}"] if extra else []
+        shares = (f"{100 * line[name]:.1f}" for name in ("mass", "overlap", "changed"))
+        rows.append((line["policy"], _experts(line), *fullest, *shares))
+    return (*REPLAY_HEAD[:2], *extra, *REPLAY_HEAD[2:]), rows
 
 
 def by_cache(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -122,7 +126,9 @@ def show(
     title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console: Console, caption: str = "[95 % intervals]"
 ) -> None:
     """Prints a table, with a rule wherever the first of the columns named "batch" changes."""
-    below = {SPEED_HEAD: "± half the range over the rounds", REPLAY_HEAD: None}.get(tuple(head), caption)
+    below: str | None = "± half the range over the rounds" if tuple(head) == SPEED_HEAD else caption
+    if head[-1] == REPLAY_HEAD[-1]:
+        below = None
     table = Table(title=title, title_justify="left", caption=below, caption_justify="left")
     table.box, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, (0, 0)
     for name in head:

@@ -16,6 +16,7 @@ from lynx_moe.policies.priced import Priced
 from lynx_moe.policies.random import Random
 from lynx_moe.policies.reap import Reap
 from lynx_moe.policies.sere import Sere
+from lynx_moe.policies.spread import ONE_RANK, Placement
 from lynx_moe.policies.topk import TopK
 from lynx_moe.policies.vanilla import Vanilla
 from lynx_moe.policies.xshare import XShare
@@ -26,7 +27,7 @@ POLICIES: dict[str, type[Policy]] = {
 
 DEFAULT = "priced"  # where a command is told no policy: the lowest KL at a share of experts (docs/bakeoff.md)
 
-__all__ = ["DEFAULT", "POLICIES", "SHARED", "ModelShape", "Policy", "knobs", "make_policy"]
+__all__ = ["DEFAULT", "ONE_RANK", "POLICIES", "SHARED", "ModelShape", "Placement", "Policy", "knobs", "make_policy"]
 
 
 def knobs(policy: type[Policy]) -> dict[str, tuple[type, Any]]:
@@ -41,6 +42,8 @@ def make_policy(spec: str) -> Policy:
     The first `=` ends a knob's name, so its value may hold one (norm=k2=8); a comma ends the value.
     Raises ValueError that says what was given, what is allowed and the nearest valid name.
     """
+    if not spec.isprintable():  # specs come over HTTP, and messages that quote them go to logs
+        raise ValueError(f"the spec {spec!r} holds signs that cannot be printed, such as a line break; leave them out")
     name, _, rest = spec.strip().partition(":")
     if name not in POLICIES:
         raise ValueError(f"unknown policy {name!r} in {spec!r}{_nearest(name, list(POLICIES))}")

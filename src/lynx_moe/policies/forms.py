@@ -71,7 +71,11 @@ class Rerouting(Reweighing):
             return by_norm(self.norm, step, ids_TK, mass_T1=step.own_mass())
 
         ranked = (step.choice_TE, step.allowed_TE)
-        return reroute(step.logits_TE, self.keep(step) | step.free_E, step.spec, step.own, ranked, rule)
+        return reroute(step.logits_TE, self.stays(step), step.spec, step.own, ranked, rule)
+
+    def stays(self, step: Step) -> Tensor:
+        """bool [E]: the experts among which rows choose, the donated ones with them."""
+        return self.keep(step) | step.free_E
 
 
 @dataclass(frozen=True, kw_only=True)

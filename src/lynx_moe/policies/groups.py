@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lynx_moe.policies.policy import Policy, fill_padding
-from lynx_moe.routing import RouterSpec, Routing, Rows, distinct
+from lynx_moe.routing import RouterSpec, Routing, Rows
 
 
 def decide_groups(
@@ -36,6 +36,6 @@ def decide_groups(
             torch.where(mine_T1, decided.ids, final.ids), torch.where(mine_T1, decided.weights, final.weights)
         )
     if all(policy.guarded for policy, _ in groups):
-        act = distinct(final.ids, spec.num_experts, real_T) <= distinct(own.ids, spec.num_experts, real_T)
+        act = torch.stack([policy.allows(final.ids, own.ids, spec.num_experts, real_T) for policy, _ in groups]).all()
         final = Routing(torch.where(act, final.ids, own.ids), torch.where(act, final.weights, own.weights))
     return final if valid_T is None else fill_padding(final, valid_T)

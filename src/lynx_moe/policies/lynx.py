@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from lynx_moe.kernels import cpu, gpu
-from lynx_moe.policies.forms import Rerouting
 from lynx_moe.policies.policy import ModelShape
 from lynx_moe.policies.published import alpha_beta
+from lynx_moe.policies.spread import Spread
 from lynx_moe.policies.step import Step
 from lynx_moe.routing import RouterSpec, Routing, Rows, select
 
@@ -27,7 +27,7 @@ EXACT_BITS = 53  # float64 adds integers below 2**53 without rounding
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lynx(Rerouting):
+class Lynx(Spread):
     """alpha: bins per unit of log-ratio; beta: depth of the last bin, which everything further down shares. Experts
     whose probability is below e**(-beta/alpha) of the favourite's are interchangeable: smaller beta/alpha saves more.
 
@@ -39,6 +39,7 @@ class Lynx(Rerouting):
     The binned quantity is what the model ranks by: the logit, or the logarithm of the biased score where the router has
     a selection bias. Experts outside a row's groups are in none of its bins.
     pin_top1 also keeps every voter's favourite: a row with more than k experts in bin 0 can lose it otherwise.
+    per_rank: experts of the union may go from the fullest rank, but for pinned favourites.
     """
 
     name: ClassVar[str] = "lynx"
@@ -69,7 +70,7 @@ class Lynx(Rerouting):
     def decide(
         self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
     ) -> Routing:
-        if self.norm != "model" or gpu.fits(logits_TE, spec) or not cpu.fits(logits_TE, spec):
+        if self.norm != "model" or self.spreads or gpu.fits(logits_TE, spec) or not cpu.fits(logits_TE, spec):
             return super().decide(logits_TE, spec, rows, own)
         own = own or select(logits_TE, spec)
         own = Routing(own.ids.long(), own.weights.float())
@@ -101,9 +102,10 @@ class Lynx(Rerouting):
         if step.allowed_TE is not None:
             rank_TE = rank_TE.where(step.allowed_TE, torch.iinfo(torch.int64).min)
         keep_E = step.union(rank_TE.topk(step.spec.top_k, -1).indices)
-        if self.pin_top1:
-            keep_E = keep_E | step.union(step.best(1))
-        return keep_E
+        return keep_E | self.pinned(step)
+
+    def pinned(self, step: Step) -> Tensor:
+        return step.union(step.best(1)) if self.pin_top1 else torch.zeros_like(step.free_E)
 
 
 def _popularity(bin_TE: Tensor, beta: int, step: Step) -> Tensor:

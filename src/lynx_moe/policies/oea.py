@@ -7,14 +7,17 @@ from torch import Tensor
 
 from lynx_moe.kernels.gpu import Vote
 from lynx_moe.policies.amounts import check_rank, check_rank_fits
-from lynx_moe.policies.forms import Rerouting
+from lynx_moe.policies.spread import Spread
 from lynx_moe.policies.step import Step
 from lynx_moe.routing import RouterSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Oea(Rerouting):
-    """Every voter's first k0 experts stay; each fills up to k from what then stays, in its own order."""
+class Oea(Spread):
+    """Every voter's first k0 experts stay; each fills up to k from what then stays, in its own order.
+
+    per_rank: the first k0 stay wherever they are; other ranks fill up to the fullest one, which costs no time.
+    """
 
     name: ClassVar[str] = "oea"
     summary: ClassVar[str] = "union of everybody's first k0 experts, the rest filled from it"
@@ -37,3 +40,6 @@ class Oea(Rerouting):
 
     def keep(self, step: Step) -> Tensor:
         return step.union(step.best(self.k0))
+
+    def pinned(self, step: Step) -> Tensor:
+        return self.keep(step)

@@ -17,6 +17,7 @@ from lynx_moe.policies.step import Step, make_step
 from lynx_moe.routing import RouterSpec, Routing, Rows, distinct, select
 
 SHARED = {  # knobs that several policies have: they come last in a spec
+    "per_rank": "under expert parallelism, empty the fullest rank: true or false",
     "norm": "how a changed row's experts are weighed: model, mass, k2=N; where slots go own=G; sere, exfold own, fold",
     "data": "calibration file",
 }
@@ -41,6 +42,7 @@ class Policy:
     is_identity   changes nothing.
     token_level   looks at each row alone and drops some of its slots, so it acts on a single row too.
     drops_slots   a row may end up with fewer than K experts: a dropped slot repeats an id of its row with weight 0.
+    knows_ranks   has the knob per_rank: its experts can be spread over the ranks of expert parallelism.
     guarded       a step that would load more than the model's own routing keeps the latter. False is for experiments
                   of the lab, which deny experts to see what that costs; no policy of the table says so.
     one_of        knobs of which exactly one must be given.
@@ -52,6 +54,7 @@ class Policy:
     is_identity: ClassVar[bool] = False
     token_level: ClassVar[bool] = False
     drops_slots: ClassVar[bool] = False
+    knows_ranks: ClassVar[bool] = False
     guarded: ClassVar[bool] = True
     one_of: ClassVar[tuple[str, ...]] = ()
 
@@ -88,6 +91,11 @@ class Policy:
 
         An engine calls it for each of its layers, by the layer's number in the model, and routes by the result.
         """
+        return self
+
+    def for_placement(self, placement: Any) -> Self:
+        """The policy of a layer whose experts live on ranks (`spread.Placement`; None: they move about), for policies
+        that look at ranks."""
         return self
 
     def check(self, spec: RouterSpec) -> None:
@@ -138,6 +146,10 @@ class Policy:
         """
         return self.route(logits_TE, spec, rows, own)
 
+    def allows(self, new_TK: Tensor, own_TK: Tensor, num_experts: int, valid_T: Tensor | None) -> Tensor:
+        """0-d bool: whether a step may take ids in place of the model's own: it loads no more distinct experts."""
+        return distinct(new_TK, num_experts, valid_T) <= distinct(own_TK, num_experts, valid_T)
+
     def without_kernel(self, spec: RouterSpec) -> str | None:
         """Why `decide` takes the definition on a GPU too; None: there is a kernel, or nothing to decide."""
         return None if self.is_identity else f"{self.name} has no kernel"
@@ -149,7 +161,7 @@ class Policy:
         ids_TK = torch.where(voters_T1, proposed.ids, own.ids)
         act = step.voters_T.any()
         if self.guarded:
-            act = distinct(ids_TK, num_experts, valid_T) <= distinct(own.ids, num_experts, valid_T)
+            act = self.allows(ids_TK, own.ids, num_experts, valid_T)
         if not self.token_level:
             act = act & ((step.voters_T.sum() > 1) | step.free_E.any())
         weights_TK = torch.where(voters_T1 & act, proposed.weights, own.weights)

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from lynx_moe.kernels.gpu import Vote
 from lynx_moe.policies.amounts import check_kept, check_rank, check_rank_fits, check_share, resolve
-from lynx_moe.policies.forms import Rerouting
+from lynx_moe.policies.spread import Spread
 from lynx_moe.policies.step import Step
 from lynx_moe.routing import RouterSpec, places, scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class XShare(Rerouting):
+class XShare(Spread):
     """The batch keeps every voter's first k0 experts, then those with the largest u until there are `budget`.
 
         u[e] = sum_t p[t,e]        p: the router's scores of all experts, not of a row's top-k alone
@@ -24,6 +24,7 @@ class XShare(Rerouting):
     The paper maximises the total gating score of the chosen set; the knobs are those of vLLM pull request 35551
     (expert_budget, budget_alpha, top_per_token), whose gates by the number of rows are left out: here rows say whether
     they decode. Scores carry no selection bias, and experts outside a row's groups get none of its score.
+    per_rank: the first k0 stay; of the rest, ranks keep equally many, together at least `budget`.
     Hurts where the rows have little in common: the budget does not ask what a row loses.
     """
 
@@ -53,6 +54,9 @@ class XShare(Rerouting):
         score_TE = scores(step.logits_TE, step.spec)
         if step.allowed_TE is not None:
             score_TE = score_TE.where(step.allowed_TE, 0.0)
-        pinned_E = step.union(step.best(self.k0))
+        pinned_E = self.pinned(step)
         place_E = places(step.total(score_TE), pinned_E)
         return pinned_E | (place_E < resolve(self.budget, self.alpha, step.spec))
+
+    def pinned(self, step: Step) -> Tensor:
+        return step.union(step.best(self.k0))

@@ -13,6 +13,7 @@ from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from lynx_moe.engines.layers import Layer
 from lynx_moe.engines.vllm import exporter
 from lynx_moe.engines.vllm.options import KEY, Options, has_graphs, model_shape
+from lynx_moe.engines.vllm.placement import placement_of
 from lynx_moe.engines.vllm.plan import Plan, activate
 from lynx_moe.engines.vllm.plugin import wrap
 from lynx_moe.engines.vllm.router import LynxRouter
@@ -107,7 +108,9 @@ def _name_layers(model: Any, building: Building) -> None:
         if not isinstance(router, LynxRouter):
             _bypass(plan, name, building.reasons.get(id(router), f"the model brings its own {type(router).__name__}"))
             continue
-        plan.layers[router.layer] = Layer(name=name, spec=plan.layers[router.layer].spec)
+        placement, here_E = placement_of(module, plan.device)
+        spec = plan.layers[router.layer].spec
+        plan.layers[router.layer] = Layer(name=name, spec=spec, placement=placement, here_E=here_E)
         plan.runners[router.layer] = weakref.ref(module)
         if router.bias_vl is not None:
             module.router = router.unwrap()

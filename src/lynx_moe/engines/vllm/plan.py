@@ -147,7 +147,7 @@ class Plan:
             by_layer = step[0][1] if step else self.by_layer
             final = by_layer[layer].decide(logits_TE, spec, masks, own)
         if self.options.stats:
-            self.counters.add(layer, own, final, spec.num_experts, valid_T)
+            self.counters.add(layer, own, final, spec.num_experts, valid_T, self.layers[layer].here_E)
         self.decisions += 1
         self.decision_seconds += time.perf_counter() - start
         if watch is not None:
