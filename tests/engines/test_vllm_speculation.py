@@ -36,8 +36,8 @@ if __name__ == "__main__":
         found["plain"] = ask(llm, none)
     with engine(str(path("qwen3-moe")), "vanilla", speculative_config=NGRAM, **OPTIONS) as llm:
         moved, decide = [], Plan.reroute
-        def reroute(plan, logits, weights, ids, layer):
-            final = decide(plan, logits, weights, ids, layer)
+        def reroute(plan, logits, weights, ids, layer, *more):
+            final = decide(plan, logits, weights, ids, layer, *more)
             if final is not None and plan.rows.kind is Kind.MIXED:
                 rows = plan.rows.remap[: len(ids)]
                 moved.append([int((final.ids != ids)[r].any(-1).sum()) for r in (rows, ~rows)])
