@@ -122,7 +122,7 @@ def test_the_words_follow_the_numbers(record: Path) -> None:
     assert verdict.command(whole) is None
     part(whole, "check")[1] |= {"kl": 0.004, "kl_interval": [0.002, 0.006], "before": 9.0, "after": 7.0}
     assert "Suggested: priced:price=0.03. In batches of 4 it loads 7.0 instead of 9.0" in verdict.verdict(whole)[-1]
-    assert verdict.command(whole) == "lynx-moe serve MODEL --policy lynx:pin_top1=true"
+    assert verdict.command(whole) == "lynx-moe serve MODEL --policy priced:price=0.03"
     assert [words.number(value) for value in (9484.5, 56.44, 1.04, 0.0432, 0.0)] == [
         "9,484",
         "56.4",

@@ -118,7 +118,7 @@ def test_candidates_follow_the_ranks_and_the_suggestion_the_check() -> None:
     ranks += [line("keep", kept, high) for kept, high in enumerate((0.3, 0.02, 0.011, 0.009, 0.004, 0.002, 0.001), 1)]
     assert kept_enough(ranks, 0.01) == 4
     assert kept_enough(ranks, 1e-6) == 8
-    assert candidates(ranks, 0.01)[2:] == ["oea:k0=1", "oea:k0=2", "oea:k0=4"]
+    assert candidates(ranks, 0.01)[5:] == ["oea:k0=1", "oea:k0=2", "oea:k0=4"]
     assert candidates(ranks, 1e-6)[-1] == "oea:k0=7"
     checked = [
         {"policy": "a", "kl_interval": [0, 0.02], "before": 40, "after": 10},
