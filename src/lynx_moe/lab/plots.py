@@ -39,7 +39,7 @@ def _quality(axes: Any, record: dict[str, Any], colors: dict[str, str]) -> None:
         axes.bar(number, value, color=colors[row["spec"]], width=0.65)
         axes.errorbar(number, value, yerr=[[value - low], [high - value]], color="black", capsize=4)
         axes.text(number, 3, f"{value:.1f} %\n{row['after']:.1f}\nexperts", ha="center", color="white", fontsize=9)
-    axes.set_xticks(range(len(record["summary"])), [_wrap(row["spec"]) for row in record["summary"]])
+    axes.set_xticks(range(len(record["summary"])), [_wrap(row["spec"]) for row in record["summary"]], fontsize=8)
     axes.set_ylabel("exact match, %, with 95 % interval")
     axes.set_ylim(0, 100)
     axes.set_title(
@@ -63,7 +63,7 @@ def _layers(axes: Any, record: dict[str, Any], colors: dict[str, str]) -> None:
     axes.set_xlabel("layer")
     axes.set_ylabel("distinct experts per decode step")
     axes.set_title("Distinct experts, trained model", fontsize=10)
-    axes.set_ylim(top=1.35 * max(max(result["after_by_layer"]) for result in record["results"]))
+    axes.set_ylim(top=1.6 * max(max(result["after_by_layer"]) for result in record["results"]))
     axes.legend(fontsize=8, loc="upper right")
 
 
