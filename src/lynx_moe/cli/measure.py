@@ -12,11 +12,13 @@ from lynx_moe.cli.options import (
     BatchSizes,
     Data,
     Dtype,
+    Layers,
     Model,
     Out,
     Policies,
     Seed,
     Sequences,
+    Shape,
     Split,
     Steps,
     found,
@@ -25,8 +27,6 @@ from lynx_moe.cli.options import (
 from lynx_moe.policies import DEFAULT, make_policy
 
 app = typer.Typer()
-Shape = Annotated[str, typer.Option(help="Published layer shape to time: qwen3-30b or olmoe-1b-7b.")]
-Layers = Annotated[int | None, typer.Option(min=1, help="Layers of it (default: what fits in 3 GB).")]
 Rounds = Annotated[int, typer.Option(min=1, help="Interleaved rounds per batch size.")]
 
 

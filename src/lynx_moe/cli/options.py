@@ -17,6 +17,13 @@ Steps = Annotated[int, typer.Option(help="Tokens of running text that are decode
 Seed = Annotated[int, typer.Option(help="Draws the exercises and who shares a batch.")]
 Split = Annotated[str, typer.Option(help="Of the data: all, calibrate, tune or test, which never overlap.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, ...; auto: as the weights were saved.")]
+Shape = Annotated[
+    str,
+    typer.Option(
+        help="Published layer shape to time: qwen3-30b, qwen3-30b-w8a8, olmoe-1b-7b, mixtral-8x7b, gpt-oss-20b."
+    ),
+]
+Layers = Annotated[int | None, typer.Option(min=1, help="Layers of it (default: what fits in 3 GB).")]
 
 
 def sizes(text: str) -> list[int]:

@@ -82,7 +82,7 @@ def calibrate(
     dtype: Dtype = "auto",
     out: Annotated[Path, typer.Option("--out", "-o", help="The file.")] = Path("out/calibration.safetensors"),
 ) -> None:
-    """Measures what sere, exfold and reap need of a model's experts; use it as their knob data=FILE."""
+    """Measures what sere, exfold and reap need of a model's experts, and priced can use: their knob data=FILE."""
     from lynx_moe.lab import calibrate as measurement
     from lynx_moe.lab import fidelity
 

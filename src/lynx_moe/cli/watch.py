@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from lynx_moe.cli.options import BatchSizes, Out, Policies, sizes
+from lynx_moe.cli.options import BatchSizes, Layers, Out, Policies, Shape, sizes
 from lynx_moe.policies import make_policy
 
 app = typer.Typer()
@@ -58,8 +58,8 @@ def dashboard(
 @app.command("guard-cost")
 def guard_cost(
     guard: Annotated[str, typer.Option(help="The guard's options, as JSON.")] = '{"max_mass_lost": 1, "max_error": 1}',
-    shape: Annotated[str, typer.Option(help="Published layer shape to time: qwen3-30b or olmoe-1b-7b.")] = "qwen3-30b",
-    layers: Annotated[int | None, typer.Option(min=1, help="Layers of it (default: what fits in 3 GB).")] = None,
+    shape: Shape = "qwen3-30b",
+    layers: Layers = None,
     policies: Policies = "lynx:alpha=3,beta=2",
     batch_sizes: BatchSizes = "16",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of one run without the guard and one with it.")] = 7,
@@ -69,11 +69,11 @@ def guard_cost(
     """Throughput of policies with and without a quality guard, interleaved in one engine on a published layer shape."""
     from lynx_moe.lab import tables
     from lynx_moe.lab.demo import apart, run_guard_cost
-    from lynx_moe.lab.guard_cost import HEAD, table
+    from lynx_moe.lab.guard_cost import CAPTION, HEAD, table
 
     specs = [make_policy(text).spec for text in policies.split()]
     options = {"shape": shape, "layers": layers, "policies": specs, "batch_sizes": sizes(batch_sizes)}
     options |= {"rounds": rounds, "tokens": tokens, "guard": json.loads(guard)}
     result = apart(run_guard_cost, out / "guard.json", options)
-    tables.show(result["model"], HEAD, table(result["summary"]), Console())
+    tables.show(result["model"], HEAD, table(result["summary"]), Console(), CAPTION)
     typer.echo(f"Record: {out / 'guard.json'}")

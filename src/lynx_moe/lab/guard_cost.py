@@ -8,9 +8,10 @@ from typing import Any
 from lynx_moe.control.options import GuardOptions
 from lynx_moe.lab import record
 from lynx_moe.lab.engine import run_batch
-from lynx_moe.lab.shapes import SHAPES, VOCABULARY
-from lynx_moe.lab.speed import PROMPT_TOKENS, check, open_shape
+from lynx_moe.lab.shapes import SHAPES
+from lynx_moe.lab.speed import PROMPT_TOKENS, check, draw_prompts, open_shape
 
+CAPTION = "[lowest and highest round]"
 HEAD = ("batch", "policy", "tokens/s", "guarded", "slower, %", "guard's own time, %")
 
 
@@ -42,7 +43,7 @@ def measure(
     for batch in batch_sizes:
         for policy in policies:
             for number in range(rounds + 1):
-                prompts = [[rng.randrange(VOCABULARY) for _ in range(PROMPT_TOKENS)] for _ in range(batch)]
+                prompts = draw_prompts(batch, rng)
                 line: dict[str, Any] = {"batch": batch, "policy": policy, "round": number}
                 for guarded in (False, True) if number % 2 else (True, False):
                     advance(f"batch {batch}, {policy}, {'guarded' if guarded else 'alone'}")

@@ -1,0 +1,78 @@
+"""`priced` by plain sums: what goes at a price or a number, what the rest weighs, and what its knobs refuse."""
+
+import pytest
+import torch
+
+from lynx_moe import RouterSpec, Rows, make_policy
+from lynx_moe.policies import DEFAULT
+from lynx_moe.policies.priced import FLOOR, PRICE, ROUNDS, STEEP
+from lynx_moe.routing import select
+
+E, K, T = 12, 3, 6
+
+
+def plainly(ids: list[list[int]], shares: list[list[float]], price: float, free: set[int]) -> list[list[bool]]:
+    """Which slots of the voters' rows stay, by the definition."""
+    stays = {e for row in ids for e in row}
+    lost = [0.0] * len(ids)
+    for share in ROUNDS:
+        harm = dict.fromkeys(stays, 0.0)
+        for row, values, x in zip(ids, shares, lost, strict=True):
+            for e, v in zip(row, values, strict=True):
+                if e in harm:
+                    harm[e] += (x + v + STEEP * (x + v) ** 3) - (x + STEEP * x**3)
+        stays = {e for e in stays if harm[e] > share * price}
+        kept = stays | free
+        lost = [sum(v for e, v in zip(r, s, strict=True) if e not in kept) for r, s in zip(ids, shares, strict=True)]
+    return [[e in stays | free for e in row] for row in ids]
+
+
+@pytest.mark.parametrize("price", [0.0, 0.03, 1.0, 100.0])
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_an_expert_goes_while_its_loss_adds_at_most_the_price(price: float, calibrated: bool, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    logits, spec = torch.randn(T, E, generator=rng) * 2, RouterSpec(num_experts=E, top_k=K)
+    remap = torch.arange(T) < T - 1  # the last row keeps its routing and donates
+    own, policy, gain = select(logits, spec), make_policy(f"priced:price={price}"), [1.0] * E
+    if calibrated:
+        norms = torch.rand(E, generator=rng) * 3 + 0.01
+        policy = policy.for_layer(0, {0: {"output_norm": norms}})
+        typical = (sum(n * n for n in norms.tolist()) / E) ** 0.5
+        gain = [max(n / typical, FLOOR) ** 0.5 for n in norms.tolist()]
+    ids, weights = own.ids[:-1].tolist(), own.weights[:-1].double().tolist()
+    shares = [
+        [(gain[e] * w / sum(row)) ** 2 for e, w in zip(row_ids, row, strict=True)]
+        for row_ids, row in zip(ids, weights, strict=True)
+    ]
+    live = plainly(ids, shares, price, set(own.ids[-1].tolist()))
+    routing = policy.route(logits, spec, Rows(remap=remap), own)
+    assert torch.equal(routing.ids[-1], own.ids[-1])
+    for t, (row, row_weights) in enumerate(zip(ids, weights, strict=True)):
+        if not any(live[t]):
+            live[t][row_weights.index(max(row_weights))] = True
+        left = [w if stays else 0.0 for w, stays in zip(row_weights, live[t], strict=True)]
+        scale = (sum(row_weights) / sum(left)) ** 0.3
+        assert routing.weights[t].tolist() == pytest.approx([w * scale for w in left], rel=1e-6)
+        heaviest = row[left.index(max(left))]
+        assert routing.ids[t].tolist() == [e if ok else heaviest for e, ok in zip(row, live[t], strict=True)]
+
+
+def test_a_number_of_experts_is_kept_and_higher_prices_keep_fewer() -> None:
+    logits = torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
+    spec = RouterSpec(num_experts=64, top_k=8)
+    loads = [len(make_policy(f"priced:price={p}").route(logits, spec).ids.unique()) for p in (0, 0.03, 0.3, 3)]
+    assert loads == sorted(loads, reverse=True)
+    assert loads[-1] < loads[0] == len(select(logits, spec).ids.unique())
+    assert len(make_policy("priced:num_keep=20").route(logits, spec).ids.unique()) == 20
+
+
+def test_the_price_has_a_default_and_excludes_a_number() -> None:
+    logits, spec = torch.randn(9, 16, generator=torch.Generator().manual_seed(2)), RouterSpec(num_experts=16, top_k=4)
+    expected = make_policy(f"priced:price={PRICE}").route(logits, spec)
+    assert torch.equal(make_policy(DEFAULT).route(logits, spec).ids, expected.ids)
+    with pytest.raises(ValueError, match="not both"):
+        make_policy("priced:price=0.1,num_keep=8")
+    for bad in ("own=2", "own=x", "own=-0.1", "fold"):
+        with pytest.raises(ValueError, match="norm"):
+            make_policy(f"priced:norm={bad}")
