@@ -1,14 +1,14 @@
-"""What the plugin costs where it does nothing: `OMP_NUM_THREADS=1 python tests/engines/time_vllm_off.py 8 15`
-(batch sizes, rounds).
+"""What the plugin costs where it does nothing: `OMP_NUM_THREADS=1 python tests/engines/time_vllm_off.py 8,16 10`
+(batch sizes, runs).
 
-One engine on a layer of Qwen3-30B-A3B's shape, interleaved: vLLM's own routers and no hooks (plain), policy vanilla
-without counting, and with it. Prints the table of docs/serving.md: the median step, and the median over the rounds of
-each variant's median step against plain's of the same round, with the middle half of the rounds in brackets. Steps are
-in seconds of the process's own CPU time, which others on the machine do not lengthen by taking turns.
+One engine on a layer of Qwen3-30B-A3B's shape. From step to step of one batch it changes between vLLM's own routers
+and no hooks (plain), policy vanilla without counting, and with it; which comes first changes too. Prints the table of
+docs/serving.md: the median step, and how much longer than plain's a step of each variant is, as the median over all
+threes of neighbouring steps, with its 95 % interval. Steps are in seconds of the process's own CPU time, which others
+on the machine do not lengthen by taking turns.
 """
 
 import random
-import statistics
 import sys
 import tempfile
 import time
@@ -16,13 +16,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy import stats
+
 from lynx_moe.lab.engine import open_engine, run_batch
 from lynx_moe.lab.shapes import LOAD_FORMAT, SHAPES, VOCABULARY, register_loader, write_config
 
+STEPS = 480  # of a run, in threes
 VARIANTS = ("plain", "vanilla, stats=false", "vanilla")
 
 
-def main(batches: list[int], rounds: int) -> None:
+def main(batches: list[int], runs: int) -> None:
     register_loader()
     with tempfile.TemporaryDirectory() as folder:
         model = write_config(SHAPES["qwen3-30b"], 1, Path(folder))
@@ -32,19 +36,41 @@ def main(batches: list[int], rounds: int) -> None:
     rng = random.Random(0)
     for batch in batches:
         took: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-        for number in range(rounds + 1):
+        for number in range(runs + 1):
             prompts = [[rng.randrange(VOCABULARY) for _ in range(16)] for _ in range(batch)]
-            turn = number % len(VARIANTS)
-            for variant in (*VARIANTS[turn:], *VARIANTS[:turn]):
-                become(llm, variant)
-                seconds = statistics.median(run_batch(llm, prompts, 25, time.process_time).step_seconds)
-                if number:  # round 0 warms up
-                    took[variant].append(seconds)
+            seconds, order = turns(llm, prompts)
+            for variant, second in zip(order, seconds, strict=True) if number else ():  # run 0 warms up
+                took[variant].append(second)
+        plain = np.array(took["plain"])
         for variant in VARIANTS:
-            shares = [100 * (own / base - 1) for own, base in zip(took[variant], took["plain"], strict=True)]
-            low, middle, high = statistics.quantiles(shares, n=4)
-            step = f"{1e3 * statistics.median(took[variant]):.1f} ms"
-            print(f"| {batch} | {variant} | {step} | {middle:+.2f} % [{low:+.2f}, {high:+.2f}] |", flush=True)
+            shares = 100 * (np.array(took[variant]) / plain - 1)
+            low, high = interval(shares)
+            step = f"{1e3 * np.median(took[variant]):.1f} ms"
+            print(
+                f"| {batch} | {variant} | {step} | {np.median(shares):+.2f} % [{low:+.2f}, {high:+.2f}] |", flush=True
+            )
+
+
+def turns(llm: Any, prompts: list[list[int]]) -> tuple[list[float], list[str]]:
+    """Seconds of decode steps, in whole threes, and the variant of each."""
+    order = [variant for three in range(STEPS // 3) for variant in rotated(three)]
+    coming = iter([*order, VARIANTS[0]])
+    become(llm, VARIANTS[0])
+    run = run_batch(llm, prompts, STEPS + 1, time.process_time, lambda: become(llm, next(coming, VARIANTS[0])))
+    return run.step_seconds, order
+
+
+def rotated(turn: int) -> tuple[str, ...]:
+    first = turn % len(VARIANTS)
+    return (*VARIANTS[first:], *VARIANTS[:first])
+
+
+def interval(shares: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the median."""
+    if not shares.any():
+        return 0.0, 0.0
+    found = stats.bootstrap((shares,), np.median, method="percentile", n_resamples=2000, rng=np.random.default_rng(0))
+    return found.confidence_interval.low, found.confidence_interval.high
 
 
 def become(llm: Any, variant: str) -> None:

@@ -2,27 +2,36 @@
 
 import pytest
 
-from lynx_moe.lab.guard_cost import HEAD, measure, summarise, table
+from lynx_moe.lab.guard_cost import BLOCK, HEAD, Turns, is_guarded, measure, pairs, summarise, table
 
 
-def line(number: int, alone: float, guarded: float, own: float) -> dict:
-    return {
-        "batch": 16,
-        "policy": "lynx",
-        "round": number,
-        "alone": alone,
-        "guarded": guarded,
-        "state": {"seconds": own},
-    }
-
-
-def test_slow_downs_are_paired_by_round_and_shares_are_of_the_guarded_run():
-    (row,) = summarise([line(1, 10, 10.1, 0.0505), line(2, 20, 20.4, 0.0816), line(3, 10, 9.9, 0.099)], tokens=101)
-    assert row["slower"] == pytest.approx(0.01)
-    assert row["slower_range"] == pytest.approx([-0.01, 0.02])
-    assert row["own"] == pytest.approx(0.005)
-    assert row["alone"] == pytest.approx(16 * 100 / 10)
+def test_slow_downs_are_of_neighbouring_blocks_and_the_own_share_is_of_the_guarded_ones():
+    first = {"batch": 16, "policy": "lynx", "round": 1, "alone": [10.0, 20.0], "guarded": [10.1, 20.4], "own": 0.305}
+    (row,) = summarise([first, {**first, "round": 2}])
+    assert row["blocks"] == 4
+    assert row["slower"] == pytest.approx(0.5 / 30)
+    low, high = row["slower_interval"]
+    assert 0.099 / 15 < low < row["slower"] < high < 0.401 / 15
+    assert row["own"] == pytest.approx(0.01)
+    assert row["alone"] == pytest.approx(16 * BLOCK / 15)
     assert len(table([row])[0]) == len(HEAD)
+
+
+class FakePlan:
+    watch: object | None = "guard"
+
+
+def test_steps_are_counted_under_the_guard_that_they_ran_under():
+    plan, seconds = FakePlan(), []
+    turns = Turns(plan)
+    turns.after_step()  # the prompts' step
+    for _ in range(4 * BLOCK + 3):
+        seconds.append(1.0 if plan.watch is None else 2.0)
+        turns.after_step()
+    assert pairs(seconds) == ([BLOCK, BLOCK], [2 * BLOCK, 2 * BLOCK])
+    assert [is_guarded(step) for step in range(0, 4 * BLOCK, BLOCK)] == [False, True, True, False]
+    turns.end()
+    assert plan.watch == "guard"
 
 
 @pytest.mark.parametrize(
@@ -30,10 +39,10 @@ def test_slow_downs_are_paired_by_round_and_shares_are_of_the_guarded_run():
     [
         ({"shape": "x"}, "unknown shape"),
         ({"guard": {}}, "give a bound"),
-        ({"tokens": 600}, "--tokens 600 must lie between 2 and 496"),
+        ({"tokens": 600}, "--tokens 600 must lie between 17 and 496"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_loaded(given, message):
-    settings = {"shape": "qwen3-30b", "layers": 1, "policies": ["lynx"], "batch_sizes": [2], "rounds": 1, "tokens": 9}
+    settings = {"shape": "qwen3-30b", "layers": 1, "policies": ["lynx"], "batch_sizes": [2], "rounds": 1, "tokens": 99}
     with pytest.raises(ValueError, match=message):
         measure(**{**settings, "guard": {"max_error": 1}, **given})

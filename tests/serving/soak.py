@@ -27,6 +27,8 @@ from supervisor import Supervisor
 from lynx_moe.testbed import path, tasks
 
 CLIENTS, ANSWER_SECONDS, SWITCH_SECONDS = 8, 180, 3
+LEAK = 1.03  # more than this, from a life's second third to its last one
+LIFE_SAMPLES = 60  # shorter lives, of two minutes or so, say nothing of leaks
 POLICIES = ("lynx", "lynx:alpha=0.3,beta=1", "vanilla", "priced:price=0.03", "oea:k0=2", "topk:k=2", "xshare:budget=16")
 WISHES = ("exact", "exact", None, "fast", "balanced", "oea:k0=3", "lynx:alpha=3,beta=2")
 BAD_WISHES = ("unknown", "oea:k0=99", "lynx:alpha=x", 3, "reap:share=0.5,data=/etc/hostname", "exact\n")
@@ -143,6 +145,10 @@ class Soak:
 
     def report(self) -> dict[str, Any]:
         lives = [[size for _, size in life] for life in self.supervisor.rss]
+        thirds = [_thirds(life) for life in lives]
+        leaks = [
+            mib for mib, life in zip(thirds, lives, strict=True) if len(life) >= LIFE_SAMPLES and mib[1] > LEAK * mib[0]
+        ]
         return {
             "seconds": round(time.monotonic() - self.began),
             **dict(sorted(self.count.items())),
@@ -150,7 +156,8 @@ class Soak:
             "wrong": len(self.wrong),
             "late": len(self.late),
             "odd": self.odd[:10],
-            "rss_mib": [_thirds(life) for life in lives],
+            "rss_mib": thirds,
+            "leaks": leaks,
         }
 
 
@@ -178,4 +185,4 @@ if __name__ == "__main__":
     log_file = Path(tempfile.mkdtemp()) / "server.txt"
     found = soak(log_file, 60 * given.minutes, given.kills)
     print(json.dumps(found, indent=1), f"server's log: {log_file}", sep="\n")
-    sys.exit(bool(found["wrong"] or found["late"] or found["odd"]))
+    sys.exit(bool(found["wrong"] or found["late"] or found["odd"] or found["leaks"]))

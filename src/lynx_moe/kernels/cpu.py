@@ -151,11 +151,17 @@ def _guarded(
 
 def count(own_TK: Tensor, final_TK: Tensor, valid_T: Tensor | None) -> tuple[int, int, int]:
     """Distinct experts of the valid rows before and after, and how many of these rows changed."""
-    own, final = own_TK.tolist(), final_TK.tolist()
-    if valid_T is not None:
-        own, final = ([row for row, ok in zip(rows, valid_T.tolist(), strict=True) if ok] for rows in (own, final))
-    before, after = (len(set().union(*rows)) for rows in (own, final))
-    return before, after, sum(a != b for a, b in zip(own, final, strict=True))
+    own = _valid_rows(own_TK, valid_T)
+    before = len(set().union(*own))
+    if final_TK is own_TK:
+        return before, before, 0
+    final = _valid_rows(final_TK, valid_T)
+    return before, len(set().union(*final)), sum(a != b for a, b in zip(own, final, strict=True))
+
+
+def _valid_rows(ids_TK: Tensor, valid_T: Tensor | None) -> list[list[int]]:
+    rows: list[list[int]] = ids_TK.tolist()
+    return rows if valid_T is None else [row for row, ok in zip(rows, valid_T.tolist(), strict=True) if ok]
 
 
 def _padded(ids: Array, weights: Array, valid: Array | None, counts: tuple[int, int, int] | None = None) -> Routing:

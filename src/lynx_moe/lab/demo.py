@@ -34,7 +34,7 @@ def run_speed(path: Path, options: dict[str, Any]) -> None:
 
 def run_guard_cost(path: Path, options: dict[str, Any]) -> None:
     """What the quality guard costs, with a progress bar; the record goes to `path`."""
-    total = 2 * len(options["batch_sizes"]) * len(options["policies"]) * (options["rounds"] + 1)
+    total = len(options["batch_sizes"]) * len(options["policies"]) * (options["rounds"] + 1)
     _run(guard_cost.measure, path, options, total, "loading random weights")
 
 

@@ -1,17 +1,21 @@
-"""What a quality guard costs: long decodes of one policy with and without it, interleaved in one engine."""
+"""What a quality guard costs: long decodes of one policy, the guard on and off in turns of a few steps.
+
+Turns of BLOCK steps in one batch, because a machine's speed wanders by more than the guard costs within seconds. Each
+block with the guard is compared with its neighbour without; which of the two is first alternates.
+"""
 
 import random
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lynx_moe.control.options import GuardOptions
-from lynx_moe.lab import record
+from lynx_moe.lab import intervals, record
 from lynx_moe.lab.engine import run_batch
 from lynx_moe.lab.shapes import SHAPES
 from lynx_moe.lab.speed import PROMPT_TOKENS, check, draw_prompts, open_shape
 
-CAPTION = "[lowest and highest round]"
+BLOCK = 8
+CAPTION = "[95 % interval]"
 HEAD = ("batch", "policy", "tokens/s", "guarded", "slower, %", "guard's own time, %")
 
 
@@ -26,34 +30,35 @@ def measure(
     guard: Mapping[str, Any],
     advance: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
-    """The record: of every round a run without and one with the guard, in turn first. A run's seconds are those of all
-    its decode steps, so that sampled ones count. `own` is the share that the guard's own clock saw.
+    """The record: of every round one run, its steps' seconds in blocks of BLOCK with (`guarded`) and without (`alone`)
+    the guard. `own` is the share that the guard's own clock saw.
 
-    Raises ValueError for a bad shape, batch size, guard, or more tokens than the engine holds.
+    Raises ValueError for a bad shape, batch size, guard, or a number of tokens that does not fit.
     """
     check(shape, batch_sizes)
     GuardOptions.of(guard)
-    if not 2 <= tokens <= 512 - PROMPT_TOKENS:
-        raise ValueError(f"--tokens {tokens} must lie between 2 and {512 - PROMPT_TOKENS}")
+    if not 2 * BLOCK < tokens <= 512 - PROMPT_TOKENS:
+        raise ValueError(f"--tokens {tokens} must lie between {2 * BLOCK + 1} and {512 - PROMPT_TOKENS}")
     from lynx_moe.engines import vllm as engine
+    from lynx_moe.engines.vllm import plan
 
     layers = layers or SHAPES[shape].layers
     llm = open_shape(shape, layers, max(batch_sizes))
     rng, samples = random.Random(0), []
     for batch in batch_sizes:
         for policy in policies:
+            engine.set_guard(None)
+            engine.set_policy(policy)
+            engine.set_guard(dict(guard))
             for number in range(rounds + 1):
-                prompts = draw_prompts(batch, rng)
-                line: dict[str, Any] = {"batch": batch, "policy": policy, "round": number}
-                for guarded in (False, True) if number % 2 else (True, False):
-                    advance(f"batch {batch}, {policy}, {'guarded' if guarded else 'alone'}")
-                    engine.set_guard(None)
-                    engine.set_policy(policy)
-                    engine.set_guard(dict(guard) if guarded else None)
-                    seconds = sum(run_batch(llm, prompts, tokens).step_seconds)
-                    line["guarded" if guarded else "alone"] = seconds
-                    if guarded:
-                        line["state"] = engine.guard()
+                advance(f"batch {batch}, {policy}")
+                turns = Turns(plan.active())
+                before = turns.watch.seconds
+                seconds = run_batch(llm, draw_prompts(batch, rng), tokens, after_step=turns.after_step).step_seconds
+                turns.end()
+                alone, guarded = pairs(seconds)
+                line = {"batch": batch, "policy": policy, "round": number, "alone": alone, "guarded": guarded}
+                line |= {"own": turns.watch.seconds - before, "state": engine.guard()}
                 samples += [line] if number else []  # round 0 warms up
     return {
         "kind": "guard cost",
@@ -62,25 +67,55 @@ def measure(
         "guard": dict(guard),
         "tokens": tokens,
         "samples": samples,
-        "summary": summarise(samples, tokens),
+        "summary": summarise(samples),
     }
 
 
-def summarise(samples: Sequence[Mapping[str, Any]], tokens: int) -> list[dict[str, Any]]:
-    """One row per batch size and policy: medians over the rounds, and the range of the rounds' slow-downs."""
+class Turns:
+    """Takes the guard from a plan and gives it back, every BLOCK decode steps, in the order off, on, on, off."""
+
+    def __init__(self, plan: Any) -> None:
+        self.plan, self.watch, self.calls = plan, plan.watch, 0
+
+    def after_step(self) -> None:
+        """What comes next is decode step number `calls`: the first call comes after the prompts' step."""
+        self.plan.watch = self.watch if is_guarded(self.calls) else None
+        self.calls += 1
+
+    def end(self) -> None:
+        self.plan.watch = self.watch
+
+
+def is_guarded(step: int) -> bool:
+    """Whether a decode step, counted from 0, runs under the guard."""
+    return step // BLOCK % 4 in (1, 2)
+
+
+def pairs(seconds: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Seconds of blocks without the guard, and of the neighbouring ones with it; what is left at the end is dropped."""
+    blocks: tuple[list[float], list[float]] = ([], [])
+    for start in range(0, len(seconds) // (2 * BLOCK) * 2 * BLOCK, BLOCK):
+        blocks[is_guarded(start)].append(sum(seconds[start : start + BLOCK]))
+    return blocks
+
+
+def summarise(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per batch size and policy: means over all blocks, and how much slower those with the guard are."""
     rows = []
     for batch, policy in dict.fromkeys((line["batch"], line["policy"]) for line in samples):
         mine = [line for line in samples if (line["batch"], line["policy"]) == (batch, policy)]
-        slower = [line["guarded"] / line["alone"] - 1 for line in mine]
+        alone, guarded = ([second for line in mine for second in line[kind]] for kind in ("alone", "guarded"))
+        mean = sum(alone) / len(alone)
         rows.append(
             {
                 "batch": batch,
                 "policy": policy,
-                "alone": batch * (tokens - 1) / statistics.median(line["alone"] for line in mine),
-                "guarded": batch * (tokens - 1) / statistics.median(line["guarded"] for line in mine),
-                "slower": statistics.median(slower),
-                "slower_range": [min(slower), max(slower)],
-                "own": statistics.median(line["state"]["seconds"] / line["guarded"] for line in mine),
+                "blocks": len(alone),
+                "alone": batch * BLOCK / mean,
+                "guarded": batch * BLOCK * len(guarded) / sum(guarded),
+                "slower": sum(guarded) / sum(alone) - 1,
+                "slower_interval": [edge / mean for edge in intervals.mean_difference(guarded, alone)],
+                "own": sum(line["own"] for line in mine) / sum(guarded),
             }
         )
     return rows
@@ -94,7 +129,7 @@ def table(summary: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             row["policy"],
             f"{row['alone']:.1f}",
             f"{row['guarded']:.1f}",
-            f"{100 * row['slower']:+.2f} [{', '.join(f'{100 * edge:+.2f}' for edge in row['slower_range'])}]",
+            f"{100 * row['slower']:+.2f} [{', '.join(f'{100 * edge:+.2f}' for edge in row['slower_interval'])}]",
             f"{100 * row['own']:.2f}",
         )
         for row in summary
