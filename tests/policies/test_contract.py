@@ -12,6 +12,7 @@ SPECS = [
     "vanilla",
     "priced:price=0.02",
     "priced:num_keep=8",
+    "priced:price=0.1,per_rank=true",
     "lynx",
     "lynx:alpha=3,beta=2",
     "lynx:alpha=0.7,beta=1,pin_top1=true",

@@ -1,18 +1,22 @@
 """`priced` by plain sums: what goes at a price or a number, what the rest weighs, and what its knobs refuse."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lynx_moe import RouterSpec, Rows, make_policy
-from lynx_moe.policies import DEFAULT
+from lynx_moe.policies import DEFAULT, Placement
 from lynx_moe.policies.priced import FLOOR, PRICE, ROUNDS, STEEP
 from lynx_moe.routing import select
 
 E, K, T = 12, 3, 6
 
 
-def plainly(ids: list[list[int]], shares: list[list[float]], price: float, free: set[int]) -> list[list[bool]]:
-    """Which slots of the voters' rows stay, by the definition."""
+def plainly(
+    ids: list[list[int]], shares: list[list[float]], price: float, free: set[int], ranks: list[int] | None = None
+) -> list[list[bool]]:
+    """Which slots of the voters' rows stay, by the definition; ranks: the rank of every expert, for levels."""
     stays = {e for row in ids for e in row}
     lost = [0.0] * len(ids)
     for share in ROUNDS:
@@ -21,16 +25,36 @@ def plainly(ids: list[list[int]], shares: list[list[float]], price: float, free:
             for e, v in zip(row, values, strict=True):
                 if e in harm:
                     harm[e] += (x + v + STEEP * (x + v) ** 3) - (x + STEEP * x**3)
-        stays = {e for e in stays if harm[e] > share * price}
+        if ranks is None:
+            stays = {e for e in stays if harm[e] > share * price}
+        else:
+            stays = levelled(harm, free, share * price, ranks)
         kept = stays | free
         lost = [sum(v for e, v in zip(r, s, strict=True) if e not in kept) for r, s in zip(ids, shares, strict=True)]
     return [[e in stays | free for e in row] for row in ids]
 
 
+def levelled(harm: dict[int, float], free: set[int], price: float, ranks: list[int]) -> set[int]:
+    """Levels go, the highest first, while their loss is worth it and they hold no donated expert."""
+    lists = [
+        sorted((e for e in {*harm, *free} if ranks[e] == r), key=lambda e: (e not in free, -harm.get(e, 0.0), e))
+        for r in set(ranks)
+    ]
+    height = max(map(len, lists))
+    while height and all(len(one) < height or one[height - 1] not in free for one in lists):
+        if sum(harm[one[height - 1]] for one in lists if len(one) >= height) > price * len(lists):
+            break
+        height -= 1
+    return {e for one in lists for e in one[:height] if e in harm}
+
+
 @pytest.mark.parametrize("price", [0.0, 0.03, 1.0, 100.0])
 @pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("ranked", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_an_expert_goes_while_its_loss_adds_at_most_the_price(price: float, calibrated: bool, seed: int) -> None:
+def test_an_expert_goes_while_its_loss_adds_at_most_the_price(
+    price: float, calibrated: bool, ranked: bool, seed: int
+) -> None:
     rng = torch.Generator().manual_seed(seed)
     logits, spec = torch.randn(T, E, generator=rng) * 2, RouterSpec(num_experts=E, top_k=K)
     remap = torch.arange(T) < T - 1  # the last row keeps its routing and donates
@@ -40,12 +64,16 @@ def test_an_expert_goes_while_its_loss_adds_at_most_the_price(price: float, cali
         policy = policy.for_layer(0, {0: {"output_norm": norms}})
         typical = (sum(n * n for n in norms.tolist()) / E) ** 0.5
         gain = [max(n / typical, FLOOR) ** 0.5 for n in norms.tolist()]
+    ranks = None
+    if ranked:
+        ranks = [0, 1, 2, *torch.randint(0, 3, (E - 3,), generator=rng).tolist()]
+        policy = replace(policy, per_rank=True).for_placement(Placement.of(ranks))
     ids, weights = own.ids[:-1].tolist(), own.weights[:-1].double().tolist()
     shares = [
         [(gain[e] * w / sum(row)) ** 2 for e, w in zip(row_ids, row, strict=True)]
         for row_ids, row in zip(ids, weights, strict=True)
     ]
-    live = plainly(ids, shares, price, set(own.ids[-1].tolist()))
+    live = plainly(ids, shares, price, set(own.ids[-1].tolist()), ranks)
     routing = policy.route(logits, spec, Rows(remap=remap), own)
     assert torch.equal(routing.ids[-1], own.ids[-1])
     for t, (row, row_weights) in enumerate(zip(ids, weights, strict=True)):

@@ -50,7 +50,7 @@ def test_no_rank_keeps_more_than_the_fullest_without_it(text: str, case: Case, n
     assert spread.sum() >= plain.sum()
 
 
-@pytest.mark.parametrize("text", SPECS)
+@pytest.mark.parametrize("text", [*SPECS, "priced:price=0.1", "priced:num_keep=3"])
 @settings(max_examples=20, deadline=None)
 @given(case=cases(sizes_T=(2, 7), sizes_E=(12, 60)))
 def test_on_one_rank_nothing_changes(text: str, case: Case) -> None:
@@ -61,7 +61,7 @@ def test_on_one_rank_nothing_changes(text: str, case: Case) -> None:
         assert torch.equal(got[case.voters], plain.decide(case.logits, case.spec, case.rows).ids[case.voters])
 
 
-@pytest.mark.parametrize("text", ["lynx:alpha=3,beta=2", "xshare:budget=24"])
+@pytest.mark.parametrize("text", ["lynx:alpha=3,beta=2", "xshare:budget=24", "priced:price=0.1", "priced:num_keep=24"])
 def test_the_fullest_rank_loads_less(text: str) -> None:
     """16 rows of a skewed router: what many rows want lies on the first of four ranks."""
     rng, spec = torch.Generator().manual_seed(3), RouterSpec(num_experts=64, top_k=8)
@@ -109,6 +109,6 @@ def test_experts_that_move_about_are_refused(name: str) -> None:
 
 
 def test_only_policies_with_the_knob_know_ranks() -> None:
-    assert {name for name, policy in POLICIES.items() if policy.knows_ranks} == {"lynx", "oea", "xshare"}
+    assert {name for name, policy in POLICIES.items() if policy.knows_ranks} == {"lynx", "oea", "priced", "xshare"}
     with pytest.raises(ValueError, match="no knob 'per_rank'"):
         make_policy("topk:k=2,per_rank=true")

@@ -14,9 +14,9 @@ from lynx_moe.policies.oea import Oea
 from lynx_moe.policies.policy import SHARED, ModelShape, Policy
 from lynx_moe.policies.priced import Priced
 from lynx_moe.policies.random import Random
+from lynx_moe.policies.ranked import ONE_RANK, Placement
 from lynx_moe.policies.reap import Reap
 from lynx_moe.policies.sere import Sere
-from lynx_moe.policies.spread import ONE_RANK, Placement
 from lynx_moe.policies.topk import TopK
 from lynx_moe.policies.vanilla import Vanilla
 from lynx_moe.policies.xshare import XShare

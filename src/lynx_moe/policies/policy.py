@@ -94,7 +94,7 @@ class Policy:
         return self
 
     def for_placement(self, placement: Any) -> Self:
-        """The policy of a layer whose experts live on ranks (`spread.Placement`; None: they move about), for policies
+        """The policy of a layer whose experts live on ranks (`ranked.Placement`; None: they move about), for policies
         that look at ranks."""
         return self
 

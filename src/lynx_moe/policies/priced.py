@@ -15,6 +15,11 @@ whose favourite is small needs it all the same.
 An expert goes while losing it adds at most `price` to the harm. The cube makes rows share the loss: one that has lost
 something already makes its other experts dear. Decided in passes at rising shares of the price, each knowing what the
 ones before it took. That stands for taking the cheapest expert again and again, and chooses as well.
+
+With per_rank=true what is priced is a level: the m-th expert of every rank, donated ones first, then by harm. A level
+goes while losing all of it adds at most `price` times the number of ranks. So ranks keep equally many experts, as far
+as their voters have named so many: what lies below the level takes no time. num_keep is spread as in `spread.py`. On
+one rank nothing changes.
 """
 
 from dataclasses import dataclass, replace
@@ -27,6 +32,7 @@ from lynx_moe.kernels import cpu
 from lynx_moe.policies.amounts import check_kept, more_kept
 from lynx_moe.policies.calibrated import Calibrated
 from lynx_moe.policies.forms import Reweighing, unless_same
+from lynx_moe.policies.ranked import Ranked
 from lynx_moe.policies.step import Step
 from lynx_moe.policies.weights import OF_SLOTS, by_norm, own_power
 from lynx_moe.routing import RouterSpec, Routing, Rows, places, select
@@ -39,13 +45,14 @@ FLOOR = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Priced(Calibrated, Reweighing):
+class Priced(Ranked, Calibrated, Reweighing):
     """price: harm that a load must prevent, the same on every model: 0 keeps all, 0.01 is careful, 0.1 fast; 0.03 if
     left out. More rows, surer routers and experts that many rows share keep more by themselves. num_keep instead: the
     harm is made least for so many experts. Rows do without what went; the weight of their other experts grows a little
     (norm=own=0.3). A row that would lose everything keeps its heaviest expert.
 
     data: a calibration, for the experts' output norms, which differ up to thirtyfold within a layer.
+    per_rank: the price is for a level over the ranks, see the module.
 
     Hurts where outputs of experts are alike: the sum over lost experts then says too little.
     """
@@ -87,7 +94,8 @@ class Priced(Calibrated, Reweighing):
     def decide(
         self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
     ) -> Routing:
-        if logits_TE.device.type != "cpu" or self.num_keep is not None or not self.norm.startswith("own"):
+        plain = self.num_keep is None and self.norm.startswith("own") and not self.spreads
+        if logits_TE.device.type != "cpu" or not plain:
             return self.route(logits_TE, spec, rows, own)
         self.check(spec)
         own = own or select(logits_TE, spec)
@@ -119,16 +127,28 @@ class Priced(Calibrated, Reweighing):
             cube_TK = value_TK * (3 * lost_T1 * (lost_T1 + value_TK) + value_TK * value_TK)
             added_TK = value_TK + STEEP * cube_TK
             harm_E = value_TK.new_zeros(num_experts).scatter_add(0, ids_TK.flatten(), added_TK.flatten()).float()
-            stays_E = stays_E & self._worth(harm_E, stays_E, share)
+            stays_E = stays_E & self._worth(harm_E, stays_E, step.free_E, share)
             lost_T1 = value_TK.where(~(stays_E | step.free_E)[ids_TK], 0.0).sum(-1, keepdim=True)
+        if self.spreads and self.num_keep is not None:
+            kept_E = stays_E | step.free_E
+            return self.placement.spread(kept_E, step.free_E, kept_E | step.union(ids_TK), harm_E)
         return stays_E
 
-    def _worth(self, harm_E: Tensor, stays_E: Tensor, share: float) -> Tensor:
+    def _worth(self, harm_E: Tensor, stays_E: Tensor, free_E: Tensor, share: float) -> Tensor:
         """bool [E]: what is kept of those that stayed so far, in a pass that goes `share` of the way."""
-        if self.num_keep is None:
-            return harm_E > share * self.threshold
-        spare = (stays_E.sum() - self.num_keep).clamp(min=0)
-        return places(harm_E, stays_E) < self.num_keep + ((1 - share) * spare).ceil()
+        if self.num_keep is not None:
+            spare = (stays_E.sum() - self.num_keep).clamp(min=0)
+            return places(harm_E, stays_E) < self.num_keep + ((1 - share) * spare).ceil()
+        if self.spreads:
+            return self._worth_on_ranks(harm_E, stays_E, free_E, share * self.threshold)
+        return harm_E > share * self.threshold
+
+    def _worth_on_ranks(self, harm_E: Tensor, stays_E: Tensor, free_E: Tensor, price: float) -> Tensor:
+        """The same where levels are priced; one with a donated expert stays."""
+        place_E = self.placement.places(harm_E, stays_E.long() + 2 * free_E)
+        charge_E = harm_E.double().where(stays_E, 0.0).where(~free_E, torch.inf)
+        charge_L = torch.zeros_like(charge_E).scatter_add(0, place_E, charge_E).float()
+        return place_E < (charge_L > price * self.placement.num_ranks).sum()
 
     def values(self, step: Step) -> Tensor:
         """float64 [T, K]: v of every slot; 0 for rows that do not vote."""
