@@ -24,6 +24,7 @@ SPECS = {
 }
 POLICIES = [
     "vanilla",
+    "priced:price=1",
     "lynx",
     "lynx:alpha=3,beta=2,pin_top1=true",
     "lynx-v1:num_keep=9",
@@ -103,7 +104,7 @@ def test_a_replay_decides_as_each_step_alone(kind: str, policy: str, tmp_path: P
     open_policy = make_policy(policy)
     named = open_policy.for_model(ModelShape(**SHAPE))
     (line,) = replay(read, [policy])
-    before, after, mass = [], [], []
+    before, after, mass, overlap = [], [], [], []
     for number, layer in enumerate(read.layers):
         ids = routings(read, named, number)
         start = 0
@@ -114,13 +115,19 @@ def test_a_replay_decides_as_each_step_alone(kind: str, policy: str, tmp_path: P
             assert torch.equal(ids[place], expected.ids)
             before.append(int(distinct(layer.own.ids[place], 16, None)))
             after.append(int(distinct(expected.ids, 16, None)))
-            score = scores(layer.logits[place], spec)
-            got, asked = (score.gather(1, i).sum(-1)[rows.remap] for i in (expected.ids, layer.own.ids[place]))
-            mass += (got / asked).tolist()
+            triples = zip(
+                scores(layer.logits[place], spec), expected.ids.tolist(), layer.own.ids[place].tolist(), strict=True
+            )
+            for (score, final, own), remap in zip(triples, rows.remap.tolist(), strict=True):
+                if remap:
+                    mass.append(float(score[list({*final})].sum() / score[own].sum()))
+                    overlap.append(len({*final} & {*own}) / len(own))
     assert line["policy"] == named.spec
     assert line["before"] == pytest.approx(sum(before) / len(before))
     assert line["after"] == pytest.approx(sum(after) / len(after))
     assert line["mass"] == pytest.approx(sum(mass) / len(mass))
+    assert line["overlap"] == pytest.approx(sum(overlap) / len(overlap))
+    assert line["changed"] == pytest.approx(sum(share < 1 for share in overlap) / len(overlap))
     if policy == "vanilla":
         assert (line["overlap"], line["changed"], line["after"]) == (1, 0, line["before"])
     else:

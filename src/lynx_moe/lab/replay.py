@@ -129,8 +129,9 @@ def _line(policy: Policy, jobs: Sequence[tuple[Policy, _Group]], placement: Plac
             sums[column] += loaded_DE.sum()
             fullest[column] += torch.vmap(placement.count)(loaded_DE).amax(-1).sum()
         asked_DT = score_DTE.gather(2, group.ids).sum(-1).clamp(min=1e-20)
-        got_DT = score_DTE.gather(2, ids_DTK).sum(-1) / asked_DT
-        same_DT = (ids_DTK[..., None] == group.ids[..., None, :]).any(-1).double().mean(-1)
+        chosen_DTE = torch.zeros_like(score_DTE).scatter(2, ids_DTK, 1.0)  # a dropped slot repeats another's id
+        got_DT = (score_DTE * chosen_DTE).sum(-1) / asked_DT
+        same_DT = chosen_DTE.gather(2, group.ids).double().mean(-1)
         sums[2] += got_DT[group.remap].double().sum()
         sums[3] += same_DT[group.remap].sum()
         sums[4] += (same_DT[group.remap] < 1).sum()
