@@ -32,15 +32,19 @@ POLICIES = [
     "oea:k0=1",
     "lynx:alpha=1,beta=0",
     "reap:share=0.5",
+    "priced",
+    "priced:num_keep=8",
+    "priced:price=0.3,norm=own",
+    "priced:price=30,norm=own=1",
 ]
 SIZES = (
     [(7, 60), (3, 64), (16, 128), (64, 128), (5, 256), (256, 128)] if ON_GPU else [(7, 60), (2, 12), (3, 64), (5, 4)]
 )
-SCHEMES = [scheme for scheme in SCHEMES if "sparsemixer" not in scheme]
+ROUTERS = [scheme for scheme in SCHEMES if "sparsemixer" not in scheme]
 MASKS = ("none", "some", "one_decodes", "no_valid", "no_remap")
 # Every policy, size and scheme with several of the others; a GPU compiles each of them for seconds.
 STEPS = [
-    (policy, SIZES[n % len(SIZES)], SCHEMES[(n + n // len(SCHEMES)) % len(SCHEMES)])
+    (policy, SIZES[n % len(SIZES)], ROUTERS[(n + n // len(ROUTERS)) % len(ROUTERS)])
     for n, policy in enumerate(POLICIES * (2 if ON_GPU else 3))
 ]
 # The definition's softmax of K <= 8 float32 logits: exponentials, their sum, a division, a product. The kernel's: one
@@ -82,7 +86,10 @@ def make_step(text: str, size: tuple[int, int], scheme: str, kind: str, seed: in
     wide[:, :num_experts] = logits.to(DEVICE)
     text = text.replace("=8", f"={min(num_experts, 8)}")
     calibration = {name: tensor.to(DEVICE) for name, tensor in make_calibration(num_experts).items()}
-    return make_policy(text).for_layer(0, {0: calibration}), wide[:, :num_experts], spec, rng
+    policy = make_policy(text)
+    if seed % 2 or not getattr(policy, "optional", False):
+        policy = policy.for_layer(0, {0: calibration})
+    return policy, wide[:, :num_experts], spec, rng
 
 
 def recount(own: Routing, final: Routing, rows: Rows | None, num_experts: int) -> list[int]:
@@ -118,7 +125,7 @@ def test_a_step_that_would_load_more_keeps_the_model_s_own_routing(monkeypatch: 
     spec, rows = RouterSpec(num_experts=6, top_k=2), Rows(valid=torch.tensor([False, True, True], device=DEVICE))
     rows = Rows(valid=rows.valid.flip(0))
     own, keep = select(logits, spec), torch.tensor([0, 0, 1, 1, 1, 1], device=DEVICE).bool()
-    got = gpu.decide(logits, spec, rows, own, gpu.Vote(rule="given"), keep)
+    got = gpu.decide(logits, spec, rows, own, gpu.Vote(rule="given", given_E=keep))
     assert got.ids.tolist() == [[0, 1], [0, 1], [0, 1]]
     assert torch.equal(got.weights[:2], own.weights[:2])
     assert got.weights[2].tolist() == [0, 0]
@@ -127,9 +134,8 @@ def test_a_step_that_would_load_more_keeps_the_model_s_own_routing(monkeypatch: 
 
 def test_a_row_alone_is_left_alone() -> None:
     logits, spec = torch.arange(6.0, device=DEVICE)[None], RouterSpec(num_experts=6, top_k=2)
-    got = gpu.decide(
-        logits, spec, None, select(logits, spec), gpu.Vote(rule="given"), torch.arange(6, device=DEVICE) < 3
-    )
+    vote = gpu.Vote(rule="given", given_E=torch.arange(6, device=DEVICE) < 3)
+    got = gpu.decide(logits, spec, None, select(logits, spec), vote)
     assert got.ids.tolist() == [[5, 4]]
     assert got.counts.tolist() == [2, 2, 0, 1]
 
@@ -156,8 +162,42 @@ def test_inputs_are_never_written_to_nor_given_back() -> None:
         assert result.weights.data_ptr() != own.weights.data_ptr()
 
 
+def routed(weights: list[list[float]], ids: list[list[int]]) -> Routing:
+    return Routing(torch.tensor(ids, device=DEVICE), torch.tensor(weights, device=DEVICE))
+
+
+def test_priced_s_row_that_would_lose_all_keeps_its_heaviest_and_of_equals_the_lowest_id() -> None:
+    own = routed([[0.2, 0.4, 0.4], [0.5, 0.25, 0.25], [0.3, 0.3, 0.4]], [[4, 3, 1], [0, 1, 2], [5, 2, 3]])
+    spec, policy = RouterSpec(num_experts=6, top_k=3), make_policy("priced:price=1e9,norm=own=1")
+    got = policy.decide(torch.zeros(3, 6, device=DEVICE), spec, None, own)
+    assert got.ids.tolist() == [[1, 1, 1], [0, 0, 0], [3, 3, 3]]
+    assert got.weights.round(decimals=6).tolist() == [[0, 0, 1], [1, 0, 0], [0, 0, 1]]
+    assert got.counts.tolist() == [6, 3, 3, 0]
+
+
+def test_priced_compares_harm_as_float32_and_keeps_only_what_lies_above_the_price() -> None:
+    """Two rows lose one expert each, of v = 1/64: the harm of each is v + 1000 v^3."""
+    spec, own = RouterSpec(num_experts=4, top_k=2), routed([[0.875, 0.125], [0.875, 0.125]], [[0, 1], [0, 2]])
+    harm = torch.tensor(2.0**-6 + 1000 * 2.0**-18)
+    for price, kept in ((harm, 1), (harm.nextafter(torch.tensor(0.0)), 3)):
+        policy = make_policy(f"priced:price={price.item()!r}")
+        got = policy.decide(torch.zeros(2, 4, device=DEVICE), spec, None, own)
+        assert torch.equal(got.ids, policy.route(torch.zeros(2, 4, device=DEVICE), spec, None, own).ids)
+        assert got.counts[1] == kept
+
+
+@pytest.mark.parametrize("text", ["priced:price=0.2", "priced:num_keep=30"])
+def test_priced_sums_over_more_rows_than_a_tile_has(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "SLOT_TILE", 64)
+    monkeypatch.setattr(launch, "TILE", 1024)
+    policy, logits, spec, _ = make_step(text, (37, 64), "sigmoid_bias", "normal", 1)
+    expected, got = policy.route(logits, spec), policy.decide(logits, spec)
+    assert torch.equal(got.ids, expected.ids)
+    assert got.counts[1] < got.counts[0]
+
+
 @pytest.mark.skipif(not ON_GPU, reason="CUDA graphs need a GPU")
-@pytest.mark.parametrize("text", ["lynx", "oea:k0=2", "xshare:budget=20", "lynx-v1", "random:num_keep=8"])
+@pytest.mark.parametrize("text", ["priced", "lynx", "oea:k0=2", "xshare:budget=20", "lynx-v1", "random:num_keep=8"])
 def test_a_graph_follows_its_masks_and_logits(text: str) -> None:
     policy, logits, spec, rng = make_step(text, (16, 128), "softmax", "normal", 0)
     logits = logits.contiguous()

@@ -13,58 +13,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lynx_moe.kernels import gpu
 from lynx_moe.policies.calibrated import Calibrated
-from lynx_moe.policies.policy import Policy
-from lynx_moe.policies.step import Step, make_step
-from lynx_moe.policies.weights import BY_RULE, OF_SLOTS, by_norm, check_norm, check_norm_fits
-from lynx_moe.routing import RouterSpec, Routing, Rows, reroute, select
+from lynx_moe.policies.keeping import Keeping, Reweighing
+from lynx_moe.policies.step import Step
+from lynx_moe.policies.weights import BY_RULE, OF_SLOTS, by_norm
+from lynx_moe.routing import Routing, reroute
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reweighing(Policy):
-    """norm: how the experts of changed rows are weighed (`weights.py`)."""
-
-    norms: ClassVar[tuple[str, ...]] = BY_RULE
-    norm: str = "model"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_norm(self.name, self.norm, self.norms)
-
-    def check(self, spec: RouterSpec) -> None:
-        super().check(spec)
-        check_norm_fits(self.name, self.norm, spec)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rerouting(Reweighing):
+class Rerouting(Keeping):
     """Rows choose their top-k anew, among the experts that stay."""
-
-    def keep(self, step: Step) -> Tensor:
-        """bool [E]: the experts that stay. Donated ones (`step.free_E`) are added."""
-        raise NotImplementedError(f"{self.name} must define keep()")
-
-    def vote(self, spec: RouterSpec) -> gpu.Vote | None:
-        """What the GPU kernels are told instead of calling `keep`; None: nothing, so `keep` says it to them."""
-        return None
-
-    def without_kernel(self, spec: RouterSpec) -> str | None:
-        if self.norm != "model" or not self.guarded:
-            return f"{self.spec}: the kernels know norm=model only, and guard each step"
-        return gpu.obstacle(spec)
-
-    def decide(
-        self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
-    ) -> Routing:
-        if self.without_kernel(spec) or not gpu.fits(logits_TE, spec):
-            return self.route(logits_TE, spec, rows, own)
-        self.check(spec)
-        own, vote = own or select(logits_TE, spec), self.vote(spec)
-        if vote is not None:
-            return gpu.decide(logits_TE, spec, rows, own, vote)
-        step = make_step(logits_TE.float(), spec, rows, Routing(own.ids.long(), own.weights.float()))
-        return gpu.decide(logits_TE, spec, rows, own, gpu.Vote(rule="given"), self.keep(step))
 
     def propose(self, step: Step) -> Routing:
         def rule(ids_TK: Tensor) -> Tensor:

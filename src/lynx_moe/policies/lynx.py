@@ -11,7 +11,7 @@ inside a bin. The union of everybody's top-k under that order stays.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ class Lynx(Spread):
     def decide(
         self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
     ) -> Routing:
-        if self.norm != "model" or self.spreads or gpu.fits(logits_TE, spec) or not cpu.fits(logits_TE, spec):
+        if self.norm != "model" or self.spreads or gpu.fits(logits_TE) or not cpu.fits(logits_TE, spec):
             return super().decide(logits_TE, spec, rows, own)
         own = own or select(logits_TE, spec)
         own = Routing(own.ids.long(), own.weights.float())
@@ -82,7 +82,7 @@ class Lynx(Spread):
     def vote(self, spec: RouterSpec) -> gpu.Vote:
         return gpu.Vote(rule="bins", alpha=self.alpha, pinned=int(self.pin_top1), **self._settings(spec))
 
-    def _settings(self, spec: RouterSpec) -> dict[str, int]:
+    def _settings(self, spec: RouterSpec) -> dict[str, Any]:
         beta = self.beta if self.beta is not None else _default_beta(spec)
         return {"beta": beta, "rank": _default_rank(spec), "max_base": _max_base(beta)}
 

@@ -22,16 +22,18 @@ as their voters have named so many: what lies below the level takes no time. num
 one rank nothing changes.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from lynx_moe.kernels import cpu
+from lynx_moe.kernels import cpu, gpu
 from lynx_moe.policies.amounts import check_kept, more_kept
 from lynx_moe.policies.calibrated import Calibrated
-from lynx_moe.policies.forms import Reweighing, unless_same
+from lynx_moe.policies.forms import unless_same
+from lynx_moe.policies.keeping import Keeping
 from lynx_moe.policies.ranked import Ranked
 from lynx_moe.policies.step import Step
 from lynx_moe.policies.weights import OF_SLOTS, by_norm, own_power
@@ -40,12 +42,12 @@ from lynx_moe.routing import RouterSpec, Routing, Rows, places, select
 PRICE = 0.03
 STEEP = 1000.0
 LEAST_PRICE = 0.004  # a guard that finds this too dear gives the policy up
-ROUNDS = (0.125, 0.25, 0.5, 1.0)
+ROUNDS = (0.125, 0.25, 0.5, 1.0)  # each twice the one before it, which the GPU kernels rely on
 FLOOR = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Priced(Ranked, Calibrated, Reweighing):
+class Priced(Ranked, Calibrated, Keeping):
     """price: harm that a load must prevent, the same on every model: 0 keeps all, 0.01 is careful, 0.1 fast; 0.03 if
     left out. More rows, surer routers and experts that many rows share keep more by themselves. num_keep instead: the
     harm is made least for so many experts. Rows do without what went; the weight of their other experts grows a little
@@ -64,9 +66,11 @@ class Priced(Ranked, Calibrated, Reweighing):
     norms: ClassVar[tuple[str, ...]] = OF_SLOTS
     tensors: ClassVar[tuple[str, ...]] = ("output_norm",)
     optional: ClassVar[bool] = True
+    kernel_norm: ClassVar[str] = "own"
     price: float | None = None
     num_keep: int | None = None
     norm: str = "own=0.3"
+    gain_E: Tensor | None = field(default=None, compare=False, repr=False)  # float64: g of every expert, None: 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,6 +83,11 @@ class Priced(Ranked, Calibrated, Reweighing):
         super().check(spec)
         if self.num_keep is not None:
             check_kept(self.name, "num_keep", self.num_keep, spec, least=1)
+
+    def for_layer(self, layer: int, artifact: Mapping[int, Mapping[str, Tensor]]) -> Self:
+        policy = super().for_layer(layer, artifact)
+        norm_E = policy.tensor("output_norm").double()
+        return replace(policy, gain_E=(norm_E / norm_E.square().mean().sqrt().clamp(min=1e-20)).clamp(min=FLOOR).sqrt())
 
     @property
     def threshold(self) -> float:
@@ -95,15 +104,16 @@ class Priced(Ranked, Calibrated, Reweighing):
         self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
     ) -> Routing:
         plain = self.num_keep is None and self.norm.startswith("own") and not self.spreads
-        if logits_TE.device.type != "cpu" or not plain:
-            return self.route(logits_TE, spec, rows, own)
+        if logits_TE.device.type != "cpu" or gpu.fits(logits_TE) or not plain:
+            return super().decide(logits_TE, spec, rows, own)
         self.check(spec)
-        own = own or select(logits_TE, spec)
-        gain_E = None if self.calibration is None else self.gains()
-        power = own_power(self.norm)
-        return cpu.priced(
-            logits_TE, spec, rows, own, price=self.threshold, power=power, gain_E=gain_E, steep=STEEP, rounds=ROUNDS
-        )
+        own, knobs = own or select(logits_TE, spec), {"price": self.threshold, "power": own_power(self.norm)}
+        return cpu.priced(logits_TE, spec, rows, own, **knobs, gain_E=self.gain_E, steep=STEEP, rounds=ROUNDS)
+
+    def vote(self, spec: RouterSpec) -> gpu.Vote:
+        rule, number, power = "harm" if self.num_keep else "price", self.num_keep or 0, own_power(self.norm)
+        passes = {"price": self.threshold, "steep": STEEP, "passes": len(ROUNDS)}
+        return gpu.Vote(rule=rule, number=number, power=power, given_E=self.gain_E, **passes)  # type: ignore[arg-type]
 
     def propose(self, step: Step) -> Routing:
         ids_TK, weights_TK = step.own.ids, step.own.weights
@@ -140,25 +150,13 @@ class Priced(Ranked, Calibrated, Reweighing):
             spare = (stays_E.sum() - self.num_keep).clamp(min=0)
             return places(harm_E, stays_E) < self.num_keep + ((1 - share) * spare).ceil()
         if self.spreads:
-            return self._worth_on_ranks(harm_E, stays_E, free_E, share * self.threshold)
+            return self.placement.worth(harm_E, stays_E, free_E, share * self.threshold)
         return harm_E > share * self.threshold
-
-    def _worth_on_ranks(self, harm_E: Tensor, stays_E: Tensor, free_E: Tensor, price: float) -> Tensor:
-        """The same where levels are priced; one with a donated expert stays."""
-        place_E = self.placement.places(harm_E, stays_E.long() + 2 * free_E)
-        charge_E = harm_E.double().where(stays_E, 0.0).where(~free_E, torch.inf)
-        charge_L = torch.zeros_like(charge_E).scatter_add(0, place_E, charge_E).float()
-        return place_E < (charge_L > price * self.placement.num_ranks).sum()
 
     def values(self, step: Step) -> Tensor:
         """float64 [T, K]: v of every slot; 0 for rows that do not vote."""
         share_TK = step.own.weights.double()
         share_TK = share_TK / share_TK.sum(-1, keepdim=True).clamp(min=1e-20)
-        if self.calibration is not None:
-            share_TK = share_TK * self.gains()[step.own.ids]
+        if self.gain_E is not None:
+            share_TK = share_TK * self.gain_E[step.own.ids]
         return share_TK.square().where(step.voters_T[:, None], 0.0)
-
-    def gains(self) -> Tensor:
-        """float64 [E]: g of every expert."""
-        norm_E = self.tensor("output_norm").double()
-        return (norm_E / norm_E.square().mean().sqrt().clamp(min=1e-20)).clamp(min=FLOOR).sqrt()

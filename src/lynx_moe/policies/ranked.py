@@ -50,6 +50,14 @@ class Placement:
         start_R = sizes_R.cumsum(0) - sizes_R
         return places(value_E, tier_E) - start_R[self.rank_E]
 
+    def worth(self, value_E: Tensor, stays_E: Tensor, always_E: Tensor, price: float) -> Tensor:
+        """bool [E]: the experts on levels that are worth more than the price of an expert on every rank. A level is the
+        m-th expert of each rank, always_E first, then stays_E by value; one that holds something of always_E stays."""
+        place_E = self.places(value_E, stays_E.long() + 2 * always_E)
+        charge_E = value_E.double().where(stays_E, 0.0).where(~always_E, torch.inf)
+        charge_L = torch.zeros_like(charge_E).scatter_add(0, place_E, charge_E).float()
+        return place_E < (charge_L > price * self.num_ranks).sum()
+
     def spread(self, keep_E: Tensor, always_E: Tensor, candidate_E: Tensor, value_E: Tensor) -> Tensor:
         """bool [E]: at least as many experts as keep_E, the fullest rank as empty as can be, always_E among them.
         keep_E holds always_E, and candidate_E both. A rank keeps always_E first, then keep_E; within each by value."""

@@ -17,26 +17,24 @@ __all__ = ["Vote", "decide", "fits", "obstacle"]
 MAX_ROWS, MAX_EXPERTS = 512, 512
 
 
-def obstacle(spec: RouterSpec, num_rows: int = 1) -> str | None:
-    """Why the plain-torch definition is taken instead of the kernels; None if they compute the router's rule."""
-    if spec.scoring == "sparsemixer":
+def obstacle(spec: RouterSpec, *, weighs: bool = True) -> str | None:
+    """Why the plain-torch definition is taken instead of the kernels; None if they compute the router's rule.
+
+    weighs: whether rows get weights by the router's rule, or only keep their own."""
+    if weighs and spec.scoring == "sparsemixer":
         return "a sparsemixer's weights have no kernel"
-    if spec.num_experts > MAX_EXPERTS:
-        return f"{spec.num_experts} experts are more than {MAX_EXPERTS}"
-    return f"{num_rows} rows are more than {MAX_ROWS}" if num_rows > MAX_ROWS else None
+    return f"{spec.num_experts} experts are more than {MAX_EXPERTS}" if spec.num_experts > MAX_EXPERTS else None
 
 
-def fits(logits_TE: Tensor, spec: RouterSpec) -> bool:
-    """Whether the kernels take this step of this router, here."""
+def fits(logits_TE: Tensor) -> bool:
+    """Whether the kernels run here, and take a step of so many rows."""
     here = logits_TE.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    return here and obstacle(spec, len(logits_TE)) is None and len(logits_TE) > 0
+    return here and 0 < len(logits_TE) <= MAX_ROWS
 
 
-def decide(
-    logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Routing, vote: Vote, keep_E: Tensor | None = None
-) -> Routing:
-    """`Policy.route` of a `Rerouting` policy with norm=model. ids have the type of own.ids; counts is int64 [4] on the
-    device. keep_E: bool [E], for rule "given"."""
+def decide(logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Routing, vote: Vote) -> Routing:
+    """`Policy.route` of a policy that keeps a set of experts. ids have the type of own.ids; counts is int64 [4] on the
+    device."""
     from lynx_moe.kernels.gpu.launch import two_launches
 
-    return two_launches(logits_TE, spec, rows, own, vote, keep_E)
+    return two_launches(logits_TE, spec, rows, own, vote)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from lynx_moe.kernels.gpu.layout import ACTS, AFTER, BEFORE, CHANGED, FIRST, GAP, KEEP, SUM, TICKET, VOTER
+from lynx_moe.kernels.gpu.prices import worth
 from lynx_moe.kernels.gpu.rows import (
     LOWEST,
     columns,
@@ -26,11 +27,12 @@ from lynx_moe.kernels.gpu.votes import ahead, binned, bins, drawn_keep, gap, ope
 
 @triton.jit(do_not_specialize=["T", "number", "seed"])
 def keep_kernel(
-    logits, stride, own_ids, valid, remap, bias, given, state, T, alpha, number, seed,
+    logits, stride, own_ids, own_weights, valid, remap, bias, given, state, T, alpha, number, seed, price,
     MODE: tl.constexpr, OPEN: tl.constexpr, BETA: tl.constexpr, RANK: tl.constexpr, MAX_BASE: tl.constexpr,
     PINNED: tl.constexpr, VALID: tl.constexpr, REMAP: tl.constexpr, E: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
     G: tl.constexpr, M: tl.constexpr, GP: tl.constexpr, MP: tl.constexpr, TOPG: tl.constexpr, SCORING: tl.constexpr,
-    BIASED: tl.constexpr, R: tl.constexpr, TP: tl.constexpr,
+    BIASED: tl.constexpr, R: tl.constexpr, TP: tl.constexpr, S: tl.constexpr, PASSES: tl.constexpr,
+    STEEP: tl.constexpr, GAINS: tl.constexpr,
 ):  # fmt: skip
     """MODE is a `Vote.rule`; PINNED: how many first experts of every voter stay in any case."""
     expert, real = columns(G, M, GP, MP)
@@ -53,7 +55,7 @@ def keep_kernel(
         one = tl.full((R, KP), 1, tl.int64)
         tl.store(after_at + own, one, mask=inside)  # for now: what the model's own routing loads
         tl.store(keep_at + own, one, mask=inside & ~votes[:, None])
-        if MODE == "popular" or MODE == "drawn":
+        if MODE == "popular" or MODE == "drawn" or MODE == "harm":
             tl.atomic_add(sum_at + own, one, mask=inside & votes[:, None], sem="relaxed")
         if OPEN:
             x = silenced(x, votes, real)
@@ -117,6 +119,11 @@ def keep_kernel(
         keep = keep | drawn_keep(state, tl.load(sum_at + expert, mask=real, other=0), number, seed, expert, real, E)
     if MODE == "given":
         keep = keep | (tl.load(given + expert, mask=real, other=0) != 0)
+    if MODE == "price" or MODE == "harm":
+        keep = worth(
+            own_ids, own_weights, given, state, T, price, number, expert, real, free, E, K, KP, S, PASSES, STEEP,
+            GAINS, MODE == "harm",
+        )  # fmt: skip
     tl.debug_barrier()
     tl.store(keep_at + expert, keep.to(tl.int64), mask=real)
     tl.store(after_at + expert, zero_C, mask=real)

@@ -13,13 +13,13 @@ from lynx_moe.kernels.gpu.rule import Vote
 from lynx_moe.routing import RouterSpec, Routing, Rows
 
 TILE, PER_THREAD = 8192, 16  # elements of a tile of rows; more in a thread spill its registers
+SLOT_TILE = 2048  # slots of a tile of `prices.py`, which are float64
+MOST = 1e38  # of float32, about: no harm is that large
 LEAST_ROWS = 16  # fewer are padded: every size of a tile is compiled by itself, for seconds
 
 
-def two_launches(
-    logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Routing, vote: Vote, keep_E: Tensor | None = None
-) -> Routing:
-    """The decision of a `Rerouting` policy whose experts stay by `vote`, or are given as keep_E (bool [E])."""
+def two_launches(logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Routing, vote: Vote) -> Routing:
+    """The decision of a policy whose experts stay by `vote`."""
     num_rows, num_experts = logits_TE.shape
     if logits_TE.stride(1) != 1:
         logits_TE = logits_TE.contiguous()
@@ -34,8 +34,8 @@ def two_launches(
     is_open = vote.rule == "bins" and vote.alpha is None
     tile_rows = min(rows_padded, max(1, TILE // columns))
     keep_kernel[(1,)](
-        *(logits_TE, logits_TE.stride(0), own_ids, valid, remap, spec.bias, keep_E, state),
-        *(num_rows, vote.alpha or 0.0, vote.number, vote.seed),
+        *(logits_TE, logits_TE.stride(0), own_ids, own_weights, valid, remap, spec.bias, vote.given_E, state),
+        *(num_rows, vote.alpha or 0.0, vote.number, vote.seed, min(vote.price, MOST)),
         MODE=vote.rule,
         OPEN=is_open,
         BETA=vote.beta,
@@ -45,14 +45,19 @@ def two_launches(
         REMAP=remap is not None,
         R=tile_rows,
         TP=rows_padded if is_open else 1,
+        S=min(rows_padded, max(1, SLOT_TILE // shape["KP"])) if vote.passes else 1,
+        PASSES=vote.passes,
+        STEEP=vote.steep,
+        GAINS=vote.given_E is not None,
         num_warps=max(4, min(16, tile_rows * columns // (32 * PER_THREAD))),
         **shape,
     )
     reroute_kernel[(num_rows,)](
         *(logits_TE, logits_TE.stride(0), own_ids, own_weights, valid, spec.bias, spec.expert_scale, state),
-        *(ids, weights, counts, num_rows, spec.scale),
+        *(ids, weights, counts, num_rows, spec.scale, vote.power or 0.0),
         RENORM=spec.renormalize,
         FACTORS=spec.expert_scale is not None,
+        DROPS=vote.power is not None,
         num_warps=1 if columns <= 256 else 2,
         **shape,
     )

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from lynx_moe.kernels.gpu.layout import ACTS, AFTER, BEFORE, CHANGED, FIRST, KEEP, TICKET, VOTER
+from lynx_moe.kernels.gpu.prices import left_over
 from lynx_moe.kernels.gpu.rows import INF, LOWEST, columns, flags, logits_of, order_key, preference, scores
 
 
@@ -30,10 +31,10 @@ def weights_of(
 
 @triton.jit(do_not_specialize=["T"])
 def reroute_kernel(
-    logits, stride, own_ids, own_weights, valid, bias, expert_scale, state, ids, weights, counts, T, scale,
+    logits, stride, own_ids, own_weights, valid, bias, expert_scale, state, ids, weights, counts, T, scale, power,
     VALID: tl.constexpr, E: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, G: tl.constexpr, M: tl.constexpr,
     GP: tl.constexpr, MP: tl.constexpr, TOPG: tl.constexpr, SCORING: tl.constexpr, BIASED: tl.constexpr,
-    RENORM: tl.constexpr, FACTORS: tl.constexpr,
+    RENORM: tl.constexpr, FACTORS: tl.constexpr, DROPS: tl.constexpr,
 ):  # fmt: skip
     """`routing.reroute` with `policies.policy._settle`. counts: int64 [4], see `Routing`."""
     expert, real = columns(G, M, GP, MP)
@@ -47,8 +48,13 @@ def reroute_kernel(
     own = tl.load(own_ids + at, mask=live, other=0)
     new, new_weight = own, tl.load(own_weights + at, mask=live, other=0.0).to(tl.float32)
     own_weight = new_weight
-    votes = (tl.sum(tl.load(state + 8 + VOTER * E + row), 0) != 0) & (tl.load(state + ACTS) != 0)
-    if votes:
+    votes = tl.load(state + 8 + VOTER * E + row) * tl.load(state + ACTS)  # [1]
+    kept = tl.load(keep_at + own, mask=live & (votes != 0), other=1) != 0
+    gone = tl.min(kept.to(tl.int32), 0) == 0
+    if DROPS:
+        if gone:
+            new, new_weight = left_over(own, own_weight, kept, live, power, E)
+    elif gone:
         x = logits_of(logits, stride, row, row >= 0, expert, real)
         choice, allowed = preference(x, bias, expert, real, G, M, GP, MP, TOPG, SCORING, BIASED)
         stays = (tl.load(keep_at + expert, mask=real, other=0) != 0)[None, :] & (choice > -INF)
@@ -59,10 +65,9 @@ def reroute_kernel(
             best = tl.max(key, 0)
             pick = tl.where(slot == step, E - 1 - (best & 0xFFFF).to(tl.int32), pick)
             key = tl.where(key == best, LOWEST, key)
-        kept = tl.load(keep_at + own, mask=live, other=1) != 0
         again = (own.to(tl.int32)[:, None] == pick[None, :]) & live[None, :]
         again = tl.max(again.to(tl.int32), 1) | (slot >= K).to(tl.int32)
-        if (tl.min(kept.to(tl.int32), 0) == 0) & (tl.min(again, 0) == 0):
+        if tl.min(again, 0) == 0:
             logit = tl.load(logits + tl.sum(row, 0) * stride + pick, mask=live, other=0.0).to(tl.float32)
             share = tl.max(scores(logit[None, :], SCORING), 0)
             factor = tl.full((KP,), 1.0, tl.float64)
@@ -71,8 +76,9 @@ def reroute_kernel(
             mass = tl.sum(own_weight.to(tl.float64), 0)
             new = pick.to(own.dtype)
             new_weight = weights_of(logit, share, live, mass, scale, factor, SCORING, RENORM)
-            moved = tl.max(((new != own) & live & is_valid).to(tl.int32), 0)
-            tl.atomic_add(state + CHANGED, moved.to(tl.int64))
+    moved = tl.max(((new != own) & live & is_valid).to(tl.int32), 0)
+    if moved != 0:
+        tl.atomic_add(state + CHANGED, 1)
     to = tl.program_id(0) * K + slot
     tl.store(ids + to, new, mask=live)
     tl.store(weights + to, tl.where(is_valid, new_weight, 0.0), mask=live)

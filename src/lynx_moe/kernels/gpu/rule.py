@@ -1,15 +1,21 @@
-"""What a policy tells the kernels: by which rule experts stay."""
+"""What a policy tells the kernels: by which rule experts stay, and what rows do then."""
 
 from dataclasses import dataclass
 
+from torch import Tensor
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Vote:
     """rule: "bins" (`lynx`: alpha, None where it is left open, beta, rank, max_base), "scores" (the `number` largest
     sums of scores), "popular" (the `number` most voted, 0: half of what is voted for), "drawn" (`number` at random, by
-    `seed`), "first" (the pinned alone), "given" (the policy says so itself, in torch).
+    `seed`), "first" (the pinned alone), "given" (the policy says so itself, in torch), "price" (`priced`: whose loss
+    adds more harm than `price`), "harm" (the `number` whose loss adds most).
 
     pinned: how many first experts of every voter stay in any case.
+    given_E: for "given" bool [E], what stays; for "price" and "harm" float64 [E], the gains of experts, None: all 1.
+    passes, steep: of "price" and "harm"; each pass goes twice as far as the one before it.
+    power: None: rows choose anew among what stays; else they do without what went, and the rest grows by this power.
     """
 
     rule: str
@@ -20,3 +26,8 @@ class Vote:
     number: int = 0
     seed: int = 0
     pinned: int = 0
+    price: float = 0.0
+    passes: int = 0
+    steep: float = 0.0
+    power: float | None = None
+    given_E: Tensor | None = None

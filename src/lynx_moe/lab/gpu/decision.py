@@ -13,7 +13,10 @@ from lynx_moe.kernels import gpu
 from lynx_moe.policies import make_policy
 from lynx_moe.routing import RouterSpec, Routing, Rows, select
 
-POLICIES = ("lynx:alpha=3,beta=2", "lynx", "oea:k0={k0}", "xshare:alpha=0.5", "lynx-v1", "random:num_keep=32")
+POLICIES = (
+    *("priced", "lynx", "oea:k0={k0}"),  # on every router
+    *("lynx:alpha=3,beta=2", "xshare:alpha=0.5", "lynx-v1", "random:num_keep=32", "priced:num_keep=32"),
+)
 ROUTERS: dict[str, tuple[int, int, dict[str, Any]]] = {  # (experts, top-k, what else)
     "softmax-128-8": (128, 8, {}),
     "softmax-8-2": (8, 2, {}),
@@ -80,7 +83,7 @@ def _decisions(
     own = Routing(own.ids.int(), own.weights)
     rows = Rows(valid=torch.ones(num_rows, device=device).bool(), remap=torch.ones(num_rows, device=device).bool())
     policy = make_policy(text)
-    if not gpu.fits(logits, spec):
+    if not gpu.fits(logits):
         raise RuntimeError(f"no kernel takes {num_rows} rows of {spec}")
     return lambda: policy.decide(logits, spec, rows, own), lambda: policy.route(logits, spec, rows, own)
 

@@ -18,7 +18,7 @@ from lynx_moe.lab.gpu.steps import Measure
 from lynx_moe.lab.shapes import LOAD_FORMAT, SHAPES, num_experts, register_loader, tiny, write_config
 from lynx_moe.policies import ModelShape, make_policy
 
-POLICIES = ("vanilla", "lynx", "oea:k0={k0}", "xshare:alpha=0.5", "priced:price=0.02")
+POLICIES = ("vanilla", "priced", "lynx", "oea:k0={k0}", "xshare:alpha=0.5")
 BATCHES = (1, 4, 8, 16, 32, 64, 128)
 PROFILED_STEPS = 4
 MOE_WORDS = ("moe", "topk", "matmul_ogs", "grouped_mm", "keep_kernel", "reroute_kernel")
@@ -50,7 +50,7 @@ def measure(name: str, dry: bool) -> dict[str, Any]:
             num_experts=num_experts(shape),
             top_k=top_k,
         )
-        specs = [make_policy(text).for_model(known).spec for text in policies[1:4]]
+        specs = [make_policy(text).for_model(known).spec for text in policies[1:]]
         compile_ahead([(text, batch, known.num_experts, top_k, renormalize) for text in specs for batch in batches])
     more = {"enforce_eager": True} if dry else {"compilation_config": graphs, "gpu_memory_utilization": 0.9}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,74 @@
+"""`priced`: which experts stay, and rows that do without the others.
+
+What losing an expert adds to the harm is summed over the voters' own T x K slots by atomic additions, so a pass costs
+the slots and not rows times experts. They are float64 and compared as float32: the order of the rows, which atomics
+leave open, could show only where a sum lies within 2**-50 of the price. Slots keep nothing from pass to pass: what a
+row has lost follows from the experts that are gone, in memory.
+"""
+
+import triton
+import triton.language as tl
+
+from lynx_moe.kernels.gpu.layout import AFTER, KEEP, SUM, VOTER
+from lynx_moe.kernels.gpu.rows import INF, flags, order_key
+from lynx_moe.kernels.gpu.votes import ahead
+
+
+@triton.jit
+def worth(
+    own_ids, own_weights, gain, state, T, price, number, expert, real, free, E: tl.constexpr, K: tl.constexpr,
+    KP: tl.constexpr, S: tl.constexpr, PASSES: tl.constexpr, STEEP: tl.constexpr, GAINS: tl.constexpr,
+    COUNTED: tl.constexpr,
+):  # fmt: skip
+    """`Priced.keep` with the donated ones: bool [C]. COUNTED: by `number` instead of `price`; SUM then holds the votes.
+
+    KEEP and AFTER are overwritten. S: rows of a tile of slots."""
+    keep_at, slot = state + 8 + KEEP * E, tl.arange(0, KP)
+    harm_at = (state + 8 + AFTER * E).to(tl.pointer_type(tl.float64))
+    stays = real
+    if COUNTED:
+        stays = tl.load(state + 8 + SUM * E + expert, mask=real, other=0) != 0
+    tl.debug_barrier()
+    tl.store(keep_at + expert, tl.full(expert.shape, 1, tl.int64), mask=real)
+    for turn in range(PASSES):
+        tl.store(harm_at + expert, tl.zeros(expert.shape, tl.float64), mask=real)
+        tl.debug_barrier()
+        for start in range(0, T, S):
+            row = start + tl.arange(0, S)
+            votes = flags(state + 8 + VOTER * E, row, row < T, True)
+            at, inside = row[:, None] * K + slot[None, :], votes[:, None] & (slot < K)[None, :]
+            own = tl.load(own_ids + at, mask=inside, other=0).to(tl.int64)
+            value = tl.load(own_weights + at, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
+            value = value / tl.maximum(tl.sum(value, 1), 1e-20)[:, None]
+            if GAINS:
+                value = value * tl.load(gain + own, mask=inside, other=0.0)
+            value = value * value
+            stayed = tl.load(keep_at + own, mask=inside, other=1) != 0
+            lost = tl.sum(tl.where(stayed, 0.0, value), 1)[:, None]
+            cube = value * (3 * lost * (lost + value) + value * value)
+            tl.atomic_add(harm_at + own, value + STEEP * cube, mask=inside, sem="relaxed")
+        tl.debug_barrier()
+        harm = tl.load(harm_at + expert, mask=real, other=0.0).to(tl.float32)
+        if COUNTED:
+            spare = tl.maximum(tl.sum((stays & real).to(tl.int64), 0) - number, 0)
+            place = ahead(state, order_key(harm, stays, expert, E), expert, real, E)
+            stays = stays & (place < number + spare - (spare >> (PASSES - 1 - turn)))
+        else:
+            stays = stays & (harm * (1 << (PASSES - 1 - turn)) > price)
+        tl.debug_barrier()
+        tl.store(keep_at + expert, (stays | free).to(tl.int64), mask=real)
+    return stays | free
+
+
+@triton.jit
+def left_over(own, own_weight, stays, live, power, E: tl.constexpr):
+    """`Priced.propose` of one row: (ids, weights) [KP]; stays: bool [KP], of its own experts."""
+    some = tl.max((stays & live).to(tl.int32), 0) != 0
+    candidate = live & (stays | ~some)
+    heaviest = tl.max(tl.where(candidate, own_weight, -INF), 0)
+    first = tl.min(tl.where(candidate & (own_weight == heaviest), own.to(tl.int32), E - 1), 0)
+    stays = live & (stays | (own == first))
+    whole, part = own_weight.to(tl.float64), tl.where(stays, own_weight, 0.0).to(tl.float64)
+    growth = tl.maximum(tl.sum(whole, 0), 1e-20) / tl.maximum(tl.sum(part, 0), 1e-20)
+    part = part * tl.exp(power * tl.log(growth))
+    return tl.where(stays, own, first.to(own.dtype)), part.to(tl.float32)
