@@ -6,7 +6,7 @@ configuration for the experts per token.
 
 from typing import Any
 
-SUPPORTED = ((0, 26), (0, 32), (0, 33))
+SUPPORTED = ((0, 26), (0, 30), (0, 31), (0, 32), (0, 33))
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k")
 
 
