@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lynx_moe.lab.engine import open_engine, run_batch
-from lynx_moe.lab.shapes import LOAD_FORMAT, SHAPES, VOCABULARY, register_loader, write_config
+from lynx_moe.lab.random_weights import LOAD_FORMAT, register_loader
+from lynx_moe.lab.shapes import SHAPES, VOCABULARY, write_config
 
 VARIANTS = ("plain", "vanilla, stats=false", "vanilla")
 
