@@ -20,31 +20,28 @@ def w8a8(name: str, weight: Tensor) -> Tensors:
     return {name: (weight / scale).round().to(torch.int8), f"{name}_scale": scale}
 
 
-def int4(name: str, weight: Tensor) -> Tensors:
+def int4(name: str, weight: Tensor, group: int = GROUP) -> Tensors:
     """compressed-tensors: the packed numbers are 8 more than what they stand for."""
-    codes, scale = _symmetric(weight)
-    return {
-        f"{name}_packed": _pack(codes),
-        f"{name}_scale": scale.bfloat16(),
-        f"{name}_shape": torch.tensor(weight.shape),
-    }
+    codes, scale = _symmetric(weight, group)
+    shape = torch.tensor(weight.shape)
+    return {f"{name}_packed": _pack(codes), f"{name}_scale": scale.bfloat16(), f"{name}_shape": shape}
 
 
-def gptq(name: str, weight: Tensor) -> Tensors:
+def gptq(name: str, weight: Tensor, group: int = GROUP) -> Tensors:
     """The same numbers, eight inputs to an int32, with zero points of which 1 is taken off."""
-    codes, scale = _symmetric(weight)
+    codes, scale = _symmetric(weight, group)
     zeros = torch.full_like(scale.T, 7).long()
     return {
         name.replace("weight", "qweight"): _pack(codes).T.contiguous(),
         name.replace("weight", "qzeros"): _pack(zeros),
         name.replace("weight", "scales"): scale.T.half().contiguous(),
-        name.replace("weight", "g_idx"): (torch.arange(weight.shape[1]) // GROUP).int(),
+        name.replace("weight", "g_idx"): (torch.arange(weight.shape[1]) // group).int(),
     }
 
 
-def awq(name: str, weight: Tensor) -> Tensors:
+def awq(name: str, weight: Tensor, group: int = GROUP) -> Tensors:
     """Eight outputs to an int32, in AWQ's order; zero points between 0 and 15."""
-    grouped = weight.unflatten(1, (-1, GROUP))
+    grouped = weight.unflatten(1, (-1, group))
     low, high = grouped.amin(2, keepdim=True).clamp(max=0), grouped.amax(2, keepdim=True).clamp(min=0)
     scale = (high - low).clamp(min=1e-8) / 15
     zeros = (-low / scale).round().clamp(0, 15)
@@ -63,10 +60,16 @@ def fp8(name: str, weight: Tensor) -> Tensors:
     return {name: codes, f"{name}_scale_inv": scale[:, 0, :, 0].contiguous()}
 
 
+def fp8_tensor(name: str, weight: Tensor) -> Tensors:
+    """One scale for the whole matrix."""
+    scale = weight.abs().max() / LARGEST_E4M3
+    return {name: (weight / scale).to(torch.float8_e4m3fn), f"{name}_scale": scale}
+
+
 def mxfp4(name: str, weight: Tensor) -> Tensors:
     """gpt-oss: all experts in one tensor [E, in, out], which becomes blocks [E, out, in / 32, 16] and scales."""
     grouped = weight.transpose(1, 2).unflatten(2, (-1, 32))
-    power = grouped.abs().amax(3, keepdim=True).clamp(min=1e-30).log2().floor().clamp(min=-126) - 2  # 6 = 1.5 * 2**2
+    power = grouped.abs().amax(3, keepdim=True).clamp(min=1e-30).log2().floor() - 2  # the largest becomes 4 to 8
     scaled = grouped / 2**power
     codes = (scaled.abs()[..., None] - E2M1).abs().argmin(-1) + 8 * (scaled < 0)
     return {
@@ -75,12 +78,9 @@ def mxfp4(name: str, weight: Tensor) -> Tensors:
     }
 
 
-FORMATS = {"w8a8": w8a8, "int4": int4, "gptq": gptq, "awq": awq, "fp8": fp8, "mxfp4": mxfp4}
-
-
-def _symmetric(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes 0 to 15 (8 stands for 0), [out, in], and scales [out, in / GROUP]."""
-    grouped = weight.unflatten(1, (-1, GROUP))
+def _symmetric(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Codes 0 to 15 (8 stands for 0), [out, in], and scales [out, in / group]."""
+    grouped = weight.unflatten(1, (-1, group))
     scale = grouped.abs().amax(2, keepdim=True).clamp(min=1e-8) / 7
     return ((grouped / scale).round().clamp(-8, 7) + 8).flatten(1).long(), scale.squeeze(2)
 
