@@ -24,6 +24,7 @@ REFUSALS = [
     ("int4", 32, {}, "No WNA16 MoE backend supports the deployment configuration"),
     ("gptq", 64, {"sym": False}, "Unsupported quantization config: bits=4, sym=False"),
     ("gptq", 64, {"desc_act": True}, r"desc_act=True\) is no longer supported"),
+    ("gptq", 64, {"bits": 8}, "No WNA16 MoE backend supports the deployment configuration"),
     ("fp8", 64, {"weight_block_size": [64, 64]}, "Unsupported FP8 MoE backend: NONE"),
     ("fp8-tensor", 64, {}, "static_scaled_fp8_quant"),
 ]

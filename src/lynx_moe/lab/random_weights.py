@@ -33,10 +33,10 @@ def register_loader() -> None:
                 elif name.endswith("norm.weight"):
                     weight.data.fill_(1.0)
                 else:
-                    _fill_quantised(name, weight, rng)
+                    fill_quantised(name, weight, rng)
 
 
-def _fill_quantised(name: str, weight: Any, rng: Any) -> None:
+def fill_quantised(name: str, weight: Any, rng: Any) -> None:
     """What vLLM's dummy weights leave to chance or at 0: numbers so small that experts hardly move the residual."""
     import torch
 
