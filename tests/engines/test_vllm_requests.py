@@ -16,6 +16,7 @@ from lynx_moe.engines.vllm import admission, options, plan
 from lynx_moe.engines.vllm.op import reroute
 from lynx_moe.engines.vllm.options import Options
 from lynx_moe.engines.vllm.plan import Plan
+from lynx_moe.engines.vllm.rows import EXACT_ROW, OWN_ROW
 from lynx_moe.policies import POLICIES, ModelShape, knobs, make_policy
 from lynx_moe.policies.groups import decide_groups
 from lynx_moe.routing import RouterSpec, Routing, Rows, select
@@ -67,9 +68,9 @@ def test_choices_follow_requests_from_arrival_to_end():
     requests.update(scheduled(a=None, b=None))
     assert requests.choices("ab") is None
     requests.update(scheduled(c="exact", d=OEA, e="balanced", f="vanilla"))
-    assert requests.choices("abcdef").tolist() == [0, 0, -1, 1, 0, -1]
+    assert requests.choices("abcdef").tolist() == [0, 0, EXACT_ROW, 1, 0, EXACT_ROW]
     assert [policy.spec for policy, _ in requests.step] == [LYNX, OEA]
-    assert requests.choices("dca").tolist() == [1, -1, 0]
+    assert requests.choices("dca").tolist() == [1, EXACT_ROW, 0]
     requests.update(scheduled(finished=("c", "d", "e", "f")))
     assert requests.choices("ab") is None
     requests.update(scheduled(g="exact"))
@@ -84,13 +85,15 @@ def test_the_server_s_policy_is_looked_up_at_each_step_and_equal_policies_are_on
     assert made.requests.choices("abc").tolist() == [0, 0, 0]
     assert [policy.spec for policy, _ in made.requests.step] == [OEA]
     made.set_policy("vanilla")
-    assert made.requests.choices("abc").tolist() == [-1, -1, 0]
+    assert made.requests.choices("abc").tolist() == [OWN_ROW, OWN_ROW, 0]
+    made.rows.fill(np.ones(3, bool), np.ones(3, int), made.requests.choices("abc"))
+    assert (made.rows.num_decode_rows, made.rows.num_exact_rows) == (1, 0)  # nobody asked for exact rows
 
 
 def test_a_policy_that_fits_no_layer_leaves_its_request_exact(caplog):
     requests = make_plan().requests
     requests.update(scheduled(a="oea:k0=9"))
-    assert requests.choices("ab").tolist() == [-1, 0]
+    assert requests.choices("ab").tolist() == [EXACT_ROW, 0]
     assert "stay exact: oea: k0=9" in caplog.text
 
 

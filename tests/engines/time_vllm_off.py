@@ -20,7 +20,8 @@ import numpy as np
 from scipy import stats
 
 from lynx_moe.lab.engine import open_engine, run_batch
-from lynx_moe.lab.shapes import LOAD_FORMAT, SHAPES, VOCABULARY, register_loader, write_config
+from lynx_moe.lab.random_weights import LOAD_FORMAT, register_loader
+from lynx_moe.lab.shapes import SHAPES, VOCABULARY, write_config
 
 STEPS = 480  # of a run, in threes
 VARIANTS = ("plain", "vanilla, stats=false", "vanilla")

@@ -32,7 +32,7 @@ FAMILIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "lynx_moe_rows": (
         "counter",
-        "Rows (tokens) of all steps: remappable by the policy, exact by request, or bypassed (prompts, a row alone).",
+        "Rows (tokens) of all steps: remappable by the policy, exact by request, or bypassed (others).",
         ("handling",),
     ),
     "lynx_moe_steps": (

@@ -1,18 +1,11 @@
-"""Published MoE layer shapes, filled with random weights: for speed only, since their answers mean nothing.
-
-Random gates route unlike trained ones, so they are drawn such that a batch loads about as many distinct experts as was
-published for Qwen3-30B-A3B (48.8 of 128 at batch 16, arXiv 2511.02237): every token's embedding shares a common part,
-which makes some experts popular. What a run really loaded is measured and reported with it.
-"""
+"""Published MoE layer shapes, as configurations that vLLM reads. `random_weights.py` fills them."""
 
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-LOAD_FORMAT = "lynx_moe_random"
-LOGIT_STD = 1.5  # spread of the router logits: top-1 about 0.12, top-8 of 128 about 0.4 of the softmax mass
-COMMON = 0.9  # length of the embeddings' common part, in units of their own part; set by the curve named above
+from lynx_moe.lab.quantization import quantization_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,27 +19,6 @@ class Shape:
     all_layers: int
     expert_mib: float
 
-
-# Experts as 8-bit integers (W8A8: a scale per output channel, activations quantised per token); the rest is bfloat16.
-W8A8_EXPERTS: dict[str, Any] = {
-    "quant_method": "compressed-tensors",
-    "format": "int-quantized",
-    "quantization_status": "compressed",
-    "ignore": ["lm_head", "re:.*self_attn.*", "re:.*mlp.gate$"],
-    "config_groups": {
-        "experts": {
-            "targets": ["Linear"],
-            "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False},
-            "input_activations": {
-                "num_bits": 8,
-                "type": "int",
-                "symmetric": True,
-                "strategy": "token",
-                "dynamic": True,
-            },
-        }
-    },
-}
 
 SHAPES = {
     "qwen3-30b": Shape(
@@ -124,24 +96,20 @@ SHAPES = {
             "attention_bias": True,
             "rope_theta": 150000,
             "swiglu_limit": 7.0,
-            "quantization_config": {
-                "quant_method": "mxfp4",
-                "modules_to_not_convert": [
-                    "model.layers.*.self_attn",
-                    "model.layers.*.mlp.router",
-                    "model.embed_tokens",
-                    "lm_head",
-                ],
-            },
+            "quantization_config": quantization_config("mxfp4", 24),
         },
     ),
 }
-SHAPES["qwen3-30b-w8a8"] = replace(
-    SHAPES["qwen3-30b"],
-    title="Qwen3-30B-A3B, W8A8 experts",
-    expert_mib=SHAPES["qwen3-30b"].expert_mib / 2,
-    config={**SHAPES["qwen3-30b"].config, "quantization_config": W8A8_EXPERTS},
-)
+_QWEN3 = SHAPES["qwen3-30b"]
+SHAPES |= {
+    f"qwen3-30b-{scheme}": replace(
+        _QWEN3,
+        title=f"Qwen3-30B-A3B ({scheme.upper()} experts)",
+        expert_mib=_QWEN3.expert_mib * bits / 16,
+        config={**_QWEN3.config, "quantization_config": quantization_config(scheme, _QWEN3.all_layers)},
+    )
+    for scheme, bits in (("w8a8", 8), ("fp8", 8), ("int4", 4.25))  # 4 bits, and 16 more for every 64 numbers
+}
 VOCABULARY = 8192
 
 
@@ -170,25 +138,3 @@ def write_config(shape: Shape, layers: int, folder: Path) -> Path:
     }
     (folder / "config.json").write_text(json.dumps({**shape.config, **common}))
     return folder
-
-
-def register_loader() -> None:
-    """Teaches vLLM the load format LOAD_FORMAT: dummy weights, but embeddings and gates with real spread."""
-    import torch
-    from vllm.model_executor.model_loader import register_model_loader
-    from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
-
-    @register_model_loader(LOAD_FORMAT)
-    class RandomLoader(DummyModelLoader):  # type: ignore[misc]
-        def load_weights(self, model: Any, model_config: Any) -> None:
-            super().load_weights(model, model_config)
-            rng = torch.Generator().manual_seed(0)
-            for name, weight in model.named_parameters():
-                if name.endswith("embed_tokens.weight"):
-                    noise = torch.randn(weight.shape, generator=rng)
-                    weight.data.copy_(noise + COMMON * torch.randn(weight.shape[1], generator=rng))
-                elif name.endswith(("gate.weight", "router.weight")):
-                    noise = torch.randn(weight.shape, generator=rng)
-                    weight.data.copy_(noise * (LOGIT_STD / weight.shape[1] ** 0.5))
-                elif name.endswith("norm.weight"):
-                    weight.data.fill_(1.0)

@@ -9,7 +9,8 @@ from typing import Any
 
 from lynx_moe.lab import record
 from lynx_moe.lab.engine import open_engine, run_batch
-from lynx_moe.lab.shapes import LOAD_FORMAT, SHAPES, VOCABULARY, num_experts, register_loader, write_config
+from lynx_moe.lab.random_weights import LOAD_FORMAT, register_loader
+from lynx_moe.lab.shapes import SHAPES, VOCABULARY, num_experts, write_config
 
 PROMPT_TOKENS = 16
 NEW_TOKENS = 25

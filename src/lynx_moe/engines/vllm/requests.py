@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lynx_moe.engines.vllm.options import EXACT, KEY, Options, asked
+from lynx_moe.engines.vllm.rows import EXACT_ROW, OWN_ROW
 from lynx_moe.policies import Policy
 
 logger = logging.getLogger(f"vllm.{KEY}")
@@ -41,19 +42,26 @@ class Requests:
                 self.labels.pop(new.req_id, None)
 
     def choices(self, req_ids: Sequence[str]) -> np.ndarray | None:
-        """int [R]: each request's place in `step`, -1 where it stays exact. None: all follow the server's policy."""
+        """int [R]: each request's place in `step`, EXACT_ROW where it stays exact by its own wish, OWN_ROW where
+        the server's policy changes nothing. None: all follow the server's policy."""
         self.step = []
         if not self.labels:
             return None
         server = self.server()
         wanted = [self.policy(self.labels[name]) if name in self.labels else server for name in req_ids]
-        if all(each is server for each in wanted):
+        if all(each is not None and each[0] is server[0] for each in wanted):
             return None
         found = {each[0].spec: each for each in wanted if each is not None and not each[0].is_identity}
         order = sorted(found, key=lambda spec: (spec != server[0].spec, spec))
         self.step = [found[spec] for spec in order]
         place = {spec: number for number, spec in enumerate(order)}
-        return np.array([-1 if each is None else place.get(each[0].spec, -1) for each in wanted])
+
+        def number(fitted: Fitted | None) -> int:
+            if fitted is None:
+                return EXACT_ROW
+            return place.get(fitted[0].spec, OWN_ROW if fitted[0] is server[0] else EXACT_ROW)
+
+        return np.array([number(each) for each in wanted])
 
     def policy(self, label: str) -> Fitted | None:
         """The fitted policy that a request asks for; None: exact."""

@@ -16,6 +16,8 @@ import torch
 from lynx_moe.engines.metrics import Kind
 from lynx_moe.routing import Rows
 
+EXACT_ROW, OWN_ROW = -1, -2  # in place of a policy's number: exact by request; a policy that changes nothing
+
 
 class StepRows:
     """The masks of the current step, in persistent buffers of max_num_batched_tokens rows that CUDA graphs can record.
@@ -39,7 +41,7 @@ class StepRows:
 
     def fill(self, past_prompt_R: np.ndarray, scheduled_R: np.ndarray, choice_R: np.ndarray | None = None) -> None:
         """past_prompt_R: bool, the request has no prompt token left to compute. scheduled_R: its rows in this step, in
-        the order of the batch. choice_R: the number of its policy in this step, -1 where it must stay exact; None: the
+        the order of the batch. choice_R: the number of its policy in this step, EXACT_ROW or OWN_ROW; None: the
         server's policy for all. `groups` then holds each policy's rows, bool [max_rows], and is empty otherwise."""
         decode_R = past_prompt_R & (scheduled_R == 1)
         remap_R = decode_R if choice_R is None else decode_R & (choice_R >= 0)
@@ -47,7 +49,7 @@ class StepRows:
         self._write(remap_T, len(remap_T))
         self.num_rows, self.num_decode_rows = len(remap_T), int(remap_R.sum())
         num_decode = self.num_decode_rows if choice_R is None else int(decode_R.sum())
-        self.num_exact_rows = num_decode - self.num_decode_rows
+        self.num_exact_rows = 0 if choice_R is None else int((decode_R & (choice_R == EXACT_ROW)).sum())
         if not num_decode:
             self.kind = Kind.PREFILL
         elif self.num_rows > num_decode:

@@ -19,7 +19,8 @@ from lynx_moe.lab import speed
 from lynx_moe.lab.gpu.decision import _seconds
 from lynx_moe.lab.gpu.serve import BATCHES, policies_for
 from lynx_moe.lab.gpu.steps import Measure
-from lynx_moe.lab.shapes import COMMON, LOGIT_STD, SHAPES, Shape, num_experts, tiny, write_config
+from lynx_moe.lab.random_weights import COMMON, LOGIT_STD
+from lynx_moe.lab.shapes import SHAPES, Shape, num_experts, tiny, write_config
 
 CONTEXT = 64
 

@@ -15,7 +15,8 @@ from lynx_moe.lab import speed
 from lynx_moe.lab.engine import open_engine, run_batch
 from lynx_moe.lab.gpu.decision import compile_ahead
 from lynx_moe.lab.gpu.steps import Measure
-from lynx_moe.lab.shapes import LOAD_FORMAT, SHAPES, num_experts, register_loader, tiny, write_config
+from lynx_moe.lab.random_weights import LOAD_FORMAT, register_loader
+from lynx_moe.lab.shapes import SHAPES, num_experts, tiny, write_config
 from lynx_moe.policies import ModelShape, make_policy
 
 POLICIES = ("vanilla", "priced", "lynx", "oea:k0={k0}", "xshare:alpha=0.5")
