@@ -105,12 +105,12 @@ def test_batch_invariance_is_refused(monkeypatch):
         check_engine(config())
 
 
-@pytest.mark.parametrize("version", [(0, 25, 0), (0, 31, 2), (0, 34, 0), (1, 0, 0)])
+@pytest.mark.parametrize("version", [(0, 25, 0), (0, 29, 2), (0, 34, 0), (1, 0, 0)])
 def test_other_versions_are_refused(monkeypatch, version):
     import vllm
 
     monkeypatch.setattr(vllm, "__version_tuple__", version)
-    with pytest.raises(ValueError, match=r"supported: 0\.26, 0\.32, 0\.33 \(tested: 0\.32\.0\)"):
+    with pytest.raises(ValueError, match=r"supported: 0\.26, 0\.30, 0\.31, 0\.32, 0\.33 \(tested: 0\.30\.0 to 0\.32\.0\)"):
         check_engine(config())
 
 

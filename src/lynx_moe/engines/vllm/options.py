@@ -13,7 +13,7 @@ from lynx_moe.engines.vllm.versions import SUPPORTED, experts_per_token
 from lynx_moe.policies import POLICIES, ModelShape, Policy, make_policy
 
 KEY = "lynx_moe"
-TESTED = "0.32.0"
+TESTED = "0.30.0 to 0.32.0"
 EXACT = "exact"  # what a request says that must not be remapped
 BALANCED = "balanced"  # the server's policy, unless the operator gives it another meaning
 FAST = "priced:price=0.1"  # one price means the same on every model
