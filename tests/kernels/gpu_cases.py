@@ -149,6 +149,13 @@ def test_an_open_alpha_follows_the_lower_of_the_middle_gaps() -> None:
     assert got.counts[2] > 0
 
 
+def test_rows_that_do_not_vote_have_no_say_between_experts_of_a_bin() -> None:
+    """With a selection bias even a row of zeros would prefer some; this step was found to differ then."""
+    policy, logits, spec, _ = make_step("lynx", (16, 60), "sigmoid_bias", "normal", 0)
+    rows, own = Rows(remap=torch.arange(16, device=DEVICE) < 4), select(logits, spec)
+    assert torch.equal(policy.decide(logits, spec, rows, own).ids, policy.route(logits, spec, rows, own).ids)
+
+
 def test_half_of_an_odd_number_of_voted_experts_is_rounded_up() -> None:
     votes, spec = [[0, 1], [0, 2], [0, 3], [1, 4], [0, 1]], RouterSpec(num_experts=6, top_k=2)
     logits = torch.zeros(5, 6).scatter(1, torch.tensor(votes), 5.0).to(DEVICE)
