@@ -110,7 +110,9 @@ def test_other_versions_are_refused(monkeypatch, version):
     import vllm
 
     monkeypatch.setattr(vllm, "__version_tuple__", version)
-    with pytest.raises(ValueError, match=r"supported: 0\.26, 0\.30, 0\.31, 0\.32, 0\.33 \(tested: 0\.30\.0 to 0\.32\.0\)"):
+    with pytest.raises(
+        ValueError, match=r"supported: 0\.26, 0\.30, 0\.31, 0\.32, 0\.33 \(tested: 0\.30\.0 to 0\.32\.0\)"
+    ):
         check_engine(config())
 
 

@@ -42,10 +42,10 @@ SIZES = (
 )
 ROUTERS = [scheme for scheme in SCHEMES if "sparsemixer" not in scheme]
 MASKS = ("none", "some", "one_decodes", "no_valid", "no_remap")
-# Every policy, size and scheme with several of the others; a GPU compiles each of them for seconds.
+# Every policy, size and scheme with several of the others; a GPU compiles each of them for seconds, so it has fewer.
 STEPS = [
     (policy, SIZES[n % len(SIZES)], ROUTERS[(n + n // len(ROUTERS)) % len(ROUTERS)])
-    for n, policy in enumerate(POLICIES * (2 if ON_GPU else 3))
+    for n, policy in enumerate((POLICIES * 3)[: 32 if ON_GPU else None])
 ]
 # The definition's softmax of K <= 8 float32 logits: exponentials, their sum, a division, a product. The kernel's: one
 # rounding from float64.
@@ -149,6 +149,31 @@ def test_an_open_alpha_follows_the_lower_of_the_middle_gaps() -> None:
     assert got.counts[2] > 0
 
 
+def test_rows_that_do_not_vote_have_no_say_between_experts_of_a_bin() -> None:
+    """With a selection bias even a row of zeros would prefer some; this step was found to differ then."""
+    policy, logits, spec, _ = make_step("lynx", (16, 60), "sigmoid_bias", "normal", 0)
+    rows, own = Rows(remap=torch.arange(16, device=DEVICE) < 4), select(logits, spec)
+    assert torch.equal(policy.decide(logits, spec, rows, own).ids, policy.route(logits, spec, rows, own).ids)
+
+
+def test_half_of_an_odd_number_of_voted_experts_is_rounded_up() -> None:
+    votes, spec = [[0, 1], [0, 2], [0, 3], [1, 4], [0, 1]], RouterSpec(num_experts=6, top_k=2)
+    logits = torch.zeros(5, 6).scatter(1, torch.tensor(votes), 5.0).to(DEVICE)
+    got = make_policy("lynx-v1").decide(logits, spec)
+    assert got.ids.unique().tolist() == [0, 1, 2]
+    assert torch.equal(got.ids, make_policy("lynx-v1").route(logits, spec).ids)
+
+
+@pytest.mark.parametrize("text", ["priced:price=30", "oea:k0=1"])
+def test_a_row_with_an_infinite_logit_keeps_its_routing_and_donates(text: str) -> None:
+    policy, logits, spec, _ = make_step(text, (7, 60), "softmax", "normal", 4)
+    logits[2, 5] = torch.inf
+    expected, got = policy.route(logits, spec), policy.decide(logits, spec)
+    assert torch.equal(got.ids, expected.ids)
+    assert torch.equal(got.ids[2], select(logits, spec).ids[2])
+    assert got.counts[2] > 0
+
+
 def test_inputs_are_never_written_to_nor_given_back() -> None:
     policy, logits, spec, _ = make_step("lynx:alpha=1,beta=1", (7, 60), "softmax", "normal", 3)
     own, rows = select(logits, spec), Rows(valid=torch.arange(7, device=DEVICE) < 5)
@@ -184,6 +209,27 @@ def test_priced_compares_harm_as_float32_and_keeps_only_what_lies_above_the_pric
         got = policy.decide(torch.zeros(2, 4, device=DEVICE), spec, None, own)
         assert torch.equal(got.ids, policy.route(torch.zeros(2, 4, device=DEVICE), spec, None, own).ids)
         assert got.counts[1] == kept
+
+
+def test_priced_counts_donated_experts_as_no_loss() -> None:
+    """Were expert 0 lost to the voters, experts 2 and 3 would add 552 to the harm each, and not 532."""
+    own = routed([[0.1, 0.9], [0.1, 0.9], [0.5, 0.5]], [[0, 2], [0, 3], [0, 1]])
+    spec, rows = RouterSpec(num_experts=6, top_k=2), Rows(remap=torch.arange(3, device=DEVICE) < 2)
+    got = make_policy("priced:price=540").decide(torch.zeros(3, 6, device=DEVICE), spec, rows, own)
+    assert got.ids.tolist() == [[0, 0], [0, 0], [0, 1]]
+
+
+def test_priced_asks_the_voters_only_what_an_expert_is_worth() -> None:
+    """Padding would be worth 16 to expert 2 where the price is 10; a donor would put expert 0 before expert 2."""
+    spec, on = RouterSpec(num_experts=6, top_k=2), torch.arange(3, device=DEVICE) < 2
+    cases = (
+        ("priced:price=10", Rows(valid=on), [[0.6, 0.4], [0.6, 0.4], [0.5, 0.5]], [[0, 2], [0, 3], [2, 3]]),
+        ("priced:num_keep=1", Rows(remap=on), [[0.4, 0.6], [0.6, 0.4], [0.99, 0.01]], [[0, 2], [2, 3], [0, 1]]),
+    )
+    expected = [[[0, 0], [0, 0], [0, 0]], [[0, 2], [2, 2], [0, 1]]]
+    for (text, rows, weights, ids), final in zip(cases, expected, strict=True):
+        got = make_policy(text).decide(torch.zeros(3, 6, device=DEVICE), spec, rows, routed(weights, ids))
+        assert got.ids.tolist() == final
 
 
 @pytest.mark.parametrize("text", ["priced:price=0.2", "priced:num_keep=30"])

@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from lynx_moe.lab import record
-from lynx_moe.lab.gpu import report, steps
+from lynx_moe.lab.gpu import report, steps, verdict
 
 DRY = ("copy", "kernels", "decision", "trained", "transformers-olmoe-1b-7b", "vllm-qwen3-30b")
 
@@ -43,7 +44,7 @@ def test_without_a_gpu_only_the_dry_run_is_allowed(tmp_path: Path) -> None:
 
 
 def test_a_step_that_fails_costs_the_others_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def child(name: str, path: Path, log: Path, dry: bool, limit: int) -> str | None:
+    def child(name: str, path: Path, log: Path, dry: bool, limit: int, apart: bool) -> str | None:
         log.write_text(f"{name} says why")
         if name == "copy":
             return f"stopped after {limit} s"
@@ -61,6 +62,60 @@ def test_a_step_that_fails_costs_the_others_nothing(tmp_path: Path, monkeypatch:
     assert "stopped after 120 s" in console.export_text()
     with pytest.raises(ValueError, match="unknown step nothing; allowed: copy, kernels"):
         steps.run(["nothing"], tmp_path, dry=True, tell=str)
+
+
+def test_where_graphs_cannot_be_swapped_shapes_get_an_engine_per_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, swap = [], False
+
+    def child(name: str, path: Path, log: Path, dry: bool, limit: int, apart: bool) -> str | None:
+        calls.append((name, apart))
+        log.write_text("")
+        record.save({"kind": "gpu-step", "dry": dry, "result": {"swap": swap, "modes": {}}}, path)
+        return "exit code 1" if name.startswith("vllm") and not apart else None
+
+    monkeypatch.setattr(steps, "_in_child", child)
+    names = ["vllm-olmoe-1b-7b", "copy", "modes"]  # what is not timed comes first, whatever the order
+    assert list(steps.run(names, tmp_path, dry=True, tell=str)) == names
+    assert calls == [("modes", False), ("vllm-olmoe-1b-7b", True), ("copy", False)]
+    calls, swap = [], True
+    (tmp_path / "other").mkdir()
+    for _ in range(2):  # one that failed is tried again with an engine per policy
+        steps.run(names, tmp_path / "other", dry=True, tell=str)
+    assert [apart for name, apart in calls if name.startswith("vllm")] == [False, True]
+
+
+def test_a_stopped_step_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a child has started ends with it."""
+    note = tmp_path / "note"
+    script = f"import subprocess; subprocess.Popen(['sh', '-c', 'sleep 3; touch {note}']).wait()"
+    monkeypatch.setattr(steps, "command_of", lambda *_: [sys.executable, "-c", script])
+    assert steps._in_child("copy", tmp_path / "copy.json", tmp_path / "copy.log", True, 1, False) == "stopped after 1 s"
+    time.sleep(3)
+    assert not note.exists()
+
+
+def engine_said(*numbers: int, after: float = 20.0) -> dict:
+    return {"tokens": [[[number] * 3 for number in numbers]], "experts": (40.0, after)}
+
+
+def test_what_engines_say_is_judged() -> None:
+    plain, priced, failed = engine_said(1, 2), engine_said(3, 4), {"failed": "RuntimeError: no"}
+    swapped = {"vanilla": plain["tokens"], "priced": priced["tokens"]}
+    good = verdict.judge(plain, engine_said(1, 2), priced, swapped)
+    assert good == {"plain": "yes", "identical": "yes", "priced": "yes: 20.0 of 40.0 experts", "swap": "yes"}
+    parted = verdict.judge(plain, engine_said(1, 5), engine_said(3, 4, after=39.8), swapped)
+    assert parted["identical"] == parted["swap"] == "NO: batch 0, request 1 differs from token 0 on"
+    assert parted["priced"] == "NO: 39.8 of 40.0 experts"
+    other = verdict.judge(plain, engine_said(1, 2), engine_said(3, 5), swapped)
+    assert other["swap"] == "NO: batch 0, request 1 differs from token 0 on"
+    crashed = verdict.judge(failed, engine_said(1, 2), failed, failed)
+    assert crashed == dict.fromkeys(crashed, "RuntimeError: no") | {"identical": "nothing to compare with"}
+    rest = [verdict.judge(plain, failed, failed, swapped), verdict.judge(plain, plain, priced, {})]
+    assert [each["swap"] for each in rest] == ["nothing to compare with", "not tried"]
+    may = [verdict.may_swap(each) for each in (good, parted, other, crashed, *rest)]
+    assert may == [True, True, False, False, True, True]
 
 
 def test_the_fit_finds_what_a_step_is_made_of() -> None:

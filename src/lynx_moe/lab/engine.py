@@ -63,10 +63,15 @@ def import_vllm() -> Any:
     return vllm
 
 
-def open_engine(model: Path | str, policy: str = "vanilla", **options: Any) -> Any:
-    """A `vllm.LLM` with the plugin configured. Raises ValueError if vLLM is missing."""
-    config = {"lynx_moe": {"policy": policy, "log_every": 0}}
-    return import_vllm().LLM(model=str(model), additional_config=config, use_tqdm_on_load=False, **options)
+def open_engine(model: Path | str, policy: str | None = "vanilla", **options: Any) -> Any:
+    """A `vllm.LLM` with the plugin configured; policy None: without it. Raises ValueError if vLLM is missing."""
+    vllm = import_vllm()
+    if policy is not None:
+        from lynx_moe.engines.vllm.plugin import register
+
+        register()  # a clone that is not installed has no entry point
+        options["additional_config"] = {"lynx_moe": {"policy": policy, "log_every": 0}}
+    return vllm.LLM(model=str(model), use_tqdm_on_load=False, **options)
 
 
 def run_batch(

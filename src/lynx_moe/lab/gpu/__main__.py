@@ -1,5 +1,6 @@
 """`python -m lynx_moe.lab.gpu`: what `make gpu-check` runs."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,11 +17,13 @@ def main(
     only: Annotated[str, typer.Option(help="Steps between commas; default: all but `trained`.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tiny sizes on the CPU: does it run at all?")] = False,
     step: Annotated[str, typer.Option(hidden=True, help="What a child process does.")] = "",
+    apart: Annotated[bool, typer.Option("--apart", hidden=True, help="... with an engine per policy.")] = False,
 ) -> None:
     """Kernels, decisions and published shapes on this machine's GPU; records, tables, and one record of all."""
     if step:
-        steps.measure_here(step, out / f"{step}.json", dry=dry_run)
-        return
+        steps.measure_here(step, out / f"{step}.json", dry=dry_run, apart=apart)
+        sys.stdout.flush()
+        os._exit(0)  # without waiting for engines that never came back
     console = Console()
     if not dry_run and steps.device() == "no GPU":
         raise ValueError("torch sees no GPU; --dry-run tries every step on the CPU")

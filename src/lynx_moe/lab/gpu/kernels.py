@@ -1,35 +1,45 @@
 """Step "kernels": they equal the plain-torch definition, on the GPU itself."""
 
-import importlib.util
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import lynx_moe
 
-CASES = Path(lynx_moe.__file__).parents[2] / "tests" / "kernels" / "gpu_cases.py"
+ROOT = Path(lynx_moe.__file__).parents[2]
+CASES = ROOT / "tests" / "kernels" / "gpu_cases.py"
+PROCESSES = 12
 
 
 def check(dry: bool) -> dict[str, Any]:
     """Runs the tests' cases; without a GPU two of them in Triton's interpreter. Raises RuntimeError if one fails.
 
-    Every shape of a step is compiled for seconds, so the cases are shared out to 12 processes where pytest can do that.
+    Every shape of a step is compiled for seconds, so the cases are shared out to 12 processes.
     """
     if not CASES.exists():
         raise ValueError(f"{CASES} is missing: run this from a clone of the repository")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
-    env = dict(os.environ)
-    if dry:
-        command += ["-k", "alone or own_routing"]
-        env |= {"TRITON_INTERPRET": "1"}
-    elif importlib.util.find_spec("xdist"):
-        command += ["-n", "12"]
-    run = subprocess.run(command, env=env, capture_output=True, text=True)
-    print(run.stdout[-8000:], run.stderr[-2000:])
-    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped)", run.stdout)}
-    if run.returncode:
-        raise RuntimeError(f"the kernels do not equal the definition: {counts}")
-    return counts
+    some = ["-k", "alone or own_routing"] if dry else []
+    listed = _pytest("--collect-only", *some, str(CASES), dry=dry).communicate()[0]
+    cases = [line for line in listed.splitlines() if line.count("::") == 1 and "Error" not in line]
+    if not cases:
+        raise RuntimeError(f"pytest finds no case: {listed[-2000:]}")
+    count = 1 if dry else min(PROCESSES, len(cases))
+    runs = [_pytest(*cases[first::count], dry=dry) for first in range(count)]
+    counts = Counter[str]()
+    for run in runs:
+        said = run.communicate()[0]
+        print(said[-8000:])
+        counts.update({word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", said)})
+    if any(run.returncode for run in runs) or sum(counts.values()) != len(cases):
+        raise RuntimeError(f"the kernels do not equal the definition: {dict(counts)} of {len(cases)} cases")
+    return dict(counts)
+
+
+def _pytest(*options: str, dry: bool) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+    env = {**os.environ, "TRITON_INTERPRET": "1"} if dry else None
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -10,6 +10,7 @@ from lynx_moe.lab import tables
 
 Record = dict[str, Any]
 SPEED_HEAD = ("batch", "policy", "TPOT, ms", "tokens/s", "ratio", "experts", "of the ideal", "MoE kernels, ms")
+MODES_HEAD = ("mode", "plain vLLM runs", "vanilla says the same", "priced loads fewer", "graphs may be swapped")
 
 
 def fit(points: list[tuple[float, float, float]]) -> Record:
@@ -61,6 +62,9 @@ def show(records: Mapping[str, Record], console: Console) -> None:
             floors = ", ".join(f"{number}: {us:.2f} µs" for number, us in result["empty_us"].items())
             head = ("router", "rows", "policy", "µs a layer", "plain torch, µs")
             tables.show(f"Decision; empty launches {floors}", head, _decisions(result), console, "")
+        elif name == "modes":
+            rows = [(mode, *verdict.values()) for mode, verdict in result["modes"].items()]
+            tables.show("Ways in which vLLM runs a step", MODES_HEAD, rows, console, "")
         elif "summary" in result:
             tables.show(f"{result['title']}, {result['layers']} layers", SPEED_HEAD, _speeds(result), console, "")
             if result["fit"]:

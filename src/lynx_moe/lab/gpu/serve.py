@@ -7,6 +7,7 @@ counted apart, because counting costs a launch per layer. A dry run is eager, on
 import os
 import random
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from lynx_moe.lab.engine import open_engine, run_batch
 from lynx_moe.lab.gpu.decision import compile_ahead
 from lynx_moe.lab.gpu.steps import Measure
 from lynx_moe.lab.random_weights import LOAD_FORMAT, register_loader
-from lynx_moe.lab.shapes import SHAPES, num_experts, tiny, write_config
+from lynx_moe.lab.shapes import SHAPES, Shape, num_experts, tiny, write_config
 from lynx_moe.policies import ModelShape, make_policy
 
 POLICIES = ("vanilla", "priced", "lynx", "oea:k0={k0}", "xshare:alpha=0.5")
@@ -40,9 +41,6 @@ def measure(name: str, dry: bool) -> dict[str, Any]:
     shape = tiny(SHAPES[name]) if dry else SHAPES[name]
     top_k = shape.config["num_experts_per_tok"]
     policies, batches, rounds = policies_for(top_k), (2,) if dry else BATCHES, 1 if dry else 3
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-    register_loader()
-    graphs = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": list(batches)}
     if not dry:
         renormalize = {"renormalize": shape.config.get("norm_topk_prob", True)}
         known = ModelShape(
@@ -53,18 +51,7 @@ def measure(name: str, dry: bool) -> dict[str, Any]:
         )
         specs = [make_policy(text).for_model(known).spec for text in policies[1:]]
         compile_ahead([(text, batch, known.num_experts, top_k, renormalize) for text in specs for batch in batches])
-    more = {"enforce_eager": True} if dry else {"compilation_config": graphs, "gpu_memory_utilization": 0.9}
-    with tempfile.TemporaryDirectory() as folder:
-        llm = open_engine(
-            write_config(shape, shape.all_layers, Path(folder)),
-            load_format=LOAD_FORMAT,
-            skip_tokenizer_init=True,
-            enable_prefix_caching=False,
-            dtype="bfloat16",
-            max_model_len=512,
-            max_num_seqs=max(batches),
-            **more,
-        )
+    llm = open_all_layers(shape, batches, "vanilla", dry)
     from lynx_moe.engines import vllm as engine
 
     use: Any = engine.set_policy
@@ -75,17 +62,39 @@ def measure(name: str, dry: bool) -> dict[str, Any]:
     samples = speed.interleaved(llm, use, policies, batches, rounds, print)
     counted = {policy: {batch: _count(llm, use, policy, batch, dry) for batch in batches} for policy in policies[1:]}
     kernels = {} if dry else {p: {batch: _kernels(llm, use, p, batch) for batch in batches[::2]} for p in policies}
+    found = {"samples": samples, "summary": speed.summarise(samples, policies, batches)}
+    return {**about(shape), **found, "experts": counted, "kernels_us": kernels}
+
+
+def about(shape: Shape) -> dict[str, Any]:
+    """What a record says of its shape."""
     return {
         "title": shape.title,
         "layers": shape.all_layers,
         "num_experts": num_experts(shape),
-        "top_k": top_k,
+        "top_k": shape.config["num_experts_per_tok"],
         "expert_bytes": shape.expert_mib * 2**20,
-        "samples": samples,
-        "summary": speed.summarise(samples, policies, batches),
-        "experts": counted,
-        "kernels_us": kernels,
     }
+
+
+def open_all_layers(shape: Shape, batches: Sequence[int], policy: str, dry: bool) -> Any:
+    """The engine: V1 runner, FULL graphs of the batches that record the policy."""
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    register_loader()
+    graphs = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": list(batches)}
+    more = {"enforce_eager": True} if dry else {"compilation_config": graphs, "gpu_memory_utilization": 0.9}
+    with tempfile.TemporaryDirectory() as folder:
+        return open_engine(
+            write_config(shape, shape.all_layers, Path(folder)),
+            policy,
+            load_format=LOAD_FORMAT,
+            skip_tokenizer_init=True,
+            enable_prefix_caching=False,
+            dtype="bfloat16",
+            max_model_len=512,
+            max_num_seqs=max(batches),
+            **more,
+        )
 
 
 def _count(llm: Any, use: Any, policy: str, batch: int, dry: bool) -> dict[str, float]:

@@ -1,12 +1,16 @@
 """The steps: what each measures, and how long it may take."""
 
+import contextlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +18,36 @@ from lynx_moe.lab import record
 
 Measure = Callable[[bool], dict[str, Any]]
 LIMITS = {"qwen3-30b": 120, "olmoe-1b-7b": 55, "mixtral-8x7b": 70, "gpt-oss-20b": 70}
+MODES = "modes"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """measure(dry) -> the record, in a process of its own; limit: its seconds on a GPU."""
+    """measure(dry) -> the record, in a process of its own; limit: its seconds on a GPU.
+
+    apart: what takes its place where graphs cannot be swapped, or when it has failed before. timed: nothing else may
+    run meanwhile."""
 
     measure: Measure
     limit: int
+    apart: Measure | None = None
+    timed: bool = True
 
 
 def steps() -> dict[str, Step]:
     """All steps by name."""
-    from lynx_moe.lab.gpu import decision, kernels, model, serve, trained
+    from lynx_moe.lab.gpu import apart, decision, kernels, model, modes, serve, trained
 
     table = {
         "copy": Step(measure=decision.copy_bandwidth, limit=20),
-        "kernels": Step(measure=kernels.check, limit=130),
+        "kernels": Step(measure=kernels.check, limit=140, timed=False),
+        MODES: Step(measure=modes.measure, limit=140, timed=False),
         "decision": Step(measure=decision.measure, limit=60),
     }
-    for engine, module in (("vllm", serve), ("transformers", model)):
-        for shape, limit in LIMITS.items():
-            table[f"{engine}-{shape}"] = Step(measure=module.on(shape), limit=limit)
+    for shape, limit in LIMITS.items():
+        table[f"vllm-{shape}"] = Step(measure=serve.on(shape), limit=limit, apart=apart.on(shape))
+    for shape, limit in LIMITS.items():
+        table[f"transformers-{shape}"] = Step(measure=model.on(shape), limit=limit)
     table["trained"] = Step(measure=trained.measure, limit=560)
     return table
 
@@ -43,7 +55,7 @@ def steps() -> dict[str, Step]:
 def usual() -> list[str]:
     """What is run unless something else is asked for: all but `trained`, shapes through vLLM where it can be imported,
     else through transformers."""
-    other = "transformers-" if importlib.util.find_spec("vllm") is not None else "vllm-"
+    other = ("transformers-",) if importlib.util.find_spec("vllm") is not None else ("vllm-", MODES)
     return [name for name in steps() if name != "trained" and not name.startswith(other)]
 
 
@@ -52,31 +64,50 @@ def run(names: Sequence[str], out: Path, *, dry: bool, tell: Callable[[str], Non
 
     A step that fails, or outlives its limit (six times it in a dry run), leaves a record with `failed` and its log.
     """
-    table, records = steps(), {}
+    table = steps()
     unknown = [name for name in names if name not in table]
     if unknown:
         raise ValueError(f"unknown step {', '.join(unknown)}; allowed: {', '.join(table)}")
+    one = partial(_run_one, out=out, dry=dry, tell=tell)
+    together = [name for name in names if not table[name].timed]
+    with ThreadPoolExecutor(1 if dry else max(1, len(together))) as pool:
+        records = dict(zip(together, pool.map(lambda name: one(name, table[name]), together), strict=True))
     for name in names:
-        path, log = out / f"{name}.json", out / f"{name}.log"
-        before = record.load(path) if path.exists() else {"failed": "not run"}
-        if "failed" not in before and before["dry"] == dry:
-            tell(f"{name}: done before")
-            records[name] = before
-            continue
-        tell(f"{name} ...")
-        start, limit = time.monotonic(), table[name].limit * (6 if dry else 1)
-        failed = _in_child(name, path, log, dry, limit)
-        if failed:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-            record.save({"kind": "gpu-step", "failed": failed, "dry": dry, "log": tail}, path)
-        records[name] = record.load(path)
-        tell(f"{name}: {failed or 'done'} in {time.monotonic() - start:.0f} s")
-    return records
+        if name not in records:
+            records[name] = one(name, table[name])
+    return {name: records[name] for name in names}
 
 
-def measure_here(name: str, path: Path, *, dry: bool) -> None:
+def _run_one(name: str, step: Step, *, out: Path, dry: bool, tell: Callable[[str], None]) -> dict[str, Any]:
+    """The step's record, from its file where it is done already."""
+    path, log = out / f"{name}.json", out / f"{name}.log"
+    before = record.load(path) if path.exists() else {"failed": "not run"}
+    if "failed" not in before and before["dry"] == dry:
+        tell(f"{name}: done before")
+        return before
+    again = path.exists() and "failed" in before and before["dry"] == dry
+    apart = step.apart is not None and (again or not swaps(out, dry))
+    tell(f"{name}{', an engine per policy' if apart else ''} ...")
+    start, limit = time.monotonic(), step.limit * (6 if dry else 1)
+    failed = _in_child(name, path, log, dry, limit, apart)
+    if failed:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        record.save({"kind": "gpu-step", "failed": failed, "dry": dry, "log": tail}, path)
+    tell(f"{name}: {failed or 'done'} in {time.monotonic() - start:.0f} s")
+    return record.load(path)
+
+
+def swaps(out: Path, dry: bool) -> bool:
+    """Whether sets of graphs may be swapped in one engine: unless step `modes` has found that they may not."""
+    path = out / f"{MODES}.json"
+    found = record.load(path) if path.exists() else {}
+    return found.get("dry", dry) != dry or bool(found.get("result", {}).get("swap", True))
+
+
+def measure_here(name: str, path: Path, *, dry: bool, apart: bool) -> None:
     """What the child process does."""
-    result = steps()[name].measure(dry)
+    step = steps()[name]
+    result = (step.apart if apart and step.apart else step.measure)(dry)
     record.save({"kind": "gpu-step", "dry": dry, "device": device(), "result": result}, path)
 
 
@@ -87,18 +118,28 @@ def device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 
 
-def _in_child(name: str, path: Path, log: Path, dry: bool, limit: int) -> str | None:
+def command_of(name: str, out: Path, dry: bool, apart: bool) -> list[str]:
+    """The child process of a step."""
+    options = [option for option, wanted in (("--dry-run", dry), ("--apart", apart)) if wanted]
+    return [sys.executable, "-m", "lynx_moe.lab.gpu", "--step", name, "--out", str(out), *options]
+
+
+def _in_child(name: str, path: Path, log: Path, dry: bool, limit: int, apart: bool) -> str | None:
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "lynx_moe.lab.gpu", "--step", name, "--out", str(path.parent)]
     env = dict(os.environ)
     if dry:
-        command.append("--dry-run")
         env |= {"CUDA_VISIBLE_DEVICES": ""}
-        if not name.startswith(("vllm", "trained", "kernels")):
+        if not name.startswith(("vllm", "trained", "kernels", MODES)):
             env |= {"TRITON_INTERPRET": "1"}
     with log.open("w") as file:
+        command = command_of(name, path.parent, dry, apart)
+        child = subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            child = subprocess.run(command, env=env, stdout=file, stderr=subprocess.STDOUT, timeout=limit)
+            code = child.wait(limit)
         except subprocess.TimeoutExpired:
             return f"stopped after {limit} s"
-    return f"exit code {child.returncode}" if child.returncode else None
+        finally:  # no engine of a step may run beside the next one
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    return f"exit code {code}" if code else None
