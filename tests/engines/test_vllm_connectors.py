@@ -8,8 +8,8 @@ from tiny_vllm import engine
 from vllm.config import KVTransferConfig
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
-from lynx_moe.engines.vllm import connectors
-from lynx_moe.engines.vllm.connectors import BY_VLLM_HASHES, PROMPTS_ONLY, STORE_GENERATED
+from lynx_moe.engines.vllm import connectors, plugin
+from lynx_moe.engines.vllm.connectors import BY_REQUEST, BY_VLLM_HASHES, PROMPTS_ONLY, STORE_GENERATED
 from lynx_moe.testbed import path
 
 
@@ -38,7 +38,7 @@ REFUSED = [
 LET_IN = [
     None,
     KVTransferConfig(),
-    *(transfer(name, role) for name in (*BY_VLLM_HASHES, "NixlConnector", "ExampleConnector") for role in ROLES),
+    *(transfer(name, role) for name in (*BY_VLLM_HASHES, *BY_REQUEST, "ExampleConnector") for role in ROLES),
     transfer("NixlConnector", "kv_consumer", {"bidirectional_kv_xfer": False}),
     transfer("LMCacheConnectorV1", "kv_consumer"),
     transfer("LMCacheConnectorV1", extra=LMCACHE),
@@ -72,20 +72,19 @@ def test_one_that_is_not_known_is_named_where_it_may_store():
 
 def test_the_names_are_vllm_s():
     registered = set(KVConnectorFactory._registry)
-    assert {*BY_VLLM_HASHES, *PROMPTS_ONLY, *STORE_GENERATED} <= registered
-    assert registered - {*BY_VLLM_HASHES, *PROMPTS_ONLY, *STORE_GENERATED} == {"MultiConnector", "HiSparseConnector"}
+    known = {*BY_VLLM_HASHES, *BY_REQUEST, *PROMPTS_ONLY, *STORE_GENERATED}
+    assert known <= registered
+    assert registered - known == {"MultiConnector", "HiSparseConnector"}
 
 
-def test_an_engine_s_configuration_is_asked():
-    from test_vllm_options import config
+def test_an_engine_is_refused_before_it_is_built():
+    from vllm.engine.arg_utils import EngineArgs
 
-    from lynx_moe.engines.vllm.options import check_engine
-
-    vllm_config = config()
-    check_engine(vllm_config)
-    vllm_config.kv_transfer_config = transfer("FlexKVConnectorV1")
-    with pytest.raises(ValueError, match=r"^lynx_moe: kv_connector='FlexKVConnectorV1' stores .*; use one of Off"):
-        check_engine(vllm_config)
+    plugin.register()
+    given = {"model": str(path("qwen3-moe")), "additional_config": {"lynx_moe": {"policy": "vanilla"}}}
+    message = r"lynx_moe: kv_connector='FlexKVConnectorV1' stores .*; use one of Offl"
+    with pytest.raises(ValueError, match=message):
+        EngineArgs(**given, kv_transfer_config=transfer("FlexKVConnectorV1")).create_engine_config()
 
 
 def second_turn(folder, **connector):

@@ -1,24 +1,21 @@
 """Which KV connectors may stand beside remapping, from the sources of vLLM 0.32 and of what its connectors import.
 
 The prefix cache's mark (`cache.py`) is a word in vLLM's block hashes. A connector that finds KV by these hashes keeps
-to it, and one that hands on prompts only need not know of it. One that stores what requests generate and finds it by
-a hash of its own would hand KV that was written under remapping to whoever brings the same tokens as a prompt.
+to it, and one that hands on prompts only (all, or those that a request names) need not know of it. One that stores
+what requests generate and finds it by a hash of its own would hand KV that was written under remapping to whoever
+brings the same tokens as a prompt.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 BY_VLLM_HASHES = ("OffloadingConnector", "SimpleCPUOffloadConnector", "MooncakeStoreConnector")
+BY_REQUEST = ("NixlConnector", "NixlPullConnector", "NixlPushConnector", "MooncakeConnector", "MoRIIOConnector")
 PROMPTS_ONLY = (
-    "NixlConnector",
-    "NixlPullConnector",
-    "NixlPushConnector",
-    "MooncakeConnector",
-    "MoRIIOConnector",
     "LMCacheConnectorV1",  # as `_refusal` lets it in
     "ExampleConnector",
-    "ExampleHiddenStatesConnector",
-    "DecodeBenchConnector",
+    "ExampleHiddenStatesConnector",  # no KV at all
+    "DecodeBenchConnector",  # made-up KV
 )
 STORE_GENERATED = ("HF3FSKVConnector", "LMCacheMPConnector", "FlexKVConnectorV1")  # whatever their kv_role is
 LMCACHE_SWITCH = "lmcache.save_decode_cache"  # goes before LMCache's file and environment
@@ -34,7 +31,7 @@ def refusal(transfer: Any) -> str | None:
 
 def unknown(transfer: Any) -> list[str]:
     """The connectors that hand KV on of which nothing is known here."""
-    known = (*BY_VLLM_HASHES, *PROMPTS_ONLY, *STORE_GENERATED)
+    known = (*BY_VLLM_HASHES, *BY_REQUEST, *PROMPTS_ONLY, *STORE_GENERATED)
     return [name for name, stores, _, own in _connectors(transfer) if stores and not (own and name in known)]
 
 
@@ -55,7 +52,7 @@ def _refusal(name: str, stores: bool, extra: dict[str, Any], own: bool) -> str |
     if not own:
         return None
     if name in STORE_GENERATED:
-        others = ", ".join((*BY_VLLM_HASHES, *PROMPTS_ONLY[:5]))
+        others = ", ".join((*BY_VLLM_HASHES, *BY_REQUEST))
         return (
             f"kv_connector={name!r} stores what requests generate and finds it by a hash of its own, so {WHY}; "
             f"use one of {others}"
