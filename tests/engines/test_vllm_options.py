@@ -21,6 +21,7 @@ def config(extra=None, **parallel):
         speculative_config=None,
         parallel_config=SimpleNamespace(**{**defaults, **parallel}),
         cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
+        kv_transfer_config=None,
     )
 
 

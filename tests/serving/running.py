@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 START_SECONDS = float(os.environ.get("LYNX_TEST_START_SECONDS", 240))  # a machine that is shared may need more
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}  # as an operator's shell
@@ -25,13 +26,16 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(log: Path, command: tuple[str, str], model: str, *args: str) -> Iterator[str]:
+def server(
+    log: Path, command: tuple[str, str], model: str, *args: str, env: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[str]:
     """The base URL of `lynx-moe serve` (OURS) or `vllm serve` (VLLMS) on a model, whose name is `testbed`; eager, 512
-    tokens at most."""
+    tokens at most. `env` is added to the environment."""
     port = free_port()
     line = [sys.executable, "-m", *command, model, *args, "--host", "127.0.0.1", "--port", str(port)]
     line += ["--served-model-name", "testbed", "--enforce-eager", "--max-model-len", "512"]
-    with log.open("w") as out, subprocess.Popen(line, stdout=out, stderr=subprocess.STDOUT, env=ENV) as process:
+    given = {**ENV, **env}
+    with log.open("w") as out, subprocess.Popen(line, stdout=out, stderr=subprocess.STDOUT, env=given) as process:
         url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
         try:
             while True:

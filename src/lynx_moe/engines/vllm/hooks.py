@@ -11,7 +11,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 from lynx_moe.engines.layers import Layer
-from lynx_moe.engines.vllm import exporter
+from lynx_moe.engines.vllm import exporter, lora
 from lynx_moe.engines.vllm.options import KEY, Options, has_graphs, model_shape
 from lynx_moe.engines.vllm.placement import placement_of
 from lynx_moe.engines.vllm.plan import Plan, activate
@@ -57,6 +57,7 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
         _building.clear()
     _name_layers(model, building)
     _refuse_without_layers(plan, vllm_config)
+    _refuse_adapters(model, vllm_config)
     plan.seal()
     setattr(model, PLAN, plan)
     activate(plan)
@@ -133,6 +134,12 @@ def _bypass(plan: Plan, name: str, reason: str) -> None:
 
 def _moe_layers(model: Any) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, MoERunner)]
+
+
+def _refuse_adapters(model: Any, vllm_config: Any) -> None:
+    reason = lora.refusal(_moe_layers(model), vllm_config)
+    if reason is not None:
+        raise ValueError(f"{KEY}: {reason}")
 
 
 def _refuse_without_layers(plan: Plan, vllm_config: Any) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from lynx_moe.control.options import GuardOptions
+from lynx_moe.engines.vllm import connectors
 from lynx_moe.engines.vllm.versions import SUPPORTED, experts_per_token
 from lynx_moe.policies import POLICIES, ModelShape, Policy, make_policy
 
@@ -131,6 +132,9 @@ def check_engine(vllm_config: Any) -> None:
     for reason, found in refused.items():
         if found:
             raise ValueError(f"{KEY}: {reason}")
+    handed_on = connectors.refusal(vllm_config.kv_transfer_config)
+    if handed_on is not None:
+        raise ValueError(f"{KEY}: {handed_on}")
 
 
 def asked(sampling_params: Any) -> Any:

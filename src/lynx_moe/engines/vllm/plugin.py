@@ -12,10 +12,12 @@ configuration asks for a policy:
 """
 
 import functools
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
 
+logger = logging.getLogger("vllm.lynx_moe")
 MARK = "_lynx_moe_wraps"
 WORKER_EXTENSION = "lynx_moe.engines.vllm.worker.WorkerExtension"
 BUILDERS = (
@@ -92,6 +94,7 @@ def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: An
     options = Options.of(vllm_config)
     if options is not None:
         check_engine(vllm_config)
+        _warn_of_connectors(vllm_config.kv_transfer_config)
         _wrap_front_end()
         if options.metrics_every:
             from lynx_moe.engines.vllm import collector
@@ -100,6 +103,17 @@ def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: An
         parallel = vllm_config.parallel_config
         parallel.worker_extension_cls = parallel.worker_extension_cls or WORKER_EXTENSION
     return vllm_config
+
+
+def _warn_of_connectors(transfer: Any) -> None:
+    from lynx_moe.engines.vllm.connectors import unknown
+
+    for name in unknown(transfer):
+        logger.warning(
+            "lynx_moe: nothing is known of the KV connector %s: if it stores what requests generate and does not find "
+            "it by vLLM's block hashes, exact requests will read KV that was written under remapping",
+            name,
+        )
 
 
 def _initialize_model(original: Callable[..., Any], vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
