@@ -1,11 +1,11 @@
-"""What the plugin costs where it does nothing: `OMP_NUM_THREADS=1 python tests/engines/time_vllm_off.py 8,16 10`
+"""What the plugin costs where it does nothing: `OMP_NUM_THREADS=1 python tests/engines/time_vllm_off.py 8,16 4`
 (batch sizes, runs).
 
 One engine on a layer of Qwen3-30B-A3B's shape. From step to step of one batch it changes between vLLM's own routers
-and no hooks (plain), policy vanilla without counting, and with it; which comes first changes too. Prints the table of
-docs/serving.md: the median step, and how much longer than plain's a step of each variant is, as the median over all
-threes of neighbouring steps, with its 95 % interval. Steps are in seconds of the process's own CPU time, which others
-on the machine do not lengthen by taking turns.
+and no hooks (plain), policy vanilla without counting, and with it. A run decodes the same tokens three times, so that
+every step is taken by every variant. Prints the table of docs/serving.md: the median step, and how much longer a step
+is than plain's same step, as the median over all steps, with its 95 % interval. Steps are in seconds of the process's
+own CPU time, which others on the machine do not lengthen by taking turns.
 """
 
 import random
@@ -23,7 +23,7 @@ from lynx_moe.lab.engine import open_engine, run_batch
 from lynx_moe.lab.random_weights import LOAD_FORMAT, register_loader
 from lynx_moe.lab.shapes import SHAPES, VOCABULARY, write_config
 
-STEPS = 480  # of a run, in threes
+STEPS = 480  # of each of a run's three passes
 VARIANTS = ("plain", "vanilla, stats=false", "vanilla")
 
 
@@ -39,9 +39,10 @@ def main(batches: list[int], runs: int) -> None:
         took: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
         for number in range(runs + 1):
             prompts = [[rng.randrange(VOCABULARY) for _ in range(16)] for _ in range(batch)]
-            seconds, order = turns(llm, prompts)
-            for variant, second in zip(order, seconds, strict=True) if number else ():  # run 0 warms up
-                took[variant].append(second)
+            passes = [turns(llm, prompts, first) for first in range(len(VARIANTS))]
+            for step in range(STEPS) if number else ():  # run 0 warms up
+                for first, seconds in enumerate(passes):
+                    took[variant_of(step, first)].append(seconds[step])
         plain = np.array(took["plain"])
         for variant in VARIANTS:
             shares = 100 * (np.array(took[variant]) / plain - 1)
@@ -52,18 +53,17 @@ def main(batches: list[int], runs: int) -> None:
             )
 
 
-def turns(llm: Any, prompts: list[list[int]]) -> tuple[list[float], list[str]]:
-    """Seconds of decode steps, in whole threes, and the variant of each."""
-    order = [variant for three in range(STEPS // 3) for variant in rotated(three)]
-    coming = iter([*order, VARIANTS[0]])
+def turns(llm: Any, prompts: list[list[int]], first: int) -> list[float]:
+    """Seconds of decode steps under changing variants."""
+    coming = iter([variant_of(step, first) for step in range(STEPS)])
     become(llm, VARIANTS[0])
-    run = run_batch(llm, prompts, STEPS + 1, time.process_time, lambda: become(llm, next(coming, VARIANTS[0])))
-    return run.step_seconds, order
+    return run_batch(
+        llm, prompts, STEPS + 1, time.process_time, lambda: become(llm, next(coming, VARIANTS[0]))
+    ).step_seconds
 
 
-def rotated(turn: int) -> tuple[str, ...]:
-    first = turn % len(VARIANTS)
-    return (*VARIANTS[first:], *VARIANTS[:first])
+def variant_of(step: int, first: int) -> str:
+    return VARIANTS[(step + first) % len(VARIANTS)]
 
 
 def interval(shares: np.ndarray) -> tuple[float, float]:

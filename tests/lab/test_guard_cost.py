@@ -5,7 +5,7 @@ import pytest
 from lynx_moe.lab.guard_cost import BLOCK, HEAD, Turns, is_guarded, measure, pairs, summarise, table
 
 
-def test_slow_downs_are_of_neighbouring_blocks_and_the_own_share_is_of_the_guarded_ones():
+def test_slow_downs_are_of_blocks_of_the_same_steps_and_the_own_share_is_of_the_guarded_ones():
     first = {"batch": 16, "policy": "lynx", "round": 1, "alone": [10.0, 20.0], "guarded": [10.1, 20.4], "own": 0.305}
     (row,) = summarise([first, {**first, "round": 2}])
     assert row["blocks"] == 4
@@ -21,17 +21,19 @@ class FakePlan:
     watch: object | None = "guard"
 
 
-def test_steps_are_counted_under_the_guard_that_they_ran_under():
-    plan, seconds = FakePlan(), []
-    turns = Turns(plan)
-    turns.after_step()  # the prompts' step
-    for _ in range(4 * BLOCK + 3):
-        seconds.append(1.0 if plan.watch is None else 2.0)
-        turns.after_step()
-    assert pairs(seconds) == ([BLOCK, BLOCK], [2 * BLOCK, 2 * BLOCK])
-    assert [is_guarded(step) for step in range(0, 4 * BLOCK, BLOCK)] == [False, True, True, False]
-    turns.end()
-    assert plan.watch == "guard"
+def test_each_step_is_taken_once_with_the_guard_and_once_without():
+    plan, passes = FakePlan(), []
+    for first in (False, True):
+        turns, seconds = Turns(plan, first), []
+        turns.after_step()  # the prompts' step
+        for step in range(3 * BLOCK + 5):
+            seconds.append(step // BLOCK + (0.5 if plan.watch else 0))
+            turns.after_step()
+        turns.end()
+        assert plan.watch == "guard"
+        passes.append(seconds)
+    assert pairs(*passes) == ([0, BLOCK, 2 * BLOCK], [0.5 * BLOCK, 1.5 * BLOCK, 2.5 * BLOCK])
+    assert [is_guarded(step, False) for step in range(0, 4 * BLOCK, BLOCK)] == [False, True, False, True]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,7 @@ def test_steps_are_counted_under_the_guard_that_they_ran_under():
     [
         ({"shape": "x"}, "unknown shape"),
         ({"guard": {}}, "give a bound"),
-        ({"tokens": 600}, "--tokens 600 must lie between 17 and 496"),
+        ({"tokens": 600}, "--tokens 600 must lie between 9 and 496"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_loaded(given, message):

@@ -62,7 +62,9 @@ def guard_cost(
     layers: Layers = None,
     policies: Policies = "lynx:alpha=3,beta=2",
     batch_sizes: BatchSizes = "16",
-    rounds: Annotated[int, typer.Option(min=1, help="Runs; in each the guard is on and off in turns of 8 steps.")] = 7,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds of two runs, the guard on and off in turns of 8 steps.")
+    ] = 7,
     tokens: Annotated[int, typer.Option(help="Tokens of a run.")] = 257,
     out: Out = Path("out/guard"),
 ) -> None:

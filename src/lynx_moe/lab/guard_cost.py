@@ -1,7 +1,7 @@
-"""What a quality guard costs: long decodes of one policy, the guard on and off in turns of a few steps.
+"""What a quality guard costs: long decodes of one policy, the guard on and off in turns of BLOCK steps.
 
-Turns of BLOCK steps in one batch, because a machine's speed wanders by more than the guard costs within seconds. Each
-block with the guard is compared with its neighbour without; which of the two is first alternates.
+In turns, because a machine's speed wanders by more than the guard costs within seconds. Every round decodes the same
+requests twice, the second time with the turns the other way round: so each block of steps is compared with itself.
 """
 
 import random
@@ -30,15 +30,15 @@ def measure(
     guard: Mapping[str, Any],
     advance: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
-    """The record: of every round one run, its steps' seconds in blocks of BLOCK with (`guarded`) and without (`alone`)
-    the guard. `own` is the share that the guard's own clock saw.
+    """The record: of every round the seconds of each block of BLOCK steps with (`guarded`) and without (`alone`) the
+    guard. `own` is the share that the guard's own clock saw.
 
     Raises ValueError for a bad shape, batch size, guard, or a number of tokens that does not fit.
     """
     check(shape, batch_sizes)
     GuardOptions.of(guard)
-    if not 2 * BLOCK < tokens <= 512 - PROMPT_TOKENS:
-        raise ValueError(f"--tokens {tokens} must lie between {2 * BLOCK + 1} and {512 - PROMPT_TOKENS}")
+    if not BLOCK < tokens <= 512 - PROMPT_TOKENS:
+        raise ValueError(f"--tokens {tokens} must lie between {BLOCK + 1} and {512 - PROMPT_TOKENS}")
     from lynx_moe.engines import vllm as engine
     from lynx_moe.engines.vllm import plan
 
@@ -52,13 +52,14 @@ def measure(
             engine.set_guard(dict(guard))
             for number in range(rounds + 1):
                 advance(f"batch {batch}, {policy}")
-                turns = Turns(plan.active())
-                before = turns.watch.seconds
-                seconds = run_batch(llm, draw_prompts(batch, rng), tokens, after_step=turns.after_step).step_seconds
-                turns.end()
-                alone, guarded = pairs(seconds)
+                prompts, passes, before = draw_prompts(batch, rng), [], _own_seconds(engine)
+                for first in (False, True):
+                    turns = Turns(plan.active(), first)
+                    passes.append(run_batch(llm, prompts, tokens, after_step=turns.after_step).step_seconds)
+                    turns.end()
+                alone, guarded = pairs(*passes)
                 line = {"batch": batch, "policy": policy, "round": number, "alone": alone, "guarded": guarded}
-                line |= {"own": turns.watch.seconds - before, "state": engine.guard()}
+                line |= {"own": _own_seconds(engine) - before, "state": engine.guard()}
                 samples += [line] if number else []  # round 0 warms up
     return {
         "kind": "guard cost",
@@ -71,31 +72,36 @@ def measure(
     }
 
 
-class Turns:
-    """Takes the guard from a plan and gives it back, every BLOCK decode steps, in the order off, on, on, off."""
+def _own_seconds(engine: Any) -> float:
+    return float(engine.guard()["seconds"])
 
-    def __init__(self, plan: Any) -> None:
-        self.plan, self.watch, self.calls = plan, plan.watch, 0
+
+class Turns:
+    """Takes the guard from a plan and gives it back, every BLOCK decode steps; `first`: whether it is there first."""
+
+    def __init__(self, plan: Any, first: bool) -> None:
+        self.plan, self.first, self.watch, self.calls = plan, first, plan.watch, 0
 
     def after_step(self) -> None:
         """What comes next is decode step number `calls`: the first call comes after the prompts' step."""
-        self.plan.watch = self.watch if is_guarded(self.calls) else None
+        self.plan.watch = self.watch if is_guarded(self.calls, self.first) else None
         self.calls += 1
 
     def end(self) -> None:
         self.plan.watch = self.watch
 
 
-def is_guarded(step: int) -> bool:
+def is_guarded(step: int, first: bool) -> bool:
     """Whether a decode step, counted from 0, runs under the guard."""
-    return step // BLOCK % 4 in (1, 2)
+    return (step // BLOCK % 2 == 0) == first
 
 
-def pairs(seconds: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Seconds of blocks without the guard, and of the neighbouring ones with it; what is left at the end is dropped."""
+def pairs(off_first: Sequence[float], on_first: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Seconds of each block without the guard, and with it, from two passes; an incomplete block is dropped."""
     blocks: tuple[list[float], list[float]] = ([], [])
-    for start in range(0, len(seconds) // (2 * BLOCK) * 2 * BLOCK, BLOCK):
-        blocks[is_guarded(start)].append(sum(seconds[start : start + BLOCK]))
+    for start in range(0, len(off_first) // BLOCK * BLOCK, BLOCK):
+        for first, seconds in ((False, off_first), (True, on_first)):
+            blocks[is_guarded(start, first)].append(sum(seconds[start : start + BLOCK]))
     return blocks
 
 
