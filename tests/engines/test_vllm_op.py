@@ -7,7 +7,7 @@ import torch
 from lynx_moe.calibration.artifact import Artifact, Provenance, save
 from lynx_moe.engines.layers import Layer
 from lynx_moe.engines.metrics import Counters, HostCounters
-from lynx_moe.engines.vllm.op import reroute
+from lynx_moe.engines.vllm.op import decided, reroute
 from lynx_moe.engines.vllm.options import Options
 from lynx_moe.engines.vllm.plan import Plan
 from lynx_moe.policies import ModelShape, make_policy
@@ -43,11 +43,12 @@ def test_it_returns_the_policy_s_routing_on_decode_rows(num_rows):
     begin(plan, [True] * num_rows, [1] * num_rows)
     logits, weights, ids = own_routing(num_rows)
     expected = plan.policy.decide(logits, SPEC, None, Routing(ids.long(), weights))
-    got_weights, got_ids = reroute(logits, weights, ids, 0)
-    assert got_ids.dtype == ids.dtype
-    assert got_weights.dtype == torch.float32
-    assert torch.equal(got_ids.long(), expected.ids)
-    assert torch.equal(got_weights, expected.weights)
+    for call in (reroute, decided):
+        got_weights, got_ids = call(logits, weights, ids, 0)
+        assert got_ids.dtype == ids.dtype
+        assert got_weights.dtype == torch.float32
+        assert torch.equal(got_ids.long(), expected.ids)
+        assert torch.equal(got_weights, expected.weights)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,7 @@ def test_steps_with_nothing_to_gain_are_copied_bit_for_bit(past_prompt, schedule
     assert torch.equal(got_ids, ids)
     assert got_ids.data_ptr() != ids.data_ptr()
     assert got_weights.data_ptr() != weights.data_ptr()
+    assert decided(logits, weights, ids, 0) == (weights, ids)  # the same tensors
 
 
 def test_prefill_rows_of_a_mixed_step_are_untouched():

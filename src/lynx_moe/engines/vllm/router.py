@@ -52,5 +52,6 @@ class LynxRouter(BaseRouter):  # type: ignore[misc]
         input_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         weights, ids = self.inner._compute_routing(hidden_states, router_logits, indices_type, input_ids=input_ids)
-        weights, ids = op.reroute(router_logits, weights, ids, self.layer, hidden_states)
+        change = op.reroute if torch.compiler.is_compiling() else op.decided
+        weights, ids = change(router_logits, weights, ids, self.layer, hidden_states)
         return weights, ids

@@ -29,6 +29,7 @@ class StepRows:
     def __init__(self, max_rows: int, device: torch.device) -> None:
         self.valid = torch.ones(max_rows, dtype=torch.bool, device=device)
         self.remap = torch.zeros(max_rows, dtype=torch.bool, device=device)
+        self.host = None if device.type != "cpu" else (self.valid.numpy(), self.remap.numpy())  # the same memory
         self.kind = Kind.IDLE
         self.num_rows = self.num_decode_rows = self.num_exact_rows = 0
         self.groups: list[torch.Tensor] = []
@@ -74,11 +75,10 @@ class StepRows:
         return mask.to(self.valid.device)
 
     def _write(self, remap_T: np.ndarray, num_valid: int) -> None:
-        if not self.valid.is_cuda:
-            self.remap[: len(remap_T)] = torch.from_numpy(remap_T)
-            self.remap[len(remap_T) :] = False
-            self.valid[:num_valid] = True
-            self.valid[num_valid:] = False
+        if self.host is not None:
+            valid, remap = self.host
+            remap[: len(remap_T)], remap[len(remap_T) :] = remap_T, False
+            valid[:num_valid], valid[num_valid:] = True, False
             return
         host = torch.zeros(2, len(self.valid), dtype=torch.bool, pin_memory=True)
         host[0, :num_valid] = True
