@@ -68,20 +68,24 @@ def _layers(axes: Any, record: dict[str, Any], colors: dict[str, str]) -> None:
 
 
 def _speed(axes: Any, record: dict[str, Any], colors: dict[str, str]) -> None:
-    for number, policy in enumerate(record["policies"]):
+    for policy in record["policies"]:
         rows = [row for row in record["summary"] if row["policy"] == policy]
         x = range(len(rows))
         tpot = [row["tpot_ms"] for row in rows]
         spread = [[t - row["tpot_range_ms"][0] for t, row in zip(tpot, rows, strict=True)],
                   [row["tpot_range_ms"][1] - t for t, row in zip(tpot, rows, strict=True)]]  # fmt: skip
         axes.errorbar(x, tpot, yerr=spread, color=colors[policy], marker="o", capsize=3, label=policy)
-        for place, row in zip(x, rows, strict=True):
-            if row["after"] is not None:
-                spot = (0, 8) if number == 0 else (0, -14) if number == len(record["policies"]) - 1 else (-14, 3)
-                axes.annotate(f"{row['after']:.0f}", (place, row["tpot_ms"]), xytext=spot, ha="center",
-                              textcoords="offset points", fontsize=8, color=colors[policy])  # fmt: skip
+    for place, batch in enumerate(record["batch_sizes"]):
+        mine = [row for row in record["summary"] if row["batch"] == batch and row["after"] is not None]
+        mine.sort(key=lambda row: -row["tpot_ms"])
+        for number, row in enumerate(mine):  # the uppermost above its point, the lowest below, others at the sides
+            aside = (-14, 2) if number % 2 else (14, -6)
+            spot = (0, 8) if number == 0 else (0, -14) if number == len(mine) - 1 else aside
+            axes.annotate(f"{row['after']:.0f}", (place, row["tpot_ms"]), xytext=spot, ha="center",
+                          textcoords="offset points", fontsize=8, color=colors[row["policy"]])  # fmt: skip
     axes.set_xticks(range(len(record["batch_sizes"])), [str(b) for b in record["batch_sizes"]])
     axes.set_xlabel("batch size (the numbers at the points: distinct experts)")
+    axes.margins(x=0.09)
     axes.set_ylabel("TPOT, ms, median and range")
     axes.set_ylim(0, 1.15 * max(row["tpot_range_ms"][1] for row in record["summary"]))
     axes.set_title(f"Speed: {record['model'].replace(', random', ',' + chr(10) + 'random')}", fontsize=10)
