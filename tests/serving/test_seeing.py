@@ -35,7 +35,7 @@ GUARD = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server under a harmful policy and a guard, that has answered 48 requests of up to 24 tokens."""
+    """A server under a harmful policy and a guard, that has answered requests until the guard backed off."""
     log = tmp_path_factory.mktemp("seeing") / "log.txt"
     options = [
         "--policy",
@@ -46,8 +46,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with running(log, OURS, str(path("mixtral")), *options) as url:
         client = OpenAI(base_url=f"{url}/v1", api_key="none")
         prompts = [item.prompt for item in tasks.test_items("sort", 48, seed=3)]
-        with ThreadPoolExecutor(16) as pool:
-            list(pool.map(lambda p: client.completions.create(model="testbed", prompt=p, max_tokens=24), prompts))
+        asked = {
+            "model": "testbed",
+            "max_tokens": 48,
+            "extra_body": {"ignore_eos": True},
+        }  # long enough to run together
+        for _ in range(5):
+            with ThreadPoolExecutor(16) as pool:
+                list(pool.map(lambda p: client.completions.create(prompt=p, **asked), prompts))
+            if "guard: " in log.read_text():
+                break
         assert "guard: " in log.read_text()
         yield url
 
