@@ -42,6 +42,8 @@ def make_policy(spec: str) -> Policy:
     The first `=` ends a knob's name, so its value may hold one (norm=k2=8); a comma ends the value.
     Raises ValueError that says what was given, what is allowed and the nearest valid name.
     """
+    if not isinstance(spec, str):
+        raise ValueError(f"a policy is named by a spec string, such as 'priced:price=0.03', not by {spec!r}")
     if not spec.isprintable():  # specs come over HTTP, and messages that quote them go to logs
         raise ValueError(f"the spec {spec!r} holds signs that cannot be printed, such as a line break; leave them out")
     name, _, rest = spec.strip().partition(":")
