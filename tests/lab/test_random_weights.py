@@ -24,6 +24,14 @@ def test_nothing_is_left_to_chance(name, dtype):
         assert filled[0].float().abs().max() <= 8  # a packed number cannot be too large
 
 
+def test_mxfp4_has_any_codes_and_one_small_scale():
+    codes, scales = torch.zeros(16, 64, dtype=torch.uint8), torch.full((16, 4), 255, dtype=torch.uint8)
+    fill_quantised("w13_weight", codes, torch.Generator().manual_seed(3))
+    fill_quantised("w13_weight_scale", scales, torch.Generator())
+    assert len(codes.unique()) > 200
+    assert scales.unique().tolist() == [118]  # 2**(118 - 127)
+
+
 def test_other_weights_stay_as_they_are():
     scale = torch.ones(3)
     fill_quantised("w13_weight_scale", scale, torch.Generator())

@@ -24,7 +24,7 @@ def register_loader() -> None:
             super().load_weights(model, model_config)
             rng = torch.Generator().manual_seed(0)
             for name, weight in model.named_parameters():
-                if name.endswith("embed_tokens.weight"):
+                if name.endswith(("embed_tokens.weight", "embedding.weight")):  # gpt-oss: the latter
                     noise = torch.randn(weight.shape, generator=rng)
                     weight.data.copy_(noise + COMMON * torch.randn(weight.shape[1], generator=rng))
                 elif name.endswith(("gate.weight", "router.weight")):
@@ -45,4 +45,8 @@ def fill_quantised(name: str, weight: Any, rng: Any) -> None:
     elif weight.dtype == torch.float8_e4m3fn:
         weight.data.view(torch.uint8).random_(0, 64, generator=rng)  # 0 to 1.875, with scales of either sign
     elif name.endswith("weight_packed"):
+        weight.data.random_(generator=rng)
+    elif weight.dtype == torch.uint8 and name.endswith("scale"):
+        weight.data.fill_(118)  # MXFP4's exponents, of 2**-9
+    elif weight.dtype == torch.uint8:
         weight.data.random_(generator=rng)
