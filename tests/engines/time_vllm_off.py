@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from lynx_moe.lab import intervals
 from lynx_moe.lab.engine import open_engine, run_batch
 from lynx_moe.lab.random_weights import LOAD_FORMAT, register_loader
 from lynx_moe.lab.shapes import SHAPES, VOCABULARY, write_config
@@ -46,7 +46,7 @@ def main(batches: list[int], runs: int) -> None:
         plain = np.array(took["plain"])
         for variant in VARIANTS:
             shares = 100 * (np.array(took[variant]) / plain - 1)
-            low, high = interval(shares)
+            low, high = intervals.median(shares)
             step = f"{1e3 * np.median(took[variant]):.1f} ms"
             print(
                 f"| {batch} | {variant} | {step} | {np.median(shares):+.2f} % [{low:+.2f}, {high:+.2f}] |", flush=True
@@ -64,14 +64,6 @@ def turns(llm: Any, prompts: list[list[int]], first: int) -> list[float]:
 
 def variant_of(step: int, first: int) -> str:
     return VARIANTS[(step + first) % len(VARIANTS)]
-
-
-def interval(shares: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the median."""
-    if not shares.any():
-        return 0.0, 0.0
-    found = stats.bootstrap((shares,), np.median, method="percentile", n_resamples=2000, rng=np.random.default_rng(0))
-    return found.confidence_interval.low, found.confidence_interval.high
 
 
 def become(llm: Any, variant: str) -> None:

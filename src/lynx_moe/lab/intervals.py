@@ -21,6 +21,15 @@ def mean_difference(a: Sequence[float], b: Sequence[float], seed: int = 0) -> li
     return [float(boot.confidence_interval.low), float(boot.confidence_interval.high)]
 
 
+def median(values: Sequence[float], seed: int = 0) -> list[float]:
+    """Percentile bootstrap of the median; [v, v] where all values equal v."""
+    value = np.asarray(values, dtype=float)
+    if (value == value[0]).all():
+        return [float(value[0]), float(value[0])]
+    boot = stats.bootstrap((value,), np.median, method="percentile", n_resamples=2000, rng=np.random.default_rng(seed))
+    return [float(boot.confidence_interval.low), float(boot.confidence_interval.high)]
+
+
 def weighted_mean(values: Sequence[float], weights: Sequence[float], seed: int = 0) -> list[float]:
     """Percentile bootstrap of the weighted mean over pairs of value and weight; [v, v] where all values equal v."""
     value, weight = np.asarray(values, dtype=float), np.asarray(weights, dtype=float)
