@@ -38,7 +38,7 @@ def serve(model: str, policy: str, args: Sequence[str]) -> None:
         )
     check_model(model, policy)
     check_port(option(args, "--host") or "", int(option(args, "--port") or 8000))
-    command = [sys.executable, "-m", "lynx_moe.engines.vllm.launch", "serve", model, *with_policy(args, policy)]
+    command = [sys.executable, "-m", "lynx_moe.engines.vllm.launch.command", "serve", model, *with_policy(args, policy)]
     os.execve(sys.executable, command, {**os.environ, ALLOWED: allowed_plugins(os.environ.get(ALLOWED))})
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lynx_moe.calibration.statistics import RoutedStatistics, SimilarityStatistics
-from lynx_moe.policies.calibrated import DIMENSIONS
+from lynx_moe.policies.contract.calibrated import DIMENSIONS
 
 T, E, K, D = 23, 7, 3, 5
 UNUSED = 6

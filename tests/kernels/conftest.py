@@ -2,11 +2,7 @@
 
 import inspect
 import os
-import sys
-from pathlib import Path
 from types import SimpleNamespace
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     from triton.runtime import interpreter

@@ -5,7 +5,7 @@ from cases import Case, cases, make_logits, make_spec
 from hypothesis import given, settings
 
 from lynx_moe.policies import make_policy
-from lynx_moe.policies.groups import decide_groups
+from lynx_moe.policies.contract.groups import decide_groups
 from lynx_moe.routing import Routing, Rows, distinct, loaded, select
 
 examples = settings(max_examples=60, deadline=None)

@@ -5,8 +5,8 @@ import torch
 
 from lynx_moe import RouterSpec, make_policy
 from lynx_moe.policies import ModelShape
-from lynx_moe.policies.amounts import resolve
-from lynx_moe.policies.lynx import Lynx
+from lynx_moe.policies.contract.amounts import resolve
+from lynx_moe.policies.published.lynx import Lynx
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lynx_moe.policies import POLICIES, Placement, make_policy
-from lynx_moe.policies.spread import level
-from lynx_moe.policies.step import Step
+from lynx_moe.policies.contract.step import Step
+from lynx_moe.policies.published.spread import level
 from lynx_moe.routing import RouterSpec, Rows, distinct, loaded, preference, select
 
 SPECS = ["lynx:alpha=0.7,beta=1", "lynx:alpha=3,beta=2,pin_top1=true", "oea:k0=1", "xshare:alpha=0.5,k0=1"]

@@ -16,7 +16,7 @@ from running import server as running
 from typer.testing import CliRunner
 
 from lynx_moe.cli import app
-from lynx_moe.engines.families import FAMILIES
+from lynx_moe.engines.shared.families import FAMILIES
 from lynx_moe.lab.watch.dashboard import dashboard
 from lynx_moe.lab.watch.scrape import Scrape, scrape
 from lynx_moe.testbed import path, tasks

@@ -1,14 +1,12 @@
 """A tokenizer and families small enough to train within a test."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from places import MODELS
 from transformers import PreTrainedTokenizerFast
 
-from lynx_moe.testbed.families import FAMILIES, UNBALANCED, Family
-
-MODELS = Path(__file__).resolve().parents[2] / "models"
+from lynx_moe.testbed.model.families import FAMILIES, UNBALANCED, Family
 
 
 @pytest.fixture(scope="session")

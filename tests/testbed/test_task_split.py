@@ -9,8 +9,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from lynx_moe.testbed import tasks
-from lynx_moe.testbed.data import Packer, encode_item
-from lynx_moe.testbed.families import FAMILIES
+from lynx_moe.testbed.model.families import FAMILIES
+from lynx_moe.testbed.training.data import Packer, encode_item
 
 FAMILY = FAMILIES["qwen3-moe"]
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from lynx_moe.testbed import tasks
-from lynx_moe.testbed.data import Packer, encode_item
-from lynx_moe.testbed.families import FAMILIES
-from lynx_moe.testbed.tokenizer import VOCAB_SIZE
+from lynx_moe.testbed.model.families import FAMILIES
+from lynx_moe.testbed.training.data import Packer, encode_item
+from lynx_moe.testbed.training.tokenizer import VOCAB_SIZE
 
 FAMILY = FAMILIES["qwen3-moe"]
 

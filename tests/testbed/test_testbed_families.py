@@ -8,12 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from lynx_moe.testbed import experts, router
-from lynx_moe.testbed.data import Packer
-from lynx_moe.testbed.families import BALANCED, FAMILIES, UNBALANCED, Family, family_of
-from lynx_moe.testbed.loss import move_bias, recorded
+from lynx_moe.testbed.model import experts
+from lynx_moe.testbed.model.families import BALANCED, FAMILIES, UNBALANCED, Family, family_of
+from lynx_moe.testbed.report import router
 from lynx_moe.testbed.tasks import test_items as items_of
-from lynx_moe.testbed.train import TEXTS, Run, build_model, save_model, train
+from lynx_moe.testbed.training.data import Packer
+from lynx_moe.testbed.training.loss import move_bias, recorded
+from lynx_moe.testbed.training.train import TEXTS, Run, build_model, save_model, train
 
 Texts = list[list[list[int]]]
 
@@ -81,8 +82,8 @@ def test_a_resumed_run_ends_with_the_same_bits_and_loads_in_stock_transformers(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lynx_moe.testbed.train.TASKS", ["reverse"])
-    monkeypatch.setattr("lynx_moe.testbed.train.EVALUATE_ITEMS", 1)
+    monkeypatch.setattr("lynx_moe.testbed.training.train.TASKS", ["reverse"])
+    monkeypatch.setattr("lynx_moe.testbed.training.train.EVALUATE_ITEMS", 1)
     model = train(tiny_family, tokenizer, folder(tmp_path / "a", texts))
     straight = model.state_dict()
     work = folder(tmp_path / "b", texts)

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import MODELS
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from lynx_moe.testbed import path, router, tasks
+from lynx_moe.testbed import path, tasks
 from lynx_moe.testbed.cli import app
-from lynx_moe.testbed.evaluate import exact_match
-from lynx_moe.testbed.families import BALANCED, FAMILIES, UNBALANCED
-from lynx_moe.testbed.render import render
-from lynx_moe.testbed.summary import summary
+from lynx_moe.testbed.model.families import BALANCED, FAMILIES, UNBALANCED
+from lynx_moe.testbed.report import router
+from lynx_moe.testbed.report.render import render
+from lynx_moe.testbed.report.summary import summary
+from lynx_moe.testbed.training.evaluate import exact_match
 
 SHIPPED = list(BALANCED)
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerFast, dict]
@@ -39,13 +41,13 @@ def test_folder_is_whole_small_and_matches_its_card(name: str) -> None:
 
 
 def test_all_that_is_shipped_fits_into_forty_megabytes() -> None:
-    folder = Path(__file__).parents[2] / "models"
+    folder = MODELS
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 40_000_000
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name.endswith(UNBALANCED)])
 def test_twins_ship_a_card_of_the_same_recipe_and_no_weights(name: str) -> None:
-    folder = Path(__file__).parents[2] / "models"
+    folder = MODELS
     scores, balanced = (
         json.loads((folder / twin / "scores.json").read_text()) for twin in (name, name.removesuffix(UNBALANCED))
     )
@@ -56,7 +58,7 @@ def test_twins_ship_a_card_of_the_same_recipe_and_no_weights(name: str) -> None:
 
 
 def test_summary_matches_the_models() -> None:
-    folder = Path(__file__).parents[2] / "models"
+    folder = MODELS
     page = (folder / "README.md").read_text()
     assert page == summary(folder)
     assert all(f"[{name}]({name}/README.md)" in page for name in FAMILIES)

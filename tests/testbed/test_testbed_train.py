@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from lynx_moe.testbed.data import Packer
-from lynx_moe.testbed.families import FAMILIES, Family
-from lynx_moe.testbed.loss import balance_loss, losses
-from lynx_moe.testbed.train import build_model, rate
+from lynx_moe.testbed.model.families import FAMILIES, Family
+from lynx_moe.testbed.training.data import Packer
+from lynx_moe.testbed.training.loss import balance_loss, losses
+from lynx_moe.testbed.training.train import build_model, rate
 
 FAMILY = FAMILIES["qwen3-moe"]
 Texts = list[list[list[int]]]

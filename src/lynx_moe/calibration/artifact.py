@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lynx_moe.policies import Policy
-from lynx_moe.policies.calibrated import DIMENSIONS
+from lynx_moe.policies.contract.calibrated import DIMENSIONS
 
 KEY, VERSION = "lynx_moe", 1
 

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lynx_moe.cli import bakeoff, measure, profile, records, watch
+from lynx_moe.cli import bakeoff, calibrate, demo, evaluation, fidelity, profile, replay, show, speed, watch
 from lynx_moe.policies import DEFAULT, POLICIES, SHARED, Policy, knobs, make_policy
 from lynx_moe.testbed.cli import app as testbed
 
@@ -52,11 +52,8 @@ def serve(
     run(model, make_policy(policy).spec, context.args)
 
 
-app.add_typer(measure.app)
-app.add_typer(bakeoff.app)
-app.add_typer(profile.app)
-app.add_typer(records.app)
-app.add_typer(watch.app)
+for room in (demo, speed, evaluation, fidelity, bakeoff, profile, replay, calibrate, show, watch):
+    app.add_typer(room.app)
 app.add_typer(testbed, name="testbed")
 
 

@@ -36,10 +36,10 @@ def bakeoff(
 ) -> None:
     """All policies over their knobs: tuned on one part of the data, compared on another; goes on with what --out
     holds."""
-    from lynx_moe.lab import tables
     from lynx_moe.lab.bakeoff import findings, page
     from lynx_moe.lab.bakeoff.exact import exact_match
     from lynx_moe.lab.bakeoff.measure import Settings, measure
+    from lynx_moe.lab.shared import tables
 
     settings = Settings(
         model=found(model),

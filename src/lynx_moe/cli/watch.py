@@ -1,6 +1,5 @@
-"""`lynx-moe top | dashboard | guard-cost`: a server seen in a terminal and in Grafana; what its guard costs."""
+"""`lynx-moe top | dashboard`: a server seen in a terminal and in Grafana."""
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -8,9 +7,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.live import Live
-
-from lynx_moe.cli.options import BatchSizes, Layers, Out, Policies, Shape, sizes
-from lynx_moe.policies import make_policy
 
 app = typer.Typer()
 
@@ -53,29 +49,3 @@ def dashboard(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text())
     typer.echo(f"Dashboard: {out}")
-
-
-@app.command("guard-cost")
-def guard_cost(
-    guard: Annotated[str, typer.Option(help="The guard's options, as JSON.")] = '{"max_mass_lost": 1, "max_error": 1}',
-    shape: Shape = "qwen3-30b",
-    layers: Layers = None,
-    policies: Policies = "lynx:alpha=3,beta=2",
-    batch_sizes: BatchSizes = "16",
-    rounds: Annotated[
-        int, typer.Option(min=1, help="Rounds of two runs, the guard on and off in turns of 8 steps.")
-    ] = 7,
-    tokens: Annotated[int, typer.Option(help="Tokens of a run.")] = 257,
-    out: Out = Path("out/guard"),
-) -> None:
-    """Throughput of policies with and without a quality guard, interleaved in one engine on a published layer shape."""
-    from lynx_moe.lab import tables
-    from lynx_moe.lab.demo import apart, run_guard_cost
-    from lynx_moe.lab.guard_cost import CAPTION, HEAD, table
-
-    specs = [make_policy(text).spec for text in policies.split()]
-    options = {"shape": shape, "layers": layers, "policies": specs, "batch_sizes": sizes(batch_sizes)}
-    options |= {"rounds": rounds, "tokens": tokens, "guard": json.loads(guard)}
-    result = apart(run_guard_cost, out / "guard.json", options)
-    tables.show(result["model"], HEAD, table(result["summary"]), Console(), CAPTION)
-    typer.echo(f"Record: {out / 'guard.json'}")

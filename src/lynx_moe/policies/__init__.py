@@ -5,21 +5,21 @@ import types
 from dataclasses import MISSING
 from typing import Any, get_args, get_type_hints
 
-from lynx_moe.policies.exfold import ExFold
-from lynx_moe.policies.lynx import Lynx
-from lynx_moe.policies.lynx_v1 import LynxV1
-from lynx_moe.policies.min_p import MinP
-from lynx_moe.policies.naee import Naee
-from lynx_moe.policies.oea import Oea
-from lynx_moe.policies.policy import SHARED, ModelShape, Policy
+from lynx_moe.policies.contract.policy import SHARED, ModelShape, Policy
+from lynx_moe.policies.contract.ranked import ONE_RANK, Placement
+from lynx_moe.policies.controls.random import Random
+from lynx_moe.policies.controls.vanilla import Vanilla
 from lynx_moe.policies.priced import Priced
-from lynx_moe.policies.random import Random
-from lynx_moe.policies.ranked import ONE_RANK, Placement
-from lynx_moe.policies.reap import Reap
-from lynx_moe.policies.sere import Sere
-from lynx_moe.policies.topk import TopK
-from lynx_moe.policies.vanilla import Vanilla
-from lynx_moe.policies.xshare import XShare
+from lynx_moe.policies.published.exfold import ExFold
+from lynx_moe.policies.published.lynx import Lynx
+from lynx_moe.policies.published.lynx_v1 import LynxV1
+from lynx_moe.policies.published.min_p import MinP
+from lynx_moe.policies.published.naee import Naee
+from lynx_moe.policies.published.oea import Oea
+from lynx_moe.policies.published.reap import Reap
+from lynx_moe.policies.published.sere import Sere
+from lynx_moe.policies.published.topk import TopK
+from lynx_moe.policies.published.xshare import XShare
 
 POLICIES: dict[str, type[Policy]] = {
     p.name: p for p in (Vanilla, Priced, Lynx, LynxV1, Oea, XShare, Sere, ExFold, TopK, Naee, MinP, Reap, Random)

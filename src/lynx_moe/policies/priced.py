@@ -30,13 +30,13 @@ import torch
 from torch import Tensor
 
 from lynx_moe.kernels import cpu, gpu
-from lynx_moe.policies.amounts import check_kept, more_kept
-from lynx_moe.policies.calibrated import Calibrated
-from lynx_moe.policies.forms import unless_same
-from lynx_moe.policies.keeping import Keeping
-from lynx_moe.policies.ranked import Ranked
-from lynx_moe.policies.step import Step
-from lynx_moe.policies.weights import OF_SLOTS, by_norm, own_power
+from lynx_moe.policies.contract.amounts import check_kept, more_kept
+from lynx_moe.policies.contract.calibrated import Calibrated
+from lynx_moe.policies.contract.forms import unless_same
+from lynx_moe.policies.contract.keeping import Keeping
+from lynx_moe.policies.contract.ranked import Ranked
+from lynx_moe.policies.contract.step import Step
+from lynx_moe.policies.contract.weights import OF_SLOTS, by_norm, own_power
 from lynx_moe.routing import RouterSpec, Routing, Rows, places, select
 
 PRICE = 0.03

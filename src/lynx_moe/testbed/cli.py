@@ -10,7 +10,7 @@ import typer
 from lynx_moe.testbed.locate import path as model_path
 
 if TYPE_CHECKING:  # transformers takes seconds to import; only the commands that need it do
-    from lynx_moe.testbed.families import Family
+    from lynx_moe.testbed.model.families import Family
 
 app = typer.Typer(help="Small trained MoE models with real routers.", no_args_is_help=True)
 TOKENS_PER_HOUR = 17e6  # one core of the machine that trained the shipped models; see the cards
@@ -25,7 +25,7 @@ def train(
     workers: Annotated[int, typer.Option(help="processes of one thread each; the shipped models had one")] = 1,
 ) -> None:
     """Train models from nothing, or go on with interrupted runs; expect 20 to 30 minutes of a core for each."""
-    from lynx_moe.testbed.families import FAMILIES
+    from lynx_moe.testbed.model.families import FAMILIES
 
     wanted = {name: _family(name) for name in names or FAMILIES if names or not _finished(out / name)}
     wanted = wanted if tokens is None else {name: replace(row, num_tokens=tokens) for name, row in wanted.items()}
@@ -45,10 +45,10 @@ def _finished(folder: Path) -> bool:
 
 
 def _train_one(name: str, family: "Family", out: Path, workers: int) -> None:
-    from lynx_moe.testbed.card import measure_exact, training_record, write_card
-    from lynx_moe.testbed.tokenizer import load_or_train_tokenizer
-    from lynx_moe.testbed.train import save_model
-    from lynx_moe.testbed.train import train as run_training
+    from lynx_moe.testbed.report.card import measure_exact, training_record, write_card
+    from lynx_moe.testbed.training.tokenizer import load_or_train_tokenizer
+    from lynx_moe.testbed.training.train import save_model
+    from lynx_moe.testbed.training.train import train as run_training
 
     tokenizer = load_or_train_tokenizer(out / "tokenizer")
     work = out / f".train-{name}"
@@ -64,7 +64,7 @@ def _train_one(name: str, family: "Family", out: Path, workers: int) -> None:
 @app.command("card")
 def card(name: Name) -> None:
     """Measure a trained model again and rewrite its scores.json and README.md."""
-    from lynx_moe.testbed.card import write_card
+    from lynx_moe.testbed.report.card import write_card
 
     _family(name)
     write_card(_found(name))
@@ -73,7 +73,7 @@ def card(name: Name) -> None:
 @app.command("summary")
 def write_summary(out: Annotated[Path, typer.Option(help="folder that holds the models")] = Path("models")) -> None:
     """Rewrite README.md of the models' folder: all of them in one table."""
-    from lynx_moe.testbed.summary import summary
+    from lynx_moe.testbed.report.summary import summary
 
     (out / "README.md").write_text(summary(out))
 
@@ -86,7 +86,7 @@ def _found(name: str) -> Path:
 
 
 def _family(name: str) -> "Family":
-    from lynx_moe.testbed.families import FAMILIES
+    from lynx_moe.testbed.model.families import FAMILIES
 
     if name not in FAMILIES:
         raise typer.BadParameter(f"{name!r} is not a family; the families are {', '.join(FAMILIES)}")
@@ -110,7 +110,7 @@ def tasks_path() -> None:
 @app.command("list")
 def list_families() -> None:
     """Print every family with its size and budget, and whether it is trained."""
-    from lynx_moe.testbed.families import FAMILIES
+    from lynx_moe.testbed.model.families import FAMILIES
 
     for name, family in FAMILIES.items():
         try:

@@ -10,7 +10,7 @@ Nothing here imports transformers: a model that is handed in has done so.
 from collections.abc import Collection
 from typing import Any
 
-from lynx_moe.engines.metrics import LayerStats, Stats, Tally
+from lynx_moe.engines.shared.metrics import LayerStats, Stats, Tally
 from lynx_moe.engines.transformers.run import Run
 from lynx_moe.policies import Policy
 

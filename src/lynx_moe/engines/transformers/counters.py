@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lynx_moe.engines.metrics import KINDS, Counters, Kind
+from lynx_moe.engines.shared.metrics import KINDS, Counters, Kind
 from lynx_moe.engines.transformers.rows import StepRows
 
 STEPS = tuple(kind for kind in Kind if kind is not Kind.IDLE)

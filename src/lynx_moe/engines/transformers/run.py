@@ -7,9 +7,9 @@ from typing import Any, Self
 
 import torch
 
-from lynx_moe.engines.layers import Layer, fitted
-from lynx_moe.engines.metrics import KINDS, Stats, layer_stats
-from lynx_moe.engines.recorder import Recorder
+from lynx_moe.engines.shared.layers import Layer, fitted
+from lynx_moe.engines.shared.metrics import KINDS, Stats, layer_stats
+from lynx_moe.engines.shared.recorder import Recorder
 from lynx_moe.engines.transformers.counters import STEPS, StepCounters
 from lynx_moe.engines.transformers.generation import Generation
 from lynx_moe.engines.transformers.layouts import Choice

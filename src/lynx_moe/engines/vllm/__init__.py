@@ -8,10 +8,10 @@ functions here reach the engine of this process (VLLM_ENABLE_V1_MULTIPROCESSING=
 from typing import Any
 
 from lynx_moe.control.options import GuardOptions
-from lynx_moe.engines.metrics import LayerStats, Stats, Tally
-from lynx_moe.engines.recorder import Recorder
-from lynx_moe.engines.vllm.control import Refused, switch, switch_async
-from lynx_moe.engines.vllm.plan import active
+from lynx_moe.engines.shared.metrics import LayerStats, Stats, Tally
+from lynx_moe.engines.shared.recorder import Recorder
+from lynx_moe.engines.vllm.front.control import Refused, switch, switch_async
+from lynx_moe.engines.vllm.step.plan import active
 from lynx_moe.policies import ModelShape
 
 __all__ = [

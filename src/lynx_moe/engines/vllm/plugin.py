@@ -19,7 +19,7 @@ from typing import Any
 
 logger = logging.getLogger("vllm.lynx_moe")
 MARK = "_lynx_moe_wraps"
-WORKER_EXTENSION = "lynx_moe.engines.vllm.worker.WorkerExtension"
+WORKER_EXTENSION = "lynx_moe.engines.vllm.front.worker.WorkerExtension"
 BUILDERS = (
     "vllm.model_executor.model_loader.utils",
     "vllm.model_executor.model_loader.base_loader",
@@ -50,7 +50,7 @@ def _wrap_core() -> None:
     import vllm.v1.core.kv_cache_utils as kv_cache_utils
     import vllm.v1.engine.core as core
 
-    from lynx_moe.engines.vllm import cache
+    from lynx_moe.engines.vllm.front import cache
 
     wrap(core.EngineCore, "add_request", cache.add_request)
     wrap(core.EngineCore, "collective_rpc", cache.collective_rpc)
@@ -62,7 +62,7 @@ def _wrap_front_end() -> None:
     import vllm.v1.engine.async_llm as async_llm
     import vllm.v1.engine.llm_engine as llm_engine
 
-    from lynx_moe.engines.vllm import admission
+    from lynx_moe.engines.vllm.front import admission
 
     wrap(async_llm.AsyncLLM, "generate", admission.generate)
     wrap(async_llm.AsyncLLM, "add_request", admission.add_request_async)
@@ -89,7 +89,7 @@ def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
 
 def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     vllm_config = original(*args, **kwargs)
-    from lynx_moe.engines.vllm.options import Options, check_engine
+    from lynx_moe.engines.vllm.launch.options import Options, check_engine
 
     options = Options.of(vllm_config)
     if options is not None:
@@ -97,7 +97,7 @@ def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: An
         _warn_of_connectors(vllm_config.kv_transfer_config)
         _wrap_front_end()
         if options.metrics_every:
-            from lynx_moe.engines.vllm import collector
+            from lynx_moe.engines.vllm.tell import collector
 
             collector.expose()
         parallel = vllm_config.parallel_config
@@ -106,7 +106,7 @@ def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: An
 
 
 def _warn_of_connectors(transfer: Any) -> None:
-    from lynx_moe.engines.vllm.connectors import unknown
+    from lynx_moe.engines.vllm.launch.connectors import unknown
 
     for name in unknown(transfer):
         logger.warning(
@@ -117,12 +117,12 @@ def _warn_of_connectors(transfer: Any) -> None:
 
 
 def _initialize_model(original: Callable[..., Any], vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
-    from lynx_moe.engines.vllm.options import Options, check_engine
+    from lynx_moe.engines.vllm.launch.options import Options, check_engine
 
     options = Options.of(vllm_config)
     if options is None:
         return original(vllm_config, *args, **kwargs)
     check_engine(vllm_config)
-    from lynx_moe.engines.vllm import hooks
+    from lynx_moe.engines.vllm.build import hooks
 
     return hooks.build(functools.partial(original, vllm_config, *args, **kwargs), vllm_config, options)

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from lynx_moe.engines.layers import fitted
+from lynx_moe.engines.shared.layers import fitted
 from lynx_moe.engines.transformers import apply
 from lynx_moe.lab.bakeoff.grids import Setting
-from lynx_moe.lab.documents import Batch
-from lynx_moe.lab.lockstep import decode
+from lynx_moe.lab.fidelity.lockstep import decode
+from lynx_moe.lab.shared.documents import Batch
 from lynx_moe.policies import make_policy
 from lynx_moe.routing import Routing
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from lynx_moe.lab import evaluation
 from lynx_moe.lab.bakeoff.fronts import pareto
 from lynx_moe.lab.bakeoff.grids import ORACLE
 from lynx_moe.lab.bakeoff.measure import of_cell
+from lynx_moe.lab.evaluation import measure as evaluation
 
 Line = dict[str, Any]
 

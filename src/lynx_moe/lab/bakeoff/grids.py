@@ -5,7 +5,7 @@ from itertools import product
 from typing import NamedTuple
 
 from lynx_moe.policies import POLICIES, Policy, knobs, make_policy
-from lynx_moe.policies.calibrated import Calibrated
+from lynx_moe.policies.contract.calibrated import Calibrated
 from lynx_moe.routing import RouterSpec
 
 NORMS = ("model", "mass")

@@ -12,14 +12,15 @@ from typing import Any
 
 from lynx_moe.calibration import artifact
 from lynx_moe.engines.transformers import apply
-from lynx_moe.lab import fidelity, lines
 from lynx_moe.lab.bakeoff.cost import costs
 from lynx_moe.lab.bakeoff.fronts import fronts
 from lynx_moe.lab.bakeoff.grids import NORMS, ORACLE, Setting, needs_calibration, settings
 from lynx_moe.lab.bakeoff.oracle import Oracle
 from lynx_moe.lab.bakeoff.together import Loads, together
-from lynx_moe.lab.documents import MIXES, Batch, batches
-from lynx_moe.lab.lockstep import Effect, decode_together
+from lynx_moe.lab.fidelity import measure as fidelity
+from lynx_moe.lab.fidelity.lockstep import Effect, decode_together
+from lynx_moe.lab.shared import lines
+from lynx_moe.lab.shared.documents import MIXES, Batch, batches
 from lynx_moe.testbed.tasks import TASKS
 
 Line = dict[str, Any]

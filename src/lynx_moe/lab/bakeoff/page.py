@@ -4,9 +4,10 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from lynx_moe.lab import lines, scores, tables
 from lynx_moe.lab.bakeoff import findings, plot
 from lynx_moe.lab.bakeoff.grids import short
+from lynx_moe.lab.evaluation import scores
+from lynx_moe.lab.shared import lines, tables
 
 Line = dict[str, Any]
 TEMPLATE = Path(__file__).with_name("page.html.jinja")

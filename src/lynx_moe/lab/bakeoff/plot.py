@@ -7,7 +7,7 @@ from typing import Any
 from lynx_moe.lab.bakeoff.findings import name_of
 from lynx_moe.lab.bakeoff.fronts import fronts
 from lynx_moe.lab.bakeoff.measure import tested
-from lynx_moe.lab.plots import save
+from lynx_moe.lab.shared.plots import save
 
 Line = dict[str, Any]
 HALF = 0.5

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lynx_moe.lab import record
 from lynx_moe.lab.gpu import report, steps
+from lynx_moe.lab.shared import record
 
 
 def main(

@@ -21,8 +21,8 @@ from triton.compiler import ASTSource
 from lynx_moe.kernels.gpu import launch
 from lynx_moe.kernels.gpu.keep import keep_kernel
 from lynx_moe.kernels.gpu.reroute import reroute_kernel
-from lynx_moe.lab import tables
-from lynx_moe.lab.gpu.decision import ROUTERS
+from lynx_moe.lab.gpu.checks.decision import ROUTERS
+from lynx_moe.lab.shared import tables
 from lynx_moe.policies import make_policy
 from lynx_moe.routing import RouterSpec, Routing, Rows, select
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from lynx_moe.lab import tables
+from lynx_moe.lab.shared import tables
 
 Record = dict[str, Any]
 SPEED_HEAD = ("batch", "policy", "TPOT, ms", "tokens/s", "ratio", "experts", "of the ideal", "MoE kernels, ms")

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lynx_moe.lab import record
+from lynx_moe.lab.shared import record
 
 Measure = Callable[[bool], dict[str, Any]]
 LIMITS = {"qwen3-30b": 120, "olmoe-1b-7b": 55, "mixtral-8x7b": 70, "gpt-oss-20b": 70}
@@ -36,7 +36,7 @@ class Step:
 
 def steps() -> dict[str, Step]:
     """All steps by name."""
-    from lynx_moe.lab.gpu import apart, decision, kernels, model, modes, serve, trained
+    from lynx_moe.lab.gpu.checks import apart, decision, kernels, model, modes, serve, trained
 
     table = {
         "copy": Step(measure=decision.copy_bandwidth, limit=20),

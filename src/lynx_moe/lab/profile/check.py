@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lynx_moe.lab.fidelity import loads, summary
-from lynx_moe.lab.lockstep import decode
-from lynx_moe.lab.profile.sensitivity import NAMES, Session
+from lynx_moe.lab.fidelity.lockstep import decode
+from lynx_moe.lab.fidelity.measure import loads, summary
+from lynx_moe.lab.profile.measures.sensitivity import NAMES, Session
 
 Line = dict[str, Any]
 

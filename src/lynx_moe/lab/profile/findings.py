@@ -7,7 +7,7 @@ import numpy as np
 
 from lynx_moe.lab.profile.check import kept_enough
 from lynx_moe.lab.profile.measure import part
-from lynx_moe.lab.profile.words import mnats, more, number, times
+from lynx_moe.lab.profile.show.words import mnats, more, number, times
 
 Line = dict[str, Any]
 

@@ -5,14 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lynx_moe.lab import lines
-from lynx_moe.lab.documents import batches
-from lynx_moe.lab.fidelity import documents, open_model
+from lynx_moe.lab.fidelity.measure import documents, open_model
 from lynx_moe.lab.profile.check import candidates, check
-from lynx_moe.lab.profile.routing import routing
-from lynx_moe.lab.profile.sensitivity import Session, by_layer, confidence, experts, phases, ranks
+from lynx_moe.lab.profile.measures.routing import routing
+from lynx_moe.lab.profile.measures.sensitivity import Session, by_layer, confidence, experts, phases, ranks
+from lynx_moe.lab.profile.measures.step_time import step_time
 from lynx_moe.lab.profile.settings import Settings
-from lynx_moe.lab.profile.step_time import step_time
+from lynx_moe.lab.shared import lines
+from lynx_moe.lab.shared.documents import batches
 
 Line = dict[str, Any]
 Maker = Callable[[Session, list[Line]], list[Line]]

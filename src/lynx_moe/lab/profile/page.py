@@ -4,8 +4,8 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from lynx_moe.lab.profile import pictures, words
 from lynx_moe.lab.profile.measure import missing, part
+from lynx_moe.lab.profile.show import pictures, words
 from lynx_moe.lab.profile.verdict import command, verdict
 
 Line = dict[str, Any]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lynx_moe.lab import fidelity
+from lynx_moe.lab.fidelity import measure as fidelity
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from lynx_moe.testbed import corpus
 from lynx_moe.testbed.tasks import test_items, train_item
+from lynx_moe.testbed.training import corpus
 
 ITEMS = 200
 NUM_FEWSHOT_ITEMS = 16

@@ -1,0 +1,44 @@
+"""`lynx-moe calibrate`: what calibrated policies need of a model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lynx_moe.cli.options import Data, Dtype, Model, Prefix, Seed, Sequences, Steps, found
+
+app = typer.Typer()
+
+
+@app.command()
+def calibrate(
+    model: Model,
+    data: Data = "testbed",
+    sequences: Sequences = 448,
+    prefix: Prefix = 32,
+    steps: Steps = 224,
+    seed: Seed = 0,
+    split: Annotated[str, typer.Option(help="calibrate: what no test draws; all: the whole file.")] = "calibrate",
+    similarity: Annotated[str, typer.Option(help="How alike two experts are: frobenius or cosine.")] = "frobenius",
+    dtype: Dtype = "auto",
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file.")] = Path("out/calibration.safetensors"),
+) -> None:
+    """Measures what sere, exfold and reap need of a model's experts, and priced can use: their knob data=FILE."""
+    from lynx_moe.lab.calibrate import measure as measurement
+    from lynx_moe.lab.fidelity import measure as fidelity
+
+    settings = fidelity.Settings(
+        model=found(model),
+        data=data,
+        batch_sizes=(2,),
+        num_sequences=sequences,
+        prefix=prefix,
+        steps=steps,
+        seed=seed,
+        dtype=dtype,
+        split=split,
+    )
+    with Console().status("starting") as status:
+        made = measurement.calibrate(settings, out, similarity, advance=status.update)
+    typer.echo(f"{len(made.layers)} layers, {made.provenance.num_tokens} tokens: {out}")

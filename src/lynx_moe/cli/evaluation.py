@@ -1,0 +1,77 @@
+"""`lynx-moe eval`: lm-evaluation-harness tasks under policies."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from lynx_moe.cli.options import (
+    Baseline,
+    Model,
+    Out,
+    found,
+)
+from lynx_moe.policies import make_policy
+
+app = typer.Typer()
+
+
+@app.command("eval")
+def evaluate(
+    model: Model,
+    policies: Baseline = ("vanilla lynx"),
+    tasks: Annotated[str, typer.Option(help="lm-evaluation-harness tasks or groups between commas.")] = "lynx_testbed",
+    limit: Annotated[int | None, typer.Option(min=1, help="Items per task (default: all).")] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests that run at once.")] = 16,
+    mix: Annotated[str, typer.Option(help="heterogeneous: tasks share batches; homogeneous: task after task.")] = (
+        "heterogeneous"
+    ),
+    engine: Annotated[Literal["vllm", "transformers"], typer.Option(help="What generates.")] = "vllm",
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples per question (default: the task's).")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the model's chat template.")] = False,
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="Run code that the model writes.")] = False,
+    model_args: Annotated[str, typer.Option(help="name=value,... for lm-eval's class of the engine.")] = "",
+    control: Annotated[
+        bool, typer.Option("--control", help="Also as many random experts as the second policy loads.")
+    ] = False,
+    guard: Annotated[
+        str, typer.Option(help='Every policy also under this quality guard; JSON: {"max_mass_lost": 0.2}.')
+    ] = "null",
+    out: Out = Path("out/eval"),
+) -> None:
+    """Any lm-evaluation-harness task under several policies, on the same items; goes on with what --out holds."""
+    from lynx_moe.lab.evaluation import measure as evaluation
+    from lynx_moe.lab.evaluation import plot as plot_evaluation
+    from lynx_moe.lab.evaluation import scores
+    from lynx_moe.lab.shared import tables
+    from lynx_moe.serve import check_model
+
+    specs = [make_policy(text).spec for text in policies.split()]
+    model = found(model)
+    for spec in specs:
+        check_model(model, spec)
+    settings = evaluation.Settings(
+        model=model,
+        tasks=tuple(tasks.split(",")),
+        limit=limit,
+        concurrency=concurrency,
+        mix=mix,
+        num_fewshot=num_fewshot,
+        chat=chat,
+        model_args=model_args,
+        engine=engine,
+        guard=json.loads(guard),
+    )
+    console, file = Console(), out / "eval.jsonl"
+    result = evaluation.apart(settings, specs, file, allow_code=allow_code)
+    if control:
+        specs.append(scores.control(result["results"]))
+        result = evaluation.apart(settings, specs, file, allow_code=allow_code)
+    tables.show(model, *tables.task_table(result["results"]), console)
+    if overall := scores.overall(result["results"]):
+        head = ("policy", f"mean of {overall[0]['num_tasks']} tasks, %", *tables.QUALITY_HEAD[2:])
+        tables.show(f"n = {overall[0]['n']}", head, tables.quality_rows(overall, "value"), console)
+        console.print(f"Picture: {plot_evaluation.draw(result, file.with_suffix('.png'))}")
+    console.print(f"Record: {file}")

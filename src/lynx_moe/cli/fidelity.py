@@ -1,0 +1,69 @@
+"""`lynx-moe fidelity`: how far policies move the next-token distribution."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lynx_moe.cli.options import (
+    BatchSizes,
+    Data,
+    Dtype,
+    Model,
+    Out,
+    Policies,
+    Seed,
+    Sequences,
+    Split,
+    Steps,
+    found,
+    sizes,
+)
+from lynx_moe.policies import DEFAULT
+
+app = typer.Typer()
+
+
+@app.command()
+def fidelity(
+    model: Model,
+    policies: Policies = DEFAULT,
+    batch_sizes: BatchSizes = "2,4,8,16,32,64",
+    data: Data = "testbed",
+    mixes: Annotated[str, typer.Option(help="one: batches of one group; mixed: of all groups.")] = "one,mixed",
+    caches: Annotated[
+        str, typer.Option(help="own: policies read what they wrote; exact: what the model wrote.")
+    ] = "own",
+    sequences: Sequences = 224,
+    prefix: Annotated[int, typer.Option(help="Tokens of running text that are prefilled.")] = 32,
+    steps: Steps = 32,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    split: Split = "all",
+    out: Out = Path("out/fidelity"),
+) -> None:
+    """How far policies move the next-token distribution from the model's own; goes on with what --out holds."""
+    from lynx_moe.lab.fidelity import measure as measurement
+    from lynx_moe.lab.fidelity import plot as plot_fidelity
+    from lynx_moe.lab.shared import tables
+
+    settings = measurement.Settings(
+        model=found(model),
+        data=data,
+        batch_sizes=tuple(sizes(batch_sizes)),
+        mixes=tuple(mixes.split(",")),
+        caches=tuple(caches.split(",")),
+        num_sequences=sequences,
+        prefix=prefix,
+        steps=steps,
+        seed=seed,
+        dtype=dtype,
+        split=split,
+    )
+    console, file = Console(), out / "fidelity.jsonl"
+    result = measurement.measure(settings, policies.split(), file, advance=console.print)
+    for title, lines in tables.by_cache(result["results"]).items():
+        tables.show(f"{model}: {title}", tables.FIDELITY_HEAD, tables.fidelity_rows(lines), console)
+    console.print(f"Picture: {plot_fidelity.draw(result, file.with_suffix('.png'))}")
+    console.print(f"Record: {file}")

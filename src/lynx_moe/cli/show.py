@@ -1,0 +1,59 @@
+"""`lynx-moe table | plot`: saved measurements seen again."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command("table")
+def markdown_table(
+    saved: Annotated[
+        list[Path],
+        typer.Argument(help="The .jsonl files of `lynx-moe eval`, `fidelity`, `bakeoff`; a folder of pairs."),
+    ],
+) -> None:
+    """Prints saved records as Markdown, without running anything."""
+    from lynx_moe.lab.bakeoff import page
+    from lynx_moe.lab.fidelity import pairs
+    from lynx_moe.lab.shared import lines, tables
+
+    for file in saved:
+        if file.is_dir():
+            typer.echo(pairs.page(file))
+            continue
+        record = lines.load(file, *tables.MARKDOWN, "bakeoff")
+        typer.echo(f"### {Path(record['settings']['model']).name}\n")
+        bakeoff = record["kind"] == "bakeoff"
+        typer.echo(page.markdown(record) if bakeoff else tables.MARKDOWN[record["kind"]](record["results"]))
+
+
+@app.command()
+def plot(
+    saved: Annotated[Path, typer.Argument(help="A demo.json, the .jsonl of a measurement, a folder of pairs.")],
+    out: Annotated[Path | None, typer.Option(help="The picture or page (default: beside the record).")] = None,
+) -> None:
+    """Draws a saved record again, without running anything."""
+    from lynx_moe.lab.bakeoff import page as bakeoff
+    from lynx_moe.lab.evaluation import plot as plot_evaluation
+    from lynx_moe.lab.fidelity import plot as plot_fidelity
+    from lynx_moe.lab.fidelity import plot_pairs
+    from lynx_moe.lab.profile import page as profile
+    from lynx_moe.lab.shared import lines, plots, record
+
+    if saved.is_dir():
+        typer.echo(plot_pairs.draw(saved, out or saved / "pairs.png"))
+        return
+    if saved.suffix == ".jsonl":
+        pictures = {"evaluation": plot_evaluation.draw, "fidelity": plot_fidelity.draw}
+        pages = {"bakeoff": bakeoff.draw, "profile": profile.draw}
+        lined = lines.load(saved, *pictures, *pages)
+        suffix = ".html" if lined["kind"] in pages else ".png"
+        typer.echo((pictures | pages)[lined["kind"]](lined, out or saved.with_suffix(suffix)))
+        return
+    loaded = record.load(saved)
+    if loaded["kind"] != "demo":
+        raise ValueError(f"{saved} is a record of kind {loaded['kind']!r}; only 'demo' records have a picture")
+    typer.echo(plots.demo(loaded, out or saved.with_suffix(".png")))

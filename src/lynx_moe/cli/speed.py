@@ -1,0 +1,72 @@
+"""`lynx-moe bench | guard-cost`: time per output token, interleaved."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lynx_moe.cli.options import (
+    Baseline,
+    BatchSizes,
+    Layers,
+    Out,
+    Policies,
+    Shape,
+    sizes,
+)
+from lynx_moe.policies import make_policy
+
+app = typer.Typer()
+Rounds = Annotated[int, typer.Option(min=1, help="Interleaved rounds per batch size.")]
+
+
+@app.command()
+def bench(
+    out: Out = Path("out/bench"),
+    shape: Shape = "qwen3-30b",
+    layers: Layers = None,
+    policies: Baseline = ("vanilla lynx:alpha=3,beta=2 oea:k0=3"),
+    batch_sizes: BatchSizes = "1,2,4,8,16",
+    rounds: Rounds = 7,
+) -> None:
+    """Time per output token of policies, interleaved in one engine, on a published layer shape with random weights."""
+    from lynx_moe.lab.demo.measure import apart, run_speed
+    from lynx_moe.lab.shared import tables
+    from lynx_moe.lab.speed.measure import check
+
+    specs = [make_policy(text).spec for text in policies.split()]
+    batches = sizes(batch_sizes)
+    check(shape, batches)
+    path = out / "speed.json"
+    options = {"shape": shape, "layers": layers, "policies": specs, "batch_sizes": batches, "rounds": rounds}
+    result = apart(run_speed, path, options)
+    tables.show(result["model"], tables.SPEED_HEAD, tables.speed_rows(result["summary"]), Console())
+    typer.echo(f"Record: {path}")
+
+
+@app.command("guard-cost")
+def guard_cost(
+    guard: Annotated[str, typer.Option(help="The guard's options, as JSON.")] = '{"max_mass_lost": 1, "max_error": 1}',
+    shape: Shape = "qwen3-30b",
+    layers: Layers = None,
+    policies: Policies = "lynx:alpha=3,beta=2",
+    batch_sizes: BatchSizes = "16",
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds of two runs, the guard on and off in turns of 8 steps.")
+    ] = 7,
+    tokens: Annotated[int, typer.Option(help="Tokens of a run.")] = 257,
+    out: Out = Path("out/guard"),
+) -> None:
+    """Throughput of policies with and without a quality guard, interleaved in one engine on a published layer shape."""
+    from lynx_moe.lab.demo.measure import apart, run_guard_cost
+    from lynx_moe.lab.shared import tables
+    from lynx_moe.lab.speed.guard_cost import CAPTION, HEAD, table
+
+    specs = [make_policy(text).spec for text in policies.split()]
+    options = {"shape": shape, "layers": layers, "policies": specs, "batch_sizes": sizes(batch_sizes)}
+    options |= {"rounds": rounds, "tokens": tokens, "guard": json.loads(guard)}
+    result = apart(run_guard_cost, out / "guard.json", options)
+    tables.show(result["model"], HEAD, table(result["summary"]), Console(), CAPTION)
+    typer.echo(f"Record: {out / 'guard.json'}")

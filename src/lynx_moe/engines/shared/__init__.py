@@ -1,0 +1,1 @@
+"""What engines share: layers, counts, recorded logits, figures that arrive late, metric families."""

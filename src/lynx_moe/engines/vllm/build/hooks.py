@@ -1,0 +1,196 @@
+"""Where the plugin meets vLLM's model building and model runners."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import vllm.model_executor.layers.fused_moe.layer as moe_layer
+from vllm.logger import init_logger
+from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+from lynx_moe.engines.shared.layers import Layer
+from lynx_moe.engines.vllm.tell import exporter
+from lynx_moe.engines.vllm.build import lora
+from lynx_moe.engines.vllm.launch.options import KEY, Options, has_graphs, model_shape
+from lynx_moe.engines.vllm.build.placement import placement_of
+from lynx_moe.engines.vllm.step.plan import Plan, activate
+from lynx_moe.engines.vllm.plugin import wrap
+from lynx_moe.engines.vllm.build.router import LynxRouter
+from lynx_moe.engines.vllm.step.rows import from_v1_runner, from_v2_batch
+from lynx_moe.engines.vllm.build.specs import Bypass, spec_of
+
+logger = init_logger(f"vllm.{KEY}")  # vLLM configures handlers for its own name only
+PLAN = "lynx_moe_plan"  # attribute of the model
+
+
+class Building:
+    """The model under construction: the plan, and what the factory made for it so far."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.reasons: dict[int, str] = {}  # id of a router that is left alone -> why
+
+
+_building: list[Building] = []
+
+
+def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> Any:
+    """Builds a model whose MoE layers route through a plan. Raises ValueError, before any weight is loaded, if none of
+    its layers can or the policy does not fit. A model inside the model (vision-language) shares the outer one's plan.
+    """
+    if _building:
+        return make_model()
+    install(vllm_config)
+    plan = Plan(
+        options=options,
+        shape=model_shape(vllm_config.model_config),
+        max_rows=vllm_config.scheduler_config.max_num_batched_tokens,
+        device=torch.empty(0).device,  # models are built under their target device
+        graphs=has_graphs(vllm_config),
+    )
+    building = Building(plan)
+    _building.append(building)
+    try:
+        model = make_model()
+    finally:
+        _building.clear()
+    _name_layers(model, building)
+    _refuse_without_layers(plan, vllm_config)
+    _refuse_adapters(model, vllm_config)
+    plan.seal()
+    setattr(model, PLAN, plan)
+    activate(plan)
+    labels = exporter.labels_of(vllm_config)
+    if labels is not None:
+        exporter.start(plan, labels)
+    for reason in plan.without_kernel():
+        logger.warning("%s: decisions in plain torch, many times slower than the GPU kernels: %s", KEY, reason)
+    logger.info(
+        "%s: policy %s on %d MoE layers of %s", KEY, plan.policy.spec, len(plan.layers), vllm_config.model_config.model
+    )
+    return model
+
+
+def install(vllm_config: Any) -> None:
+    """Wraps the router factory and the model runner that this configuration uses."""
+    wrap(moe_layer, "create_fused_moe_router", _create_router)
+    if vllm_config.use_v2_model_runner:
+        from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
+
+        wrap(RunnerV2, "prepare_inputs", _prepare_inputs_v2)
+        wrap(RunnerV2, "_dummy_run", _dummy_run)
+    else:
+        from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
+
+        wrap(RunnerV1, "_prepare_inputs", _prepare_inputs_v1)
+        wrap(RunnerV1, "_dummy_run", _dummy_run)
+
+
+def _create_router(original: Callable[..., Any], **kwargs: Any) -> Any:
+    inner = original(**kwargs)
+    if not _building:
+        return inner
+    building = _building[0]
+    try:
+        spec = spec_of(inner, kwargs.get("num_logical_experts") or kwargs["global_num_experts"])
+    except Bypass as bypass:
+        building.reasons[id(inner)] = str(bypass)
+        return inner
+    building.plan.layers.append(Layer(name="", spec=spec))
+    return LynxRouter(inner, len(building.plan.layers) - 1)
+
+
+def _name_layers(model: Any, building: Building) -> None:
+    """Gives the plan vLLM's layer names, and warns of every layer that the policy does not reach."""
+    plan = building.plan
+    for module in _moe_layers(model):
+        router, name = module.router, module.layer_name
+        if not isinstance(router, LynxRouter):
+            _bypass(plan, name, building.reasons.get(id(router), f"the model brings its own {type(router).__name__}"))
+            continue
+        placement, here_E = placement_of(module, plan.device)
+        spec = plan.layers[router.layer].spec
+        plan.layers[router.layer] = Layer(name=name, spec=spec, placement=placement, here_E=here_E)
+        plan.runners[router.layer] = weakref.ref(module)
+        if router.bias_vl is not None:
+            module.router = router.unwrap()
+            _bypass(plan, name, "image tokens have a selection bias of their own")
+    _note_monolithic(plan, model)
+
+
+def _note_monolithic(plan: Plan, model: Any) -> None:
+    """Kernels that route by themselves never ask a router. Some are chosen only once the weights are there."""
+    for module in _moe_layers(model):
+        if module.is_monolithic:
+            _bypass(plan, module.layer_name, f"{type(module.routed_experts.quant_method).__name__} routes by itself")
+
+
+def _bypass(plan: Plan, name: str, reason: str) -> None:
+    if name not in plan.bypassed:
+        plan.bypassed[name] = reason
+        logger.warning("%s: layer %s keeps vLLM's own routing: %s", KEY, name, reason)
+
+
+def _moe_layers(model: Any) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, MoERunner)]
+
+
+def _refuse_adapters(model: Any, vllm_config: Any) -> None:
+    reason = lora.refusal(_moe_layers(model), vllm_config)
+    if reason is not None:
+        raise ValueError(f"{KEY}: {reason}")
+
+
+def _refuse_without_layers(plan: Plan, vllm_config: Any) -> None:
+    reached = {layer.name for layer in plan.layers} - set(plan.bypassed)
+    if reached or vllm_config.parallel_config.pipeline_parallel_size > 1:
+        return
+    model = vllm_config.model_config.model
+    if plan.bypassed:
+        raise ValueError(f"{KEY}: no MoE layer of {model} can be remapped: {next(iter(plan.bypassed.values()))}")
+    raise ValueError(
+        f"{KEY}: {model} ({vllm_config.model_config.architecture}) has no MoE layer that vLLM routes, so there is "
+        f"nothing to remap; start it without additional_config[{KEY!r}]"
+    )
+
+
+def _prepare_inputs_v1(original: Callable[..., Any], runner: Any, scheduler_output: Any, scheduled: Any) -> Any:
+    result = original(runner, scheduler_output, scheduled)
+    _begin_step(runner, scheduler_output, lambda: from_v1_runner(runner, scheduled), runner.input_batch.req_ids)
+    return result
+
+
+def _prepare_inputs_v2(
+    original: Callable[..., Any], runner: Any, scheduler_output: Any, *args: Any, **kwargs: Any
+) -> Any:
+    batch = original(runner, scheduler_output, *args, **kwargs)
+    _begin_step(runner, scheduler_output, lambda: from_v2_batch(batch), batch.req_ids)
+    return batch
+
+
+def _begin_step(
+    runner: Any, scheduler_output: Any, requests: Callable[[], tuple[np.ndarray, np.ndarray]], req_ids: list[str]
+) -> None:
+    plan: Plan | None = getattr(runner.get_model(), PLAN, None)
+    if plan is None:
+        return
+    if not plan.has_begun:
+        plan.has_begun = True
+        _note_monolithic(plan, runner.get_model())
+    plan.requests.update(scheduler_output)
+    plan.rows.fill(*requests(), plan.requests.choices(req_ids))
+    plan.begin_step()
+    line = plan.log_line()
+    if line:
+        logger.info(line)
+
+
+def _dummy_run(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
+    plan: Plan | None = getattr(runner.get_model(), PLAN, None)
+    if plan is not None:
+        plan.rows.idle()
+        plan.requests.step = []
+        plan.begin_step()
+    return original(runner, *args, **kwargs)

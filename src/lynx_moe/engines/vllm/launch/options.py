@@ -1,0 +1,162 @@
+"""What the user may ask for under `additional_config["lynx_moe"]`, and which engine settings exclude it.
+
+Everything here is checked before any weight is loaded. Every error names what was given, what is allowed, what to do.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from lynx_moe.control.options import GuardOptions
+from lynx_moe.engines.vllm.launch import connectors
+from lynx_moe.engines.vllm.launch.versions import SUPPORTED, experts_per_token
+from lynx_moe.policies import POLICIES, ModelShape, Policy, make_policy
+
+KEY = "lynx_moe"
+TESTED = "0.30.0 to 0.32.0"
+EXACT = "exact"  # what a request says that must not be remapped
+BALANCED = "balanced"  # the server's policy, unless the operator gives it another meaning
+FAST = "priced:price=0.1"  # one price means the same on every model
+DRAFT_WITHOUT_MODEL = ("ngram", "suffix")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """policy     spec string, such as "lynx:alpha=3,beta=2"; "vanilla" changes nothing, but counts.
+    stats      count distinct experts (a few tensor operations per layer and step).
+    log_every  seconds between log lines; 0: none.
+    metrics_every  seconds between the numbers for /metrics; 0: none.
+    guard      the quality guard's options (`control/options.py`), a dictionary in JSON; None: no guard.
+    presets    name -> spec: what requests may ask for by name, besides "exact", "balanced" and "fast".
+    max_policies  how many specs of their own the running requests may bring at a time; 0: names only.
+    """
+
+    policy: str
+    stats: bool = True
+    log_every: float = 60.0
+    metrics_every: float = 1.0
+    guard: GuardOptions | None = None
+    presets: Mapping[str, str] = field(default_factory=dict)
+    max_policies: int = 4
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.policy, str):
+            raise ValueError(f'{KEY}: policy={self.policy!r} must be a spec string, such as "lynx:alpha=3,beta=2"')
+        if not isinstance(self.stats, bool):
+            raise ValueError(f"{KEY}: stats={self.stats!r} must be true or false")
+        for name, what in (("log_every", "log line"), ("metrics_every", "metrics")):
+            every = getattr(self, name)
+            if isinstance(every, bool) or not isinstance(every, int | float) or every < 0:
+                raise ValueError(f"{KEY}: {name}={every!r} must be a number of seconds, or 0 for no {what}")
+        most = self.max_policies
+        if isinstance(most, bool) or not isinstance(most, int) or most < 0:
+            raise ValueError(f"{KEY}: max_policies={most!r} must be a whole number, or 0 to allow named policies only")
+        self.make_policy()
+        self._check_presets()
+
+    def make_policy(self) -> Policy:
+        return make_policy(self.policy)
+
+    @property
+    def named(self) -> dict[str, str | None]:
+        """What requests may ask for by name -> its spec; None: whatever the server's policy is at the time."""
+        return {BALANCED: None, "fast": FAST, **self.presets}
+
+    def asks_server(self, label: str | None) -> bool:
+        """Whether a request that says this (None: nothing) follows the server's policy."""
+        return label is None or self.named.get(label, label) is None
+
+    def _check_presets(self) -> None:
+        example = f'{{"fast": "{FAST}"}}'
+        if not isinstance(self.presets, Mapping):
+            raise ValueError(f"{KEY}: presets={self.presets!r} must map names to spec strings, such as {example}")
+        for name, spec in self.presets.items():
+            if not isinstance(name, str) or not isinstance(spec, str):
+                raise ValueError(f"{KEY}: preset {name!r}: {spec!r} must be two strings, such as {example}")
+            if name == EXACT or name in POLICIES or not re.fullmatch(r"[\w-]+", name):
+                what = f"letters, digits, - and _, and neither {EXACT!r} nor a policy's name"
+                raise ValueError(f"{KEY}: preset {name!r} must be {what}; such as {example}")
+            make_policy(spec)
+
+    @classmethod
+    def of(cls, vllm_config: Any) -> Self | None:
+        """The options in an engine's configuration; None where it has none: then the plugin does nothing at all."""
+        extra = vllm_config.additional_config
+        if not isinstance(extra, dict) or KEY not in extra:
+            return None
+        given, allowed = extra[KEY], [f.name for f in fields(cls)]
+        example = f'{{"{KEY}": {{"policy": "lynx:alpha=3,beta=2"}}}}'
+        if not isinstance(given, dict):
+            raise ValueError(f"{KEY}: got {given!r}, expected a dictionary; pass additional_config={example}")
+        unknown = sorted(set(given) - set(allowed))
+        if unknown:
+            raise ValueError(f"{KEY}: unknown key {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed)}")
+        if "policy" not in given:
+            raise ValueError(f"{KEY}: no policy is named; pass additional_config={example}")
+        guard = given.get("guard")
+        return cls(**{**given, "guard": None if guard is None else GuardOptions.of(guard)})
+
+
+def check_engine(vllm_config: Any) -> None:
+    """Raises ValueError where the engine's settings exclude batch-aware routing, or would feed it wrong rows."""
+    import vllm
+    from vllm import envs
+
+    version = tuple(int(part) for part in vllm.__version_tuple__[:2])
+    if version not in SUPPORTED:
+        supported = ", ".join(".".join(map(str, one)) for one in SUPPORTED)
+        raise ValueError(
+            f"{KEY}: vLLM {vllm.__version__} is not supported; supported: {supported} (tested: {TESTED}). "
+            f"Install one of these, or start without additional_config[{KEY!r}]"
+        )
+    parallel, cache = vllm_config.parallel_config, vllm_config.cache_config
+    drafts = getattr(vllm_config.speculative_config, "method", None)
+    refused = {
+        "VLLM_BATCH_INVARIANT=1 promises outputs that do not depend on the batch, batch-aware routing makes them "
+        "depend on it; unset one of the two": envs.VLLM_BATCH_INVARIANT,
+        f"speculative method {drafts!r} drafts with a model of its own, which is not supported yet; use "
+        f"{' or '.join(DRAFT_WITHOUT_MODEL)}, or start without speculative_config": drafts is not None
+        and drafts not in DRAFT_WITHOUT_MODEL,
+        f"data_parallel_size={parallel.data_parallel_size} gathers the tokens of all ranks before routing, which is "
+        "not supported yet; use 1": parallel.data_parallel_size > 1,
+        f"prefill_context_parallel_size={parallel.prefill_context_parallel_size} splits tokens over ranks, which is "
+        "not supported yet; use 1": parallel.prefill_context_parallel_size > 1,
+        "sequence-parallel MoE splits tokens over ranks, which is not supported yet; choose another all2all_backend "
+        "or tensor_parallel_size=1": parallel.use_sequence_parallel_moe,
+        "microbatches (enable_dbo, ubatch_size) split the decode batch, which is not supported yet; switch them "
+        "off": parallel.use_ubatching,
+        "kv_sharing_fast_prefill runs layers on a part of the tokens, which is not supported yet; switch it "
+        "off": cache.kv_sharing_fast_prefill,
+    }
+    for reason, found in refused.items():
+        if found:
+            raise ValueError(f"{KEY}: {reason}")
+    handed_on = connectors.refusal(vllm_config.kv_transfer_config)
+    if handed_on is not None:
+        raise ValueError(f"{KEY}: {handed_on}")
+
+
+def asked(sampling_params: Any) -> Any:
+    """What a request asks for, `extra_args["lynx_moe"]`; None: nothing."""
+    extra = getattr(sampling_params, "extra_args", None)
+    return extra.get(KEY) if extra else None
+
+
+def has_graphs(vllm_config: Any) -> bool:
+    """Whether CUDA graphs will record the policy."""
+    from vllm.config import CUDAGraphMode
+    from vllm.platforms import current_platform
+
+    return not current_platform.is_cpu() and vllm_config.compilation_config.cudagraph_mode != CUDAGraphMode.NONE
+
+
+def model_shape(model_config: Any) -> ModelShape:
+    """What policies with published settings know the model by."""
+    return ModelShape(
+        model_type=model_config.hf_text_config.model_type,
+        num_layers=model_config.get_total_num_hidden_layers(),
+        num_experts=model_config.get_num_experts(),
+        top_k=experts_per_token(model_config),
+        name=str(model_config.model),
+    )

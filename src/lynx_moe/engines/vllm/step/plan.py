@@ -1,0 +1,222 @@
+"""What one vLLM engine does with a policy: its remapped layers, the rows of the current step, the counts.
+
+A plan is made while the model is built, and becomes the active one whenever its model runner prepares a step: the
+operator in the model's graph knows its layer only by number, so that compiled graphs are the same in every process.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lynx_moe.control.options import GuardOptions
+from lynx_moe.engines.shared.layers import Layer, fitted
+from lynx_moe.engines.shared.metrics import KINDS, Counters, HostCounters, Kind, Stats, layer_stats
+from lynx_moe.engines.shared.recorder import Recorder
+from lynx_moe.engines.vllm.front import cache
+from lynx_moe.engines.vllm.launch.options import Options
+from lynx_moe.engines.vllm.step.requests import Requests
+from lynx_moe.engines.vllm.step.rows import StepRows
+from lynx_moe.engines.vllm.step.watch import Watch
+from lynx_moe.policies import ModelShape, Policy, make_policy
+from lynx_moe.policies.contract.groups import decide_groups
+from lynx_moe.policies.contract.trial import tried
+from lynx_moe.routing import Routing
+
+_active: list["Plan"] = []
+
+
+class Recorded(ValueError):
+    """CUDA graphs have recorded the policy."""
+
+
+class Plan:
+    """See the module. `shape` is the model's, `graphs` whether CUDA graphs will record the policy."""
+
+    def __init__(
+        self, *, options: Options, shape: ModelShape, max_rows: int, device: torch.device, graphs: bool = False
+    ) -> None:
+        self.options, self.shape, self.device, self.graphs = options, shape, device, graphs
+        self.layers: list[Layer] = []
+        self.bypassed: dict[str, str] = {}
+        self.policy: Policy = options.make_policy().for_model(shape)
+        self.by_layer: list[Policy] = []
+        self.rows = StepRows(max_rows, device)
+        self.requests = Requests(options, self.fit, lambda: (self.policy, self.by_layer))
+        self.recorder: Recorder | None = None
+        self.runners: dict[int, Callable[[], Any]] = {}  # a layer's number -> vLLM's runner of it, while it lives
+        self.watch: Watch | None = None
+        self.policy_changes = {"operator": 0, "guard": 0}
+        self.has_begun = False
+        self.seal()
+        cache.switched(self.policy.is_identity)
+
+    def seal(self) -> None:
+        """All layers are known: counting starts. Raises ValueError if the policy does not fit one of them."""
+        self.by_layer = fitted(self.policy, self.layers, self.shape.name, self.device)
+        count = len(self.layers)
+        self.counters = HostCounters(count) if self.device.type == "cpu" else Counters(count, self.device)
+        self.set_guard(self.options.guard)
+        self.reset_stats()
+
+    def fit(self, spec: str) -> tuple[Policy, list[Policy]]:
+        """The policy of a spec string, and each layer's. Raises ValueError if it does not fit one of them."""
+        policy = make_policy(spec).for_model(self.shape)
+        return policy, fitted(policy, self.layers, self.shape.name, self.device)
+
+    def check(self, spec: str) -> tuple[Policy, list[Policy]]:
+        """What `set_policy` would switch to. Raises ValueError as it would, and changes nothing; Recorded is the one
+        that no other spec would mend."""
+        policy, by_layer = self.fit(spec)
+        if by_layer and self.device.type == "cpu":
+            tried(by_layer[0], self.layers[0].spec)
+        if self.graphs:
+            raise Recorded(
+                f"cannot switch to {spec!r}: CUDA graphs have recorded {self.policy.spec!r}; "
+                "start the engine with enforce_eager=True, or build one engine per policy"
+            )
+        return policy, by_layer
+
+    def set_policy(self, spec: str) -> str:
+        self.policy, self.by_layer = self.check(spec)
+        self.policy_changes["operator"] += 1
+        if self.watch is not None:
+            self.watch.restart(self.policy)
+        cache.switched(self.policy.is_identity)
+        return self.policy.spec
+
+    def set_guard(self, options: GuardOptions | None) -> None:
+        """Guards the policy from the next step on; None ends it. Raises ValueError where CUDA graphs have recorded the
+        policy, and for a ladder that does not fit the layers."""
+        watch = Watch(options, self) if options is not None and self.layers else None
+        if self.watch is not None:
+            self.policy, self.by_layer = self.watch.ladder[0]
+        self.watch = watch
+
+    def describe(self) -> dict[str, Any]:
+        """The server's policy, what requests may ask for by name, and whether the policy can be switched."""
+        named = {name: spec or self.policy.spec for name, spec in self.options.named.items()}
+        return {"policy": self.policy.spec, "presets": named, "switchable": not self.graphs}
+
+    def begin_step(self) -> None:
+        """The masks of `rows` are those of the step that comes next."""
+        activate(self)
+        kind = self.rows.kind
+        self.counters.begin(KINDS.index(kind.value) if kind.acts else None)
+        if self.watch is not None:
+            self.watch.begin_step(acts=kind.acts)
+        if kind is Kind.IDLE:
+            return
+        self.steps[kind.value] += 1
+        counts = (self.rows.num_rows, self.rows.num_decode_rows, self.rows.num_exact_rows)
+        for column, count in enumerate(counts):
+            self.row_sums[kind.value][column] += count
+
+    def reroute(
+        self, logits_TE: Tensor, weights_TK: Tensor, ids_TK: Tensor, layer: int, hidden_TH: Tensor | None = None
+    ) -> Routing | None:
+        """The final routing of one layer, or None where it is the model's own.
+
+        A step in which nothing can change is left at once. CUDA graphs record what happens here in idle runs: when
+        they are replayed, only the persistent masks tell steps apart.
+        """
+        rows, step = self.rows, self.requests.step
+        policies = [policy for policy, _ in step] or [self.policy]
+        recorded = self.graphs and rows.kind is Kind.IDLE
+        alone = rows.kind is Kind.SINGLE and any(policy.token_level for policy in policies)
+        if not (rows.kind.acts or recorded or alone):
+            return None
+        watch = self.watch if self.watch is not None and self.watch.wants(layer) else None
+        idle = all(policy.is_identity for policy in policies) or not (logits_TE.is_cuda or rows.num_decode_rows)
+        if idle and not self.options.stats and self.recorder is None and watch is None:
+            return None
+        start = time.perf_counter()
+        spec, masks = self.layers[layer].spec, rows.masks(len(ids_TK))
+        own = Routing(ids_TK, weights_TK)
+        if self.recorder is not None:
+            self.recorder.add(layer, logits_TE, own, masks)
+        valid_T = masks.valid if masks else None
+        if idle:
+            final = own
+        elif len(step) > 1:
+            parts = [(fits[layer], mask[: len(ids_TK)]) for (_, fits), mask in zip(step, rows.groups, strict=True)]
+            final = decide_groups(parts, logits_TE, spec, own, valid_T)
+        else:
+            by_layer = step[0][1] if step else self.by_layer
+            final = by_layer[layer].decide(logits_TE, spec, masks, own)
+        if self.options.stats:
+            self.counters.add(layer, own, final, spec.num_experts, valid_T, self.layers[layer].here_E)
+        self.decisions += 1
+        self.decision_seconds += time.perf_counter() - start
+        if watch is not None:
+            watch.see(layer, logits_TE, own, final, hidden_TH)
+        return None if final is own else final
+
+    def without_kernel(self) -> list[str]:
+        """Where decisions take the plain-torch definition although a GPU has kernels, each reason once."""
+        if self.device.type != "cuda":
+            return []
+        reasons = (policy.without_kernel(layer.spec) for policy, layer in zip(self.by_layer, self.layers, strict=True))
+        return sorted({reason for reason in reasons if reason})
+
+    def record(self, max_bytes: int) -> Recorder:
+        """From the next step on, keep the router logits of steps that reach the policy, until `recorder` is None."""
+        if self.graphs:
+            raise ValueError("CUDA graphs leave no room for recording; start the engine with enforce_eager=True")
+        numbered = {number: layer for number, layer in enumerate(self.layers) if layer.name not in self.bypassed}
+        self.recorder = Recorder(numbered, max_bytes)
+        return self.recorder
+
+    def reset_stats(self) -> None:
+        self.counters.reset()
+        self.steps = {kind.value: 0 for kind in Kind if kind is not Kind.IDLE}
+        self.row_sums = {kind: [0, 0, 0] for kind in self.steps}
+        self.decisions, self.decision_seconds = 0, 0.0
+        self.last_log = (time.monotonic(), 0)
+
+    def stats(self) -> Stats:
+        names = [layer.name for layer in self.layers]
+        counted = layer_stats(names, self.counters.read(), self.steps, self.row_sums)
+        timed = self.decisions and self.device.type == "cpu"
+        return Stats(
+            policy=self.policy.spec,
+            steps=dict(self.steps),
+            layers=tuple(layer for layer in counted if layer.name not in self.bypassed),
+            bypassed_layers=dict(self.bypassed),
+            decision_us=1e6 * self.decision_seconds / self.decisions if timed else None,
+            guard=None if self.watch is None else self.watch.state(),
+        )
+
+    def log_line(self) -> str | None:
+        """What happened since counting began, if a line is due and there were decode steps since the last one."""
+        (then, steps_then), every = self.last_log, self.options.log_every
+        steps = self.steps["decode"]
+        if not every or not self.options.stats or time.monotonic() - then < every or steps == steps_then:
+            return None
+        self.last_log = (time.monotonic(), steps)
+        stats = self.stats()
+        return (
+            f"lynx_moe: {stats.mean_before:.1f} -> {stats.mean_after:.1f} distinct experts per layer, {steps} decode "
+            f"steps, {stats.steps['mixed']} mixed, {stats.steps['prefill']} prefill, {stats.steps['single']} with one "
+            f"row (policy {stats.policy})"
+        )
+
+
+def activate(plan: Plan) -> None:
+    _active[:] = [plan]
+
+
+def is_active(plan: Plan) -> bool:
+    return _active == [plan]
+
+
+def active() -> Plan:
+    """The plan of this process's engine. Raises RuntimeError if there is none."""
+    if not _active:
+        raise RuntimeError(
+            "no vLLM engine with lynx_moe runs in this process; start one with additional_config={'lynx_moe': "
+            "{'policy': ...}} and VLLM_ENABLE_V1_MULTIPROCESSING=0, or ask it by llm.collective_rpc('lynx_stats')"
+        )
+    return _active[0]

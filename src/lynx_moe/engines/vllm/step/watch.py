@@ -1,0 +1,156 @@
+"""The quality guard at work in one engine: it takes the samples, and puts the rung's policy in the plan.
+
+Which steps and layers are sampled follows from the number of the step alone, and so does the step at which a sample is
+acted on: every tensor-parallel rank changes the policy at the same step. On a GPU the figures travel meanwhile, so
+the host waits for nothing that is not done long since.
+"""
+
+import logging
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lynx_moe.control.guard import Change, Guard
+from lynx_moe.control.loss import mass_lost, output_error
+from lynx_moe.control.options import GuardOptions
+from lynx_moe.engines.shared.late import Late
+from lynx_moe.engines.shared.layers import fitted
+from lynx_moe.engines.vllm.step.shadow import block_output, same_on_all_ranks
+from lynx_moe.policies import Policy
+from lynx_moe.routing import Routing, Rows
+
+if TYPE_CHECKING:
+    from lynx_moe.engines.vllm.step.plan import Plan
+
+logger = logging.getLogger("vllm.lynx_moe")
+LAG = 8  # steps that a figure may take from the device to the host
+
+
+class Watch:
+    """See the module. Raises ValueError where CUDA graphs have recorded the policy, and for a ladder that does not fit.
+
+    `seconds` is what the guard has cost the host so far, the shadow steps included.
+    """
+
+    def __init__(self, options: GuardOptions, plan: "Plan") -> None:
+        if plan.graphs:
+            raise ValueError(
+                "guard: CUDA graphs have recorded the policy, so it cannot back off; use enforce_eager=True"
+            )
+        self.options, self.plan = options, plan
+        self.lag = LAG if plan.device.type == "cuda" else 1
+        self.step, self.seconds = 0, 0.0
+        self.guard = Guard(options, 1)
+        self.taken: list[tuple[str, Tensor]] = []  # of this step: the figure, at this rung and the one above
+        self.travelling: deque[tuple[int, str, Late]] = deque()  # the step at which a sample is acted on
+        self.restart(plan.policy if plan.watch is None else plan.watch.ladder[0][0])
+
+    def restart(self, asked: Policy) -> None:
+        """A new ladder, whose rung 0 is the policy that is asked for."""
+        plan = self.plan
+        rungs = [rung.for_model(plan.shape) for rung in self.options.rungs(asked, plan.layers[0].spec)]
+        self.ladder = [(rung, fitted(rung, plan.layers, plan.shape.name, plan.device)) for rung in rungs]
+        self.guard.climb(len(self.ladder))
+        self._forget()
+
+    def state(self) -> dict[str, Any]:
+        """Where the guard stands, in plain numbers; the figures are running means of this rung and the one above."""
+        guard = self.guard
+        return {
+            "rung": guard.rung,
+            "rungs": [policy.spec for policy, _ in self.ladder],
+            "bounds": self.options.bounds,
+            "now": {name: one.mean for name, one in guard.now.items()},
+            "above": {name: one.mean for name, one in guard.above.items() if guard.rung},
+            "samples": dict(guard.samples),
+            "changes": dict(guard.changes),
+            "seconds": self.seconds,
+        }
+
+    def begin_step(self, *, acts: bool) -> None:
+        """A step comes; `acts`: the policy has rows to act on."""
+        if self.taken:
+            self._send()
+        if not acts:
+            self.layers, self.shadow = range(0), -1
+            return
+        self.step += 1
+        while self.travelling and self.travelling[0][0] <= self.step:
+            _, figure, numbers = self.travelling.popleft()
+            now, above = numbers.take()
+            change = self.guard.add(figure, now, above if self.guard.rung else None)
+            if change is not None:
+                self._change(change)
+        count = len(self.plan.layers)
+        stride = min(count, round(1 / self.options.layers))
+        due = _due(self.step, self.options.steps)
+        self.layers = range(due % stride, count, stride) if due and self.options.max_mass_lost is not None else range(0)
+        due = _due(self.step, self.options.shadow_steps)
+        self.shadow = due % count if due and self.options.max_error is not None else -1
+
+    def wants(self, layer: int) -> bool:
+        """Whether the current step is sampled at this layer."""
+        return (layer in self.layers or layer == self.shadow) and self.plan.layers[layer].name not in self.plan.bypassed
+
+    def see(self, layer: int, logits_TE: Tensor, own: Routing, final: Routing, hidden_TH: Tensor | None) -> None:
+        """One layer of a sampled step: the model's own routing, and the one that the expert kernel gets."""
+        start = time.perf_counter()
+        rows, follow = self._rows(len(logits_TE))
+        if not follow:
+            return
+        above = final
+        if self.guard.rung:
+            above = self.ladder[self.guard.rung - 1][1][layer].decide(
+                logits_TE, self.plan.layers[layer].spec, rows, own
+            )
+        pair = (final,) if above is final else (final, above)
+        if layer in self.layers:
+            self._note("mass_lost", [mass_lost(own, each, rows) for each in pair])
+        if layer == self.shadow and hidden_TH is not None and (runner := self.plan.runners[layer]()) is not None:
+            exact_TH = block_output(runner, hidden_TH, own)
+            errors = [output_error(exact_TH, block_output(runner, hidden_TH, each), rows) for each in pair]
+            self._note("output_error", [same_on_all_ranks(error) for error in errors])
+        self.seconds += time.perf_counter() - start
+
+    def _rows(self, num_rows: int) -> tuple[Rows | None, bool]:
+        """The rows that follow the server's policy, and whether there are any: requests that bring a policy of their
+        own have chosen what they risk. A rung that is `vanilla` cannot be told from them while they run."""
+        plan = self.plan
+        masks = plan.rows.masks(num_rows)
+        if not plan.rows.groups:
+            return masks, plan.rows.num_decode_rows > 0
+        if not plan.requests.step or plan.requests.step[0][0] is not plan.policy:
+            return masks, False
+        return Rows(valid=masks.valid if masks else None, remap=plan.rows.groups[0][:num_rows]), True
+
+    def _note(self, figure: str, now_and_above: list[Tensor]) -> None:
+        self.taken.append((figure, torch.stack([now_and_above[0], now_and_above[-1]])))
+
+    def _send(self) -> None:
+        """What the last step's layers gave sets out, averaged."""
+        for figure in self.options.bounds:
+            if mine := [numbers for name, numbers in self.taken if name == figure]:
+                self.travelling.append((self.step + self.lag, figure, Late(torch.stack(mine).mean(0))))
+        self.taken.clear()
+
+    def _change(self, change: Change) -> None:
+        was = self.plan.policy.spec
+        self.plan.policy, self.plan.by_layer = self.ladder[change.rung]
+        self.plan.policy_changes["guard"] += 1
+        self._forget()
+        logger.warning("lynx_moe: guard: %s, so %s gives way to %s", change.why, was, self.plan.policy.spec)
+
+    def _forget(self) -> None:
+        """Figures under way are of another rung."""
+        self.taken.clear()
+        self.travelling.clear()
+        self.layers, self.shadow = range(0), -1
+
+
+def _due(step: int, share: float) -> int:
+    """The number of the sample that falls on this step, 0 where none does: every 1 / share steps."""
+    number = int(step * share)
+    return number if number > int((step - 1) * share) else 0

@@ -1,0 +1,1 @@
+"""What a server tells: metrics from workers to /metrics."""

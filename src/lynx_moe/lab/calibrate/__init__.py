@@ -1,0 +1,1 @@
+"""`lynx-moe calibrate`: what calibrated policies need of a model, in one pass."""

@@ -1,0 +1,1 @@
+"""`lynx-moe eval`: lm-evaluation-harness tasks under policies, paired differences."""

@@ -1,0 +1,153 @@
+"""From the harness's results to one line per policy and task, and from such lines to rows that compare policies.
+
+A line holds each metric's value per item, in the order of the items, so that any two policies can be paired again.
+A metric is named `metric,filter`, as the harness does. Shares and scores are 0 to 1.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from lynx_moe.lab.shared.intervals import mean_difference, proportion
+
+Line = dict[str, Any]
+
+
+def lines(policy: str, spec: str, results: dict[str, Any], parts: Sequence[tuple[list[str], Any]]) -> list[Line]:
+    """One line per task of one policy's results; `parts` are the calls of the engine, see `harness.Batches`."""
+    found = []
+    for task, samples in results["samples"].items():
+        counts = next((experts(stats) for names, stats in parts if task in names), experts([]))
+        found.append({"kind": "result", "policy": policy, "spec": spec, "task": task}
+                     | {"n": results["n-samples"][task]["effective"], "questions": _questions(samples)}
+                     | counts | {"metrics": _metrics(results["results"][task], samples)})  # fmt: skip
+    return found
+
+
+def experts(stats: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Distinct experts per decode-only step, by layer and as their mean, from the workers' statistics. None where no
+    step had two or more decode rows and nothing else: prompts are never remapped."""
+    layers = {layer["name"]: layer["decode"] for worker in stats for layer in worker["layers"]}
+    steps = max((tally["steps"] for tally in layers.values()), default=0)
+    before = [tally["before"] / steps for tally in layers.values()] if steps else None
+    after = [tally["after"] / steps for tally in layers.values()] if steps else None
+    return {
+        "decode_steps": steps,
+        "steps": stats[0]["steps"] if stats else {},
+        "before": sum(before) / len(before) if before else None,
+        "after": sum(after) / len(after) if after else None,
+        "before_by_layer": before,
+        "after_by_layer": after,
+        "guard": stats[0].get("guard") if stats else None,
+    }
+
+
+def compare(found: Sequence[Line]) -> list[Line]:
+    """The lines with `difference` and `difference_interval` in every metric, paired with the first line of the task.
+
+    Raises ValueError if two policies were asked different questions.
+    """
+    base: dict[str, Line] = {}
+    compared = []
+    for line in found:
+        first = base.setdefault(line["task"], line)
+        if first["questions"] != line["questions"]:
+            raise ValueError(f"{line['policy']} and {first['policy']} were asked different questions in {line['task']}")
+        metrics = {key: value | _difference(value, first["metrics"][key]) for key, value in line["metrics"].items()}
+        compared.append(line | {"baseline": first["policy"], "metrics": metrics})
+    return compared
+
+
+def main_metric(line: Line) -> str:
+    """The task's first metric that has a score of 0 to 1 per item; the first of all where none has."""
+    names: list[str] = list(line["metrics"])
+    return next((name for name in names if _shares(line["metrics"][name]["items"])), names[0])
+
+
+def overall(found: Sequence[Line]) -> list[Line]:
+    """One row per policy: the mean over tasks of their main metrics, each task with the same weight, with its interval
+    and the paired difference to the first policy. Left out are tasks that decoded nothing, and those without a score of
+    0 to 1 per item."""
+    rows: list[Line] = []
+    base: list[float] = []
+    idle = {line["task"] for line in found if not line["decode_steps"]}
+    for policy in dict.fromkeys(line["policy"] for line in found):
+        mine = [line for line in found if line["policy"] == policy and line["task"] not in idle]
+        scores = [line["metrics"][main_metric(line)]["items"] for line in mine]
+        scores = [items for items in scores if _shares(items)]
+        n = sum(map(len, scores))
+        weighted = [item * n / len(items) / len(scores) for items in scores for item in items]
+        if not weighted:
+            continue
+        base = base or weighted
+        steps = sum(line["decode_steps"] for line in mine)
+        rows.append({
+            "policy": policy,
+            "spec": mine[0]["spec"],
+            "n": n,
+            "num_tasks": len(scores),
+            "value": sum(weighted) / n,
+            "interval": _interval(weighted),
+            "difference": (sum(weighted) - sum(base)) / n,
+            "difference_interval": mean_difference(weighted, base),
+        } | {  # a policy's lines share their steps or have their own: the weighted mean is right in both cases
+            key: sum(line[key] * line["decode_steps"] for line in mine) / steps
+            for key in ("before", "after")
+        })  # fmt: skip
+    return rows
+
+
+def control(found: Sequence[Line]) -> str:
+    """The spec of the control that loads as many experts as the second policy did: `random` with that many to keep.
+
+    Raises ValueError where there is no second policy, or where it decoded nothing.
+    """
+    rows = overall(found)
+    if len(rows) < 2:
+        raise ValueError("--control needs a second policy, with a score of 0 to 1 per item, whose experts it matches")
+    return f"random:num_keep={round(rows[1]['after'])}"
+
+
+def _metrics(values: dict[str, Any], samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found = {}
+    for key, value in values.items():
+        name, comma, kept = key.partition(",")
+        if not comma or name.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        mine = sorted((s for s in samples if s["filter"] == kept), key=lambda s: s["doc_id"])
+        items = [_number(sample.get(name)) for sample in mine]
+        scalar = None not in items and abs(sum(items) / len(items) - value) < 1e-6
+        error = values.get(f"{name}_stderr,{kept}")
+        around = [value - 1.96 * error, value + 1.96 * error] if isinstance(error, float) else None
+        interval = _interval(items) if scalar else around
+        found[key] = {"value": value, "interval": interval, "items": items if scalar else None}
+    return found
+
+
+def _shares(items: Sequence[float] | None) -> bool:
+    return items is not None and all(0 <= item <= 1 for item in items)
+
+
+def _number(value: Any) -> Any:
+    """The value of one item as a number; None for the parts of a score of all items together, such as BLEU."""
+    return float(value) if hasattr(value, "__float__") else None
+
+
+def _interval(values: Sequence[float]) -> list[float]:
+    if set(values) <= {0.0, 1.0}:
+        return proportion([value == 1 for value in values])
+    return mean_difference(values, [0.0] * len(values))
+
+
+def _difference(metric: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    paired = metric["items"] is not None and base["items"] is not None
+    return {
+        "difference": metric["value"] - base["value"],
+        "difference_interval": mean_difference(metric["items"], base["items"]) if paired else None,
+    }
+
+
+def _questions(samples: Sequence[dict[str, Any]]) -> str:
+    """A digest of the items and the prompts they were asked with."""
+    hashes = sorted((sample["doc_id"], sample["doc_hash"], sample["prompt_hash"]) for sample in samples)
+    return hashlib.sha256(repr(hashes).encode()).hexdigest()[:16]

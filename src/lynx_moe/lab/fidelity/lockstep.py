@@ -1,0 +1,110 @@
+"""Decoding in lockstep along the true continuation: what a policy does to every next token, beside the exact model.
+
+All sequences of a batch are prefilled with the model's own routing; then each step feeds every one its next true token,
+once exactly and once under each policy. B sequences, S steps, V entries of the vocabulary.
+
+What a policy's cache holds decides what is measured. "own": what its own earlier steps wrote, as in serving; errors add
+up. "exact": what the exact run wrote, so that each step shows its own damage alone.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lynx_moe.engines.transformers import Run
+from lynx_moe.lab.shared.documents import Batch
+
+CACHES = ("own", "exact")
+
+
+class Effect(NamedTuple):
+    """One policy on one batch, [S, B] each, float32: KL(exact || policy) in nats; 1 where both rank the same token
+    first; what the true token's log-likelihood gained; and that log-likelihood under the exact model."""
+
+    kl: Tensor
+    agree: Tensor
+    gain: Tensor
+    exact: Tensor
+
+
+@torch.inference_mode()
+def decode(model: Any, batch: Batch, runs: Sequence[Run], cache: str) -> list[Effect]:
+    """The effect of each policy in `runs` (made by `apply`, not installed) on `batch`; they count their own experts.
+
+    Raises ValueError for an unknown `cache`.
+    """
+    if cache not in CACHES:
+        raise ValueError(f"cache={cache!r} is unknown; allowed: {', '.join(CACHES)}")
+    device = next(model.parameters()).device
+    ids_BL, mask_BL = left_padded([member.prefix for member in batch.members])
+    rest_BS = torch.tensor([member.rest[: batch.num_steps + 1] for member in batch.members], device=device)
+    ids_BL, mask_BL = ids_BL.to(device), mask_BL.to(device)
+    exact = model(ids_BL, attention_mask=mask_BL, position_ids=positions(mask_BL), use_cache=True).past_key_values
+    caches = [deepcopy(exact) for _ in runs]
+    steps: list[list[tuple[Tensor, ...]]] = [[] for _ in runs]
+    for step in range(batch.num_steps):
+        mask_BL = F.pad(mask_BL, (0, 1), value=1)
+        given = {
+            "input_ids": rest_BS[:, step, None],
+            "attention_mask": mask_BL,
+            "position_ids": positions(mask_BL)[:, -1:],
+        }
+        before = [deepcopy(exact) for _ in runs] if cache == "exact" else caches
+        truth_BV = _step(model, given, exact)
+        for run, own, found in zip(runs, before, steps, strict=True):
+            with run:
+                found.append(compare(truth_BV, _step(model, given, own), rest_BS[:, step + 1]))
+    return [Effect(*map(torch.stack, zip(*found, strict=True))) for found in steps]
+
+
+@torch.inference_mode()
+def decode_together(model: Any, batch: Batch, run: Run, num: int) -> list[Effect]:
+    """As `decode` with cache "own", for many policies in one forward: the rows of `num` of them, side by side.
+
+    run: of a policy that leaves the first rows to the exact model (`bakeoff.together`); the effects are of the others.
+    """
+    device = next(model.parameters()).device
+    ids_BL, mask_BL = (part.to(device) for part in left_padded([member.prefix for member in batch.members]))
+    rest_BS = torch.tensor([member.rest[: batch.num_steps + 1] for member in batch.members], device=device)
+    cache = model(ids_BL, attention_mask=mask_BL, position_ids=positions(mask_BL), use_cache=True).past_key_values
+    cache.batch_select_indices(torch.arange(len(ids_BL), device=device).repeat(num))
+    steps: list[list[tuple[Tensor, ...]]] = [[] for _ in range(num - 1)]
+    for step in range(batch.num_steps):
+        mask_BL = F.pad(mask_BL, (0, 1), value=1)
+        given = {"input_ids": rest_BS[:, step, None], "position_ids": positions(mask_BL)[:, -1:]}
+        given = {name: part.repeat(num, 1) for name, part in (given | {"attention_mask": mask_BL}).items()}
+        with run:
+            truth_BV, *found = _step(model, given, cache).chunk(num)
+        for kept, policy_BV in zip(steps, found, strict=True):
+            kept.append(compare(truth_BV, policy_BV, rest_BS[:, step + 1]))
+    return [Effect(*map(torch.stack, zip(*kept, strict=True))) for kept in steps]
+
+
+def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, [B, L] each; padding has id 0, which nothing attends to."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def positions(mask_BL: Tensor) -> Tensor:
+    """Every token's place in its own sequence, [B, L]; 0 for padding."""
+    return (mask_BL.cumsum(-1) - 1).clamp(min=0)
+
+
+def _step(model: Any, given: dict[str, Tensor], cache: Any) -> Tensor:
+    logits: Tensor = model(**given, past_key_values=cache, use_cache=True).logits
+    return logits[:, -1].float().log_softmax(-1)
+
+
+def compare(truth: Tensor, policy: Tensor, following: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The fields of `Effect`, [...] each, from log-probabilities [..., V] and the true tokens' ids [...]."""
+    kl = F.kl_div(policy, truth, reduction="none", log_target=True).sum(-1)
+    agree = (truth.argmax(-1) == policy.argmax(-1)).float()
+    exact, told = (each.gather(-1, following[..., None])[..., 0] for each in (truth, policy))
+    return kl, agree, told - exact, exact

@@ -1,0 +1,1 @@
+"""The steps of the GPU check, one file each."""

@@ -1,0 +1,1 @@
+"""What a profile measures: routing, sensitivity, denials, step times."""

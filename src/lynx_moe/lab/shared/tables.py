@@ -1,0 +1,165 @@
+"""Records as tables, for a terminal (rich) and for Markdown."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lynx_moe.lab.evaluation.scores import overall
+
+QUALITY_HEAD = ("policy", "exact match, %", "paired difference", "distinct experts")
+FIDELITY_HEAD = ("batch", "groups", "policy", "KL, mnats", "same top-1, %", "gain, mnats", "experts")
+REPLAY_HEAD = ("policy", "distinct experts", "router mass kept, %", "own experts kept, %", "rows changed, %")
+SPEED_HEAD = ("batch", "policy", "TPOT, ms", "tokens/s", "speed-up", "distinct experts")
+
+
+def quality_rows(summary: Iterable[dict[str, Any]], value: str = "exact_match") -> list[tuple[str, ...]]:
+    return [
+        (
+            row["spec"],
+            f"{100 * row[value]:.1f} [{100 * row['interval'][0]:.1f}, {100 * row['interval'][1]:.1f}]",
+            f"{100 * row['difference']:+.1f} [{100 * row['difference_interval'][0]:+.1f}, "
+            f"{100 * row['difference_interval'][1]:+.1f}]",
+            _experts(row),
+        )
+        for row in summary
+    ]
+
+
+def task_table(results: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows of an evaluation: a row per task and metric, a column per policy. A cell holds the value with its
+    interval, and below it the paired difference to the first policy; shares are in percent. What the names of all tasks
+    begin with is left out."""
+    tasks = list(dict.fromkeys(line["task"] for line in results))
+    prefix = tasks[0][: tasks[0].rfind("_") + 1]
+    shared = len(prefix) if len(tasks) > 1 and all(task.startswith(prefix) for task in tasks) else 0
+    specs = {line["policy"]: line["spec"] for line in results}
+    lines = {(line["task"], line["policy"]): line for line in results}
+    rows = []
+    for task in tasks:
+        mine = [lines[task, policy] for policy in specs]
+        for name in mine[0]["metrics"]:
+            title = task[shared:] + ("" if len(mine[0]["metrics"]) == 1 else f"\n{name}")
+            cells = [_value(line["metrics"][name], number > 0) for number, line in enumerate(mine)]
+            rows.append((title, str(mine[0]["n"]), *cells))
+    return ("task", "n", *specs.values()), rows
+
+
+def _value(metric: dict[str, Any], paired: bool) -> str:
+    share = all(0 <= item <= 1 for item in metric["items"] or [2])
+    scale, digits = (100, 1) if share else (1, 3)
+
+    def text(value: float, interval: list[float] | None, sign: str) -> str:
+        edges = "" if interval is None else f" [{', '.join(f'{scale * edge:{sign}.{digits}f}' for edge in interval)}]"
+        return f"{scale * value:{sign}.{digits}f}{edges}"
+
+    below = "\n" + text(metric["difference"], metric["difference_interval"], "+") if paired else ""
+    return text(metric["value"], metric["interval"], "") + below
+
+
+def speed_rows(summary: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Medians over the rounds, ± half their range."""
+    baseline = summary[0]["policy"]
+    return [
+        (
+            str(row["batch"]),
+            row["policy"],
+            f"{row['tpot_ms']:.1f} ±{_half(row['tpot_range_ms']):.1f}",
+            f"{row['tokens_per_s']:.0f}",
+            "baseline" if row["policy"] == baseline else f"{row['speedup']:.2f}x ±{_half(row['speedup_range']):.2f}",
+            _experts(row),
+        )
+        for row in summary
+    ]
+
+
+def fidelity_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Means over tokens with their intervals; KL and the true token's log-likelihood in thousandths of a nat."""
+
+    def text(line: dict[str, Any], name: str, scale: float, sign: str = "") -> str:
+        low, high = (scale * edge for edge in line[f"{name}_interval"])
+        return f"{scale * line[name]:{sign}.1f}\n[{low:{sign}.1f}, {high:{sign}.1f}]"
+
+    return [
+        (
+            str(line["batch_size"]),
+            line["mix"],
+            line["spec"].replace(":", ":\n"),
+            text(line, "kl", 1000),
+            text(line, "agree", 100),
+            text(line, "gain", 1000, "+"),
+            _experts(line),
+        )
+        for line in results
+    ]
+
+
+def replay_table(found: Sequence[dict[str, Any]], ranks: int) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows; with more than one rank, the experts of the fullest one too."""
+    extra = (f"fullest of {ranks} ranks",) if ranks > 1 else ()
+    rows = []
+    for line in found:
+        fullest = [f"{line['fullest_before']:.1f} → {line['fullest_after']:.1f}"] if extra else []
+        shares = (f"{100 * line[name]:.1f}" for name in ("mass", "overlap", "changed"))
+        rows.append((line["policy"], _experts(line), *fullest, *shares))
+    return (*REPLAY_HEAD[:2], *extra, *REPLAY_HEAD[2:]), rows
+
+
+def by_cache(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The lines of a fidelity record under a title for each kind of cache."""
+    titles = {"own": "policies read the cache they wrote", "exact": "policies read the exact model's cache"}
+    caches = dict.fromkeys(line["cache"] for line in results)
+    return {titles[cache]: [line for line in results if line["cache"] == cache] for cache in caches}
+
+
+def _half(edges: Sequence[float]) -> float:
+    return (edges[1] - edges[0]) / 2
+
+
+def _experts(row: dict[str, Any]) -> str:
+    return "-" if row["after"] is None else f"{row['before']:.1f} → {row['after']:.1f}"
+
+
+def show(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console: Console, caption: str = "[95 % intervals]"
+) -> None:
+    """Prints a table, with a rule wherever the first of the columns named "batch" changes."""
+    below: str | None = "± half the range over the rounds" if tuple(head) == SPEED_HEAD else caption
+    if head[-1] == REPLAY_HEAD[-1]:
+        below = None
+    table = Table(title=title, title_justify="left", caption=below, caption_justify="left")
+    table.box, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, (0, 0)
+    for name in head:
+        table.add_column(name, no_wrap=name == "policy")
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        table.add_row(*row, end_section=following is not None and head[0] == "batch" and following[0] != row[0])
+    console.print(table)
+
+
+def evaluation_markdown(results: Sequence[dict[str, Any]]) -> str:
+    """`task_table` and below it the means over tasks with the distinct experts."""
+    head, rows = task_table(results)
+    rows = [tuple(cell.replace("\n", "<br>") for cell in row) for row in rows]
+    means = quality_rows(overall(results), "value")
+    parts = [markdown(head, rows)]
+    if means:
+        parts.append(markdown(("policy", "mean of tasks, %", *QUALITY_HEAD[2:]), means))
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def fidelity_markdown(results: Sequence[dict[str, Any]]) -> str:
+    parts = []
+    for title, lines in by_cache(results).items():
+        rows = [tuple(cell.replace(":\n", ":").replace("\n", " ") for cell in row) for row in fidelity_rows(lines)]
+        parts.append(f"{title.capitalize()}:\n\n{markdown(FIDELITY_HEAD, rows)}\n")
+    return "\n".join(parts)
+
+
+MARKDOWN = {"evaluation": evaluation_markdown, "fidelity": fidelity_markdown}

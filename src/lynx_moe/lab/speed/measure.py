@@ -1,0 +1,156 @@
+"""Time per output token under several policies, interleaved in one engine on a published layer shape."""
+
+import random
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lynx_moe.lab.shared import record
+from lynx_moe.lab.shared.engine import open_engine, run_batch
+from lynx_moe.lab.speed.random_weights import LOAD_FORMAT, register_loader
+from lynx_moe.lab.speed.shapes import SHAPES, VOCABULARY, num_experts, write_config
+
+PROMPT_TOKENS = 16
+NEW_TOKENS = 25
+
+
+def measure(
+    *,
+    shape: str,
+    layers: int | None,
+    policies: Sequence[str],
+    batch_sizes: Sequence[int],
+    rounds: int,
+    advance: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """The record of an interleaved run: A B C, B C A, ... for `rounds` rounds at every batch size, after a warm-up of
+    the same size. `advance` is called once per batch of requests: batch sizes x policies x (rounds + 1) times.
+
+    A round's TPOT is the median of its decode steps (milliseconds). Raises ValueError as `check` does.
+    """
+    check(shape, batch_sizes)
+    layers = layers or SHAPES[shape].layers
+    from lynx_moe.engines import vllm as engine
+
+    llm = open_shape(shape, layers, max(batch_sizes))
+    samples = interleaved(llm, engine.set_policy, policies, batch_sizes, rounds, advance)
+    return {
+        "kind": "speed",
+        "environment": record.environment(),
+        "model": f"{layers} layers of {SHAPES[shape].title}'s shape, random weights, bfloat16, eager",
+        "num_experts": num_experts(SHAPES[shape]),
+        "top_k": SHAPES[shape].config["num_experts_per_tok"],
+        "layers": layers,
+        "policies": list(policies),
+        "batch_sizes": list(batch_sizes),
+        "rounds": rounds,
+        "samples": samples,
+        "summary": summarise(samples, policies, batch_sizes),
+    }
+
+
+def interleaved(
+    llm: Any,
+    use: Callable[[str], str],
+    policies: Sequence[str],
+    batch_sizes: Sequence[int],
+    rounds: int,
+    advance: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """The samples of `measure`, from an open engine that `use` switches to a policy; it returns the full spec."""
+    from lynx_moe.engines import vllm as engine
+
+    rng = random.Random(0)
+    samples: list[dict[str, Any]] = []
+    for batch in batch_sizes:
+        for number in range(rounds + 1):
+            prompts = draw_prompts(batch, rng)
+            turn = number % len(policies)
+            for policy in [*policies[turn:], *policies[:turn]]:
+                advance(f"batch {batch}, {policy}")
+                full_spec = use(policy)
+                engine.reset_stats()
+                run = run_batch(llm, prompts, NEW_TOKENS)
+                if number:  # round 0 warms up
+                    samples.append(_sample(batch, number, policy, full_spec, run.step_seconds, engine.stats()))
+    return samples
+
+
+def draw_prompts(batch: int, rng: random.Random) -> list[list[int]]:
+    """Prompts of random tokens."""
+    return [[rng.randrange(VOCABULARY) for _ in range(PROMPT_TOKENS)] for _ in range(batch)]
+
+
+def open_shape(shape: str, layers: int, max_num_seqs: int) -> Any:
+    """An eager engine on so many layers of a published shape, with random weights; 512 tokens a request at most."""
+    register_loader()
+    with tempfile.TemporaryDirectory() as folder:
+        return open_engine(
+            write_config(SHAPES[shape], layers, Path(folder)),
+            load_format=LOAD_FORMAT,
+            skip_tokenizer_init=True,
+            enforce_eager=True,
+            enable_prefix_caching=False,
+            dtype="bfloat16",
+            max_model_len=512,
+            max_num_seqs=max_num_seqs,
+        )
+
+
+def check(shape: str, batch_sizes: Sequence[int]) -> None:
+    """Raises ValueError for a shape that is not in the table or a batch size below 1."""
+    if shape not in SHAPES:
+        raise ValueError(f"unknown shape {shape!r}; allowed: {', '.join(SHAPES)}")
+    if min(batch_sizes) < 1:
+        raise ValueError(f"batch sizes {', '.join(map(str, batch_sizes))} must all be at least 1")
+
+
+def _sample(batch: int, number: int, policy: str, full_spec: str, seconds: list[float], stats: Any) -> dict[str, Any]:
+    alone = batch == 1  # one row is never remapped, so the plugin does not count its experts
+    return {
+        "batch": batch,
+        "round": number,
+        "policy": policy,
+        "spec": full_spec,
+        "tpot_ms": 1e3 * statistics.median(seconds),
+        "before": None if alone else stats.mean_before,
+        "after": None if alone else stats.mean_after,
+        "decision_us": stats.decision_us,
+    }
+
+
+def summarise(
+    samples: Sequence[dict[str, Any]], policies: Sequence[str], batch_sizes: Sequence[int]
+) -> list[dict[str, Any]]:
+    """One row per batch size and policy: median TPOT with its range over the rounds, and the speed-up against the first
+    policy as the median of the rounds' ratios, with their range."""
+    rows = []
+    for batch in batch_sizes:
+        base = [s["tpot_ms"] for s in samples if (s["batch"], s["policy"]) == (batch, policies[0])]
+        for policy in policies:
+            mine = [s for s in samples if (s["batch"], s["policy"]) == (batch, policy)]
+            tpot = [s["tpot_ms"] for s in mine]
+            ratio = [b / t for b, t in zip(base, tpot, strict=True)]
+            median = statistics.median(tpot)
+            rows.append(
+                {
+                    "batch": batch,
+                    "policy": policy,
+                    "tpot_ms": median,
+                    "tpot_range_ms": [min(tpot), max(tpot)],
+                    "tokens_per_s": 1e3 * batch / median,
+                    "speedup": statistics.median(ratio),
+                    "speedup_range": [min(ratio), max(ratio)],
+                    "before": None if batch == 1 else statistics.mean(s["before"] for s in mine),
+                    "after": None if batch == 1 else statistics.mean(s["after"] for s in mine),
+                    "decision_us": _median(s["decision_us"] for s in mine) if batch > 1 else None,
+                }
+            )
+    return rows
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    given = [value for value in values if value is not None]  # None: where nobody waits for a decision, on a GPU
+    return statistics.median(given) if given else None

@@ -1,0 +1,105 @@
+"""Experts that live on several ranks: where they are, and what a policy that looks at ranks has in common.
+
+Under expert parallelism every rank loads its own experts, and all wait for the one that loads most.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from lynx_moe.policies.contract.policy import Policy
+from lynx_moe.routing import RouterSpec, loaded, places
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """Which rank has which expert: rank_E int64 [E], from 0 to num_ranks - 1; None: all are on one rank."""
+
+    num_ranks: int = 1
+    rank_E: Tensor | None = None
+
+    @classmethod
+    def of(cls, ranks: Sequence[int], device: torch.device | str = "cpu") -> "Placement":
+        """From the rank of every expert."""
+        return cls(max(ranks) + 1, torch.tensor(ranks, device=device))
+
+    @classmethod
+    def linear(cls, num_experts: int, num_ranks: int) -> "Placement":
+        """Ranks one after another, of equal size, the first ones of one more where it does not come out even."""
+        if not 1 <= num_ranks <= num_experts:
+            raise ValueError(f"{num_experts} experts cannot live on {num_ranks} ranks; use 1 to {num_experts}")
+        size, more = divmod(num_experts, num_ranks)
+        return cls.of([rank for rank in range(num_ranks) for _ in range(size + (rank < more))])
+
+    def count(self, flags_E: Tensor) -> Tensor:
+        """int64 [R]: how many of the flagged experts each rank has."""
+        if self.rank_E is None:
+            return flags_E.sum(-1, keepdim=True)
+        here_RE = self.rank_E == torch.arange(self.num_ranks, device=flags_E.device)[:, None]
+        return (here_RE & flags_E).sum(-1)
+
+    def places(self, value_E: Tensor, tier_E: Tensor) -> Tensor:
+        """int64 [E]: each expert's place among those of its rank, 0 the first: by tier (0 to 3, the highest first),
+        then by value, then by id."""
+        assert self.rank_E is not None
+        tier_E = tier_E + (self.num_ranks - 1 - self.rank_E) * 4  # one rank after another
+        sizes_R = self.count(torch.ones_like(self.rank_E, dtype=torch.bool))
+        start_R = sizes_R.cumsum(0) - sizes_R
+        return places(value_E, tier_E) - start_R[self.rank_E]
+
+    def worth(self, value_E: Tensor, stays_E: Tensor, always_E: Tensor, price: float) -> Tensor:
+        """bool [E]: the experts on levels that are worth more than the price of an expert on every rank. A level is the
+        m-th expert of each rank, always_E first, then stays_E by value; one that holds something of always_E stays."""
+        place_E = self.places(value_E, stays_E.long() + 2 * always_E)
+        charge_E = value_E.double().where(stays_E, 0.0).where(~always_E, torch.inf)
+        charge_L = torch.zeros_like(charge_E).scatter_add(0, place_E, charge_E).float()
+        return place_E < (charge_L > price * self.num_ranks).sum()
+
+    def spread(self, keep_E: Tensor, always_E: Tensor, candidate_E: Tensor, value_E: Tensor) -> Tensor:
+        """bool [E]: at least as many experts as keep_E, the fullest rank as empty as can be, always_E among them.
+        keep_E holds always_E, and candidate_E both. A rank keeps always_E first, then keep_E; within each by value."""
+        levels_L = torch.arange(len(keep_E) + 1, device=keep_E.device)
+        held_L = torch.minimum(levels_L[:, None], self.count(candidate_E)).sum(-1)
+        height = torch.maximum((held_L < keep_E.sum()).sum(), self.count(always_E).amax())
+        return candidate_E & (self.places(value_E, candidate_E.long() + keep_E + always_E) < height)
+
+
+ONE_RANK = Placement()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked(Policy):
+    """per_rank: the fullest rank is what counts. The engine attaches where the experts are (`for_placement`).
+
+    A step keeps the model's routing also if its fullest rank would load more than under the latter.
+    """
+
+    knows_ranks: ClassVar[bool] = True
+    per_rank: bool = False
+    placement: Placement = field(default=ONE_RANK, compare=False, repr=False)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether ranks make a difference here."""
+        return self.per_rank and self.placement.rank_E is not None
+
+    def for_placement(self, placement: Placement | None) -> Self:
+        if placement is None and self.per_rank:
+            raise ValueError(
+                f"{self.spec}: per_rank=true needs experts that stay on their ranks, and here a load balancer moves "
+                "them (EPLB); switch it off, or leave per_rank out"
+            )
+        return self if placement is None else replace(self, placement=placement)
+
+    def without_kernel(self, spec: RouterSpec) -> str | None:
+        return f"{self.spec}: the kernels do not spread over ranks" if self.spreads else super().without_kernel(spec)
+
+    def allows(self, new_TK: Tensor, own_TK: Tensor, num_experts: int, valid_T: Tensor | None) -> Tensor:
+        fits = super().allows(new_TK, own_TK, num_experts, valid_T)
+        if not self.spreads:
+            return fits
+        new, own = (self.placement.count(loaded(ids, num_experts, valid_T)).amax() for ids in (new_TK, own_TK))
+        return fits & (new <= own)

@@ -1,0 +1,1 @@
+"""The families' architectures and how their experts run in training."""

@@ -1,0 +1,1 @@
+"""What is said of a trained family: router health, scores, cards."""

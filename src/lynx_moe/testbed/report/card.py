@@ -1,0 +1,90 @@
+"""The model card: everything measured goes to `scores.json`, and README.md is drawn from that file alone."""
+
+import hashlib
+import json
+import platform
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from lynx_moe.testbed.model.families import FAMILIES, Family
+from lynx_moe.testbed.report import router
+from lynx_moe.testbed.report.render import render
+from lynx_moe.testbed.tasks import TASKS, test_items
+from lynx_moe.testbed.training import corpus
+from lynx_moe.testbed.training.evaluate import bits_per_byte, exact_match
+
+ITEMS_PER_TASK, TEXTS_PER_KIND, ITEMS_FOR_ROUTER = 250, 400, 40
+
+
+def measure_exact(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, Any]]:
+    """Right answers among the first `ITEMS_PER_TASK` held-out exercises of every task, and which ones were wrong."""
+    found = {}
+    for task in TASKS:
+        right = exact_match(model, tokenizer, test_items(task, ITEMS_PER_TASK))
+        wrong = [number for number, is_right in enumerate(right) if not is_right]
+        found[task] = {"right": sum(right), "n": len(right), "wrong": wrong}
+    return found
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Everything the card tells about the weights in `folder`, run in float32."""
+    family = FAMILIES[folder.name]
+    model = family.model_class.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    mixed = [item for task in TASKS for item in test_items(task, ITEMS_FOR_ROUTER)]
+    text: dict[str, dict[str, float]] = {}
+    for kind in corpus.KINDS:
+        bits = torch.tensor(bits_per_byte(model, tokenizer, corpus.chunks(kind, held_out=True)[:TEXTS_PER_KIND]))
+        text[kind] = {"bits_per_byte": bits.mean().item(), "se": bits.std().item() / len(bits) ** 0.5, "n": len(bits)}
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "exact": measure_exact(model, tokenizer),
+        "text": text,
+        "router": router.health(router.decode_routes(model, tokenizer, mixed), family.score),
+        "denying": router.cost_of_denying(model, tokenizer, mixed),
+        "denying_n": len(mixed),
+        "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+    }
+
+
+def training_record(log: Path, family: Family) -> dict[str, Any]:
+    """What the run cost, from its log; `seconds` (of the processor) restart at every resumption and are added up."""
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    ends = [a["seconds"] for a, b in pairwise(records) if b["seconds"] < a["seconds"]]
+    steps = records[-1]["step"]
+    return {
+        "steps": steps,
+        "tokens": steps * family.batch_rows * family.row_length,
+        "seconds": sum(ends) + records[-1]["seconds"],
+        "seed": family.seed,
+        "machine": processor(),
+    }
+
+
+def write_card(folder: Path, **extra: Any) -> None:
+    """Measure the model in `folder`; the facts in `extra` stay in `scores.json` from one writing to the next."""
+    file = folder / "scores.json"
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    scores = {**known, **extra, **measure(folder)}
+    file.write_text(_lines(scores) + "\n")
+    (folder / "README.md").write_text(render(folder.name, scores))
+
+
+def _lines(scores: dict[str, Any]) -> str:
+    """JSON with a line for each entry, however long its lists are."""
+    return re.sub(
+        r"\[\s+([^][{}]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", json.dumps(scores, indent=1)
+    )
+
+
+def processor() -> str:
+    """The processor's name, as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

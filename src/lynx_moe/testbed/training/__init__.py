@@ -1,0 +1,1 @@
+"""How a family is trained: text, packing, loss, optimizers, the loop."""

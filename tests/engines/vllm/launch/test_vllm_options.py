@@ -1,0 +1,144 @@
+"""Bad requests are refused, each by one line that says what to do; importing the plugin costs nothing."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from lynx_moe.engines.vllm.launch.options import Options, check_engine
+
+
+def config(extra=None, **parallel):
+    defaults = {
+        "data_parallel_size": 1,
+        "prefill_context_parallel_size": 1,
+        "use_sequence_parallel_moe": False,
+        "use_ubatching": False,
+    }
+    return SimpleNamespace(
+        additional_config=extra,
+        speculative_config=None,
+        parallel_config=SimpleNamespace(**{**defaults, **parallel}),
+        cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
+        kv_transfer_config=None,
+    )
+
+
+@pytest.mark.parametrize("extra", [None, {}, {"other": 1}])
+def test_no_options_means_inert(extra):
+    assert Options.of(config(extra)) is None
+
+
+def test_options_have_defaults():
+    options = Options.of(config({"lynx_moe": {"policy": "lynx:alpha=3,beta=2"}}))
+    assert options == Options(policy="lynx:alpha=3,beta=2", stats=True, log_every=60.0)
+    assert options.named["balanced"] is None
+    assert Options(policy="lynx", presets={"fast": "topk:k=2"}).named == {"balanced": None, "fast": "topk:k=2"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("lynx", "expected a dictionary"),
+        ({}, "no policy is named"),
+        ({"policy": "lynx", "polcy": 1}, "unknown key 'polcy'; allowed: policy, stats, log_every"),
+        ({"policy": 3}, "policy=3 must be a spec string"),
+        ({"policy": "lnyx"}, "did you mean 'lynx'"),
+        ({"policy": "lynx:alpha=x"}, "must be a number"),
+        ({"policy": "lynx", "stats": "yes"}, "stats='yes' must be true or false"),
+        ({"policy": "lynx", "log_every": -1}, "log_every=-1 must be a number of seconds"),
+        ({"policy": "lynx", "max_policies": -1}, "max_policies=-1 must be a whole number"),
+        ({"policy": "lynx", "presets": "fast"}, "presets='fast' must map names to spec strings"),
+        ({"policy": "lynx", "presets": {"fast": 3}}, "preset 'fast': 3 must be two strings"),
+        ({"policy": "lynx", "presets": {"exact": "lynx"}}, "preset 'exact' must be .* neither 'exact' nor a policy's"),
+        ({"policy": "lynx", "presets": {"topk": "topk:k=1"}}, "preset 'topk' must be"),
+        ({"policy": "lynx", "presets": {"a:b": "lynx"}}, "preset 'a:b' must be"),
+        ({"policy": "lynx", "presets": {"mine": "lnyx"}}, "did you mean 'lynx'"),
+    ],
+)
+def test_bad_options_are_refused(given, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        Options.of(config({"lynx_moe": given}))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"data_parallel_size": 2}, "data_parallel_size=2"),
+        ({"prefill_context_parallel_size": 2}, "prefill_context_parallel_size=2"),
+        ({"use_sequence_parallel_moe": True}, "all2all_backend"),
+        ({"use_ubatching": True}, "enable_dbo"),
+    ],
+)
+def test_settings_that_would_feed_wrong_rows_are_refused(changed, message):
+    check_engine(config())
+    with pytest.raises(ValueError, match=message):
+        check_engine(config(**changed))
+
+
+@pytest.mark.parametrize("method", ["eagle", "mtp", "draft_model"])
+def test_drafting_by_a_model_is_refused(method):
+    vllm_config = config()
+    for allowed in ("ngram", "suffix"):
+        vllm_config.speculative_config = SimpleNamespace(method=allowed)
+        check_engine(vllm_config)
+    vllm_config.speculative_config = SimpleNamespace(method=method)
+    with pytest.raises(ValueError, match=f"'{method}' drafts with a model of its own.* use ngram or suffix"):
+        check_engine(vllm_config)
+
+
+def test_fast_prefill_is_refused():
+    vllm_config = config()
+    vllm_config.cache_config.kv_sharing_fast_prefill = True
+    with pytest.raises(ValueError, match="kv_sharing_fast_prefill"):
+        check_engine(vllm_config)
+
+
+def test_batch_invariance_is_refused(monkeypatch):
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    from vllm import envs
+
+    if hasattr(envs.__getattr__, "cache_clear"):
+        envs.__getattr__.cache_clear()
+    with pytest.raises(ValueError, match="VLLM_BATCH_INVARIANT=1"):
+        check_engine(config())
+
+
+@pytest.mark.parametrize("version", [(0, 25, 0), (0, 29, 2), (0, 34, 0), (1, 0, 0)])
+def test_other_versions_are_refused(monkeypatch, version):
+    import vllm
+
+    monkeypatch.setattr(vllm, "__version_tuple__", version)
+    with pytest.raises(
+        ValueError, match=r"supported: 0\.26, 0\.30, 0\.31, 0\.32, 0\.33 \(tested: 0\.30\.0 to 0\.32\.0\)"
+    ):
+        check_engine(config())
+
+
+def test_importing_the_plugin_does_not_import_vllm():
+    code = "import sys, lynx_moe.engines.vllm.plugin; sys.exit('vllm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_registering_twice_wraps_once():
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.model_loader import base_loader
+
+    from lynx_moe.engines.vllm.plugin import register
+
+    register()
+    first = EngineArgs.create_engine_config, base_loader.initialize_model
+    register()
+    assert (EngineArgs.create_engine_config, base_loader.initialize_model) == first
+
+
+def test_an_older_vllm_that_lacks_two_attributes_is_read_all_the_same():
+    from lynx_moe.engines.vllm.launch.versions import experts_per_token, image_bias
+
+    assert image_bias(SimpleNamespace()) == (None, 0)
+    assert image_bias(SimpleNamespace(bias_vl="bias", image_sentinel_lo=3)) == ("bias", 3)
+    assert experts_per_token(SimpleNamespace(hf_text_config=SimpleNamespace(num_experts_per_tok=4))) == 4
+    assert experts_per_token(SimpleNamespace(hf_text_config=SimpleNamespace())) == 0
+    assert experts_per_token(SimpleNamespace(get_num_experts_per_tok=lambda: 8)) == 8

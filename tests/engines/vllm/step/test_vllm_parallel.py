@@ -1,0 +1,106 @@
+"""Engines of two workers on loopback: every rank decides alike, and counts what it loads itself.
+
+Pipelines run eager only after a dummy step (vLLM 0.32 makes the CPU's receive buffers in there).
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from places import HELPERS
+from tiny_vllm import save_model
+
+SCRIPT = """
+import json, sys
+from tiny_vllm import generate, prompts, tokens
+from vllm import LLM
+
+if __name__ == "__main__":
+    model, policies, layout = sys.argv[1], sys.argv[2].split(), json.loads(sys.argv[3])
+    llm = LLM(model=model, skip_tokenizer_init=True, enforce_eager=True, max_model_len=256, max_num_seqs=16,
+              max_num_batched_tokens=48, dtype="bfloat16", worker_extension_cls="parallel_worker.Probe",
+              additional_config={"lynx_moe": {"policy": policies[0]}}, **layout)
+    if "pipeline_parallel_size" in layout:
+        llm.collective_rpc("execute_dummy_batch")
+    found = []
+    for policy in policies:
+        llm.collective_rpc("lynx_set_policy", args=(policy,))
+        llm.collective_rpc("lynx_reset_stats")
+        outputs = generate(llm, prompts(12, seed=5))
+        stats = llm.collective_rpc("lynx_stats")
+        found.append({"tokens": tokens(outputs), "stats": stats, "probes": llm.collective_rpc("lynx_probe")})
+    print(json.dumps({"found": found}))
+"""
+POLICIES = ("vanilla", "lynx:alpha=0.3,beta=1", "lynx:alpha=0.3,beta=1,per_rank=true")
+NAMES = ["model.layers.0.mlp.experts", "model.layers.1.mlp.experts"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model("qwen3_moe", tmp_path_factory.mktemp("qwen3_moe"))
+
+
+def found(model: str, folder: Path, **layout: object) -> list[dict]:
+    """What each policy's run gave."""
+    path, here = folder / "script.py", str(HELPERS)
+    path.write_text(SCRIPT)
+    paths = os.pathsep.join(p for p in (here, os.environ.get("PYTHONPATH")) if p)
+    cores = sorted(os.sched_getaffinity(0))
+    each = [str(cores[rank % len(cores)]) for rank in range(2 if layout else 1)]
+    workers = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "OMP_NUM_THREADS": "1"}
+    workers["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(each)
+    command = [sys.executable, str(path), model, " ".join(POLICIES), json.dumps(layout)]
+    env = {**os.environ, **workers, "PYTHONPATH": paths}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"found"')))["found"]
+
+
+@pytest.fixture(scope="module")
+def one(model, tmp_path_factory):
+    return found(model, tmp_path_factory.mktemp("one"))
+
+
+def agree(a: dict, b: dict) -> int:
+    """How many requests begin alike: a sum over ranks is rounded otherwise, so sequences of a random model part."""
+    return sum(x[:2] == y[:2] for x, y in zip(a["tokens"], b["tokens"], strict=True))
+
+
+def test_tensor_parallel_ranks_decide_and_count_alike(model, one, tmp_path):
+    runs = found(model, tmp_path, tensor_parallel_size=2)
+    for run, alone in zip(runs, one, strict=True):
+        assert len(run["stats"]) == 2
+        assert run["probes"][0] == run["probes"][1]
+        assert run["stats"][0]["layers"] == run["stats"][1]["layers"]
+        assert agree(run, alone) >= 6
+    assert runs[1]["stats"][0]["mean_after"] < 0.5 * runs[1]["stats"][0]["mean_before"]
+    assert agree(runs[2], runs[1]) >= 6  # tensor parallelism keeps every expert on every rank
+
+
+def test_expert_parallel_ranks_decide_alike_and_count_their_own_experts(model, one, tmp_path):
+    runs = found(model, tmp_path, tensor_parallel_size=2, enable_expert_parallel=True)
+    for run, alone in zip(runs, one, strict=True):
+        (first, second) = run["probes"]
+        assert first["digest"] == second["digest"]
+        assert first["decisions"] == second["decisions"] > 0
+        assert agree(run, alone) >= 6
+    first, second = (probe["here"][NAMES[0]] for probe in runs[0]["probes"])
+    assert (first, second) == (list(range(16)), list(range(16, 32)))
+    own = [stats["mean_before"] for stats in runs[0]["stats"]]
+    assert max(own) <= 16
+    assert sum(own) == pytest.approx(one[0]["stats"][0]["mean_before"], rel=0.1)
+    vanilla, lynx, per_rank = (run["probes"][0]["fullest"] for run in runs)
+    assert per_rank < lynx < 0.6 * vanilla
+
+
+def test_pipeline_stages_have_their_own_layers_by_the_model_s_numbers(model, one, tmp_path):
+    runs = found(model, tmp_path, pipeline_parallel_size=2)
+    for run in runs:
+        assert [[layer["name"] for layer in stats["layers"]] for stats in run["stats"]] == [NAMES[:1], NAMES[1:]]
+    assert agree(runs[0], one[0]) >= 6  # two batches are under way at a time, so policies see other ones
+    after = [stats["mean_after"] for stats in runs[1]["stats"]]
+    before = [stats["mean_before"] for stats in runs[1]["stats"]]
+    assert all(a < 0.5 * b for a, b in zip(after, before, strict=True))

@@ -1,0 +1,86 @@
+"""What the plugin touches inside vLLM, looked up in the sources of any version without importing them.
+
+`python tests/helpers/seams.py WHEEL...` says for each wheel (or folder that holds `vllm/`) what is missing there.
+"""
+
+import ast
+import sys
+import zipfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+MOE = "vllm/model_executor/layers/fused_moe"
+SEAMS: dict[str, tuple[str, ...]] = {  # file -> names; "Class.method", "Class", "function", or an imported name
+    "vllm/engine/arg_utils.py": ("EngineArgs.create_engine_config",),
+    "vllm/model_executor/model_loader/utils.py": ("initialize_model",),
+    "vllm/model_executor/model_loader/base_loader.py": ("initialize_model",),
+    f"{MOE}/layer.py": ("create_fused_moe_router",),
+    f"{MOE}/expert_map_manager.py": ("determine_expert_map", "ExpertMapManager.placement_strategy"),
+    f"{MOE}/router/base_router.py": ("BaseRouter._compute_routing",),
+    f"{MOE}/router/cpu_router.py": ("CPURouter",),
+    f"{MOE}/router/grouped_topk_router.py": ("GroupedTopKRouter",),
+    f"{MOE}/router/fused_topk_bias_router.py": ("FusedTopKBiasRouter",),
+    f"{MOE}/router/fused_topk_router.py": ("FusedTopKRouter",),
+    f"{MOE}/router/custom_routing_router.py": ("CustomRoutingRouter",),
+    f"{MOE}/runner/moe_runner.py": ("MoERunner.is_monolithic", "MoERunner.expert_map_manager"),
+    "vllm/v1/worker/gpu_model_runner.py": (
+        "GPUModelRunner._prepare_inputs",
+        "GPUModelRunner._dummy_run",
+        "GPUModelRunner.get_model",
+    ),
+    "vllm/v1/worker/gpu/model_runner.py": ("GPUModelRunner.prepare_inputs", "GPUModelRunner._dummy_run"),
+    "vllm/v1/engine/async_llm.py": ("AsyncLLM.generate", "AsyncLLM.add_request"),
+    "vllm/v1/engine/llm_engine.py": ("LLMEngine.add_request",),
+    "vllm/v1/engine/core.py": ("EngineCore.add_request", "EngineCore.collective_rpc"),
+    "vllm/v1/core/kv_cache_utils.py": ("generate_block_hash_extra_keys",),
+    "vllm/entrypoints/serve/middleware/authenticate.py": ("AuthenticationMiddleware",),
+}
+
+
+def names(source: str) -> set[str]:
+    """What a module defines or imports, methods and properties as Class.name."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef):
+            inner = [n for n in ast.walk(node) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+            found |= {node.name, *(f"{node.name}.{n.name}" for n in inner)}
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+    return found
+
+
+def missing(read: Callable[[str], str]) -> list[str]:
+    """The seams that are not there; `read` gives a file's text or raises KeyError or OSError."""
+    lost = []
+    for file, wanted in SEAMS.items():
+        try:
+            there = names(read(file))
+        except (KeyError, OSError):
+            lost.append(file)
+            continue
+        lost += [f"{file}: {name}" for name in wanted if name not in there]
+    return lost
+
+
+def reader(place: Path) -> Callable[[str], str]:
+    """Of a wheel, or of a folder that holds `vllm/`."""
+    if place.is_dir():
+        return lambda file: (place / file).read_text()
+    wheel = zipfile.ZipFile(place)
+    return lambda file: wheel.read(file).decode()
+
+
+def installed() -> Path:
+    spec = find_spec("vllm")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent.parent
+
+
+if __name__ == "__main__":
+    for given in sys.argv[1:]:
+        lost = missing(reader(Path(given)))
+        print(f"{Path(given).name}: {'all there' if not lost else '; '.join(lost)}")

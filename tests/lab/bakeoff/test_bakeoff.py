@@ -1,0 +1,153 @@
+"""The bakeoff on a tiny model: many policies in one forward are what each is alone; tuned here, told there."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+import lynx_moe
+from lynx_moe.cli import app
+from lynx_moe.lab.bakeoff import exact
+from lynx_moe.lab.bakeoff import measure as bakeoff
+from lynx_moe.lab.bakeoff.fronts import fronts
+from lynx_moe.lab.bakeoff.together import together
+from lynx_moe.lab.calibrate import measure as calibrate
+from lynx_moe.lab.fidelity import measure as fidelity
+from lynx_moe.lab.fidelity.lockstep import decode, decode_together
+from lynx_moe.lab.shared import lines
+from lynx_moe.lab.shared.documents import Document, batches
+from lynx_moe.routing import RouterSpec
+
+NAMES = ("oea", "random", "topk", "reap")
+
+
+@pytest.fixture(scope="module")
+def calibration(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("calibration") / "tiny.safetensors"
+    given = fidelity.Settings(model=str(folder), batch_sizes=(2,), num_sequences=14, split="calibrate")
+    calibrate.calibrate(given, file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def settings(folder: Path, calibration: Path) -> bakeoff.Settings:
+    given: dict[str, Any] = {"batch_sizes": (2, 4), "mixes": ("mixed",), "num_sequences": 16}
+    return bakeoff.Settings(model=str(folder), calibration=str(calibration), **given)
+
+
+@pytest.fixture(scope="module")
+def whole(settings: bakeoff.Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    path = tmp_path_factory.mktemp("bakeoff") / "bakeoff.jsonl"
+    return path, bakeoff.measure(settings, path, NAMES)
+
+
+def test_many_policies_in_one_forward_do_what_each_does_alone(folder: Path, calibration: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    torch.manual_seed(1)
+    documents = [Document("a", tuple(torch.randint(3, 900, (n % 7 + 1,)).tolist()), tuple(range(20, 27 + n)))
+                 for n in range(6)]  # fmt: skip
+    (batch,) = batches(documents, 6, "mixed", seed=0)
+    specs = ["oea:k0=1", f"reap:num_keep=6,data={calibration}", "topk:k=2", "lynx", "random:num_keep=5"]
+    alone = [lynx_moe.apply(model, spec) for spec in specs]
+    expected = decode(model, batch, alone, "own")
+    policy = together(specs)
+    found = decode_together(model, batch, lynx_moe.apply(model, policy), len(specs) + 1)
+    for run, one, other, loads in zip(alone, found, expected, policy.loads.means()[1:], strict=True):
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+        assert loads == pytest.approx((run.stats().mean_before, run.stats().mean_after))
+        assert loads[1] < loads[0]
+
+
+def test_rows_that_do_not_share_out_are_refused() -> None:
+    with pytest.raises(ValueError, match="7 rows cannot be shared out among 2"):
+        together(["lynx"]).route(torch.randn(7, 8), RouterSpec(num_experts=8, top_k=2))
+
+
+def test_only_settings_on_the_tune_front_are_tested_and_the_record_says_who_was_where(
+    whole: tuple[Path, dict[str, Any]],
+) -> None:
+    results = [line for line in whole[1]["results"] if line["kind"] == "bakeoff"]
+    for size in (2, 4):
+        tuned, told = (bakeoff.of_cell(whole[1], split, size, "mixed") for split in ("tune", "test"))
+        on = {setting["spec"] for one in fronts(tuned) for setting in one["settings"]}
+        assert {line["spec"] for line in told} == on < {line["spec"] for line in tuned}
+        assert (tuned[0]["num_sequences"], told[0]["num_sequences"]) == (8, 16)
+    assert {line["policy"]: line["calibrated"] for line in results} == {
+        "oea": False, "random": False, "topk": False, "reap": True}  # fmt: skip
+    costs = Counter(line["policy"] for line in whole[1]["results"] if line["kind"] == "cost")
+    assert costs == dict.fromkeys(NAMES, 1)
+    assert all(line["decision_us"] > 0 for line in whole[1]["results"] if line["kind"] == "cost")
+
+
+def test_a_killed_run_goes_on_and_a_new_policy_is_measured_alone(
+    settings: bakeoff.Settings, whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    path, before = whole
+    kept = path.read_text().splitlines()
+    (tmp_path / "b.jsonl").write_text("\n".join(kept[: len(kept) // 2]) + "\n")
+    again = bakeoff.measure(settings, tmp_path / "b.jsonl", NAMES)
+    measured = [[line for line in one["results"] if line["kind"] == "bakeoff"] for one in (before, again)]
+    key = lambda line: (line["split"], line["batch_size"], line["spec"])  # noqa: E731
+    first, second = (sorted(one, key=key) for one in measured)
+    assert list(map(key, first)) == list(map(key, second))
+    for one, other in zip(first, second, strict=True):
+        assert one["kl_by_sequence"] == pytest.approx(other["kl_by_sequence"], abs=1e-4)
+        assert one["after"] == pytest.approx(other["after"])
+    more = bakeoff.measure(settings, tmp_path / "b.jsonl", (*NAMES, "naee"))
+    new = more["results"][len(again["results"]) :]
+    assert {line["policy"] for line in new} == {"naee"}
+    with pytest.raises(ValueError, match="num_sequences=16, now it is 12"):
+        bakeoff.measure(bakeoff.Settings(**{**vars(settings), "num_sequences": 12}), path, NAMES)
+
+
+def test_data_that_were_calibrated_on_are_refused(folder: Path, calibration: Path, tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("one day after another " * 400)
+    given = fidelity.Settings(model=str(folder), data=str(book), batch_sizes=(2,), num_sequences=14)
+    calibrate.calibrate(given, tmp_path / "c.safetensors")
+    with pytest.raises(ValueError, match="measured on all of"):
+        bakeoff.Settings(model=str(folder), data=str(book), calibration=str(tmp_path / "c.safetensors"))
+
+
+def test_exact_match_is_of_what_no_other_setting_beats_on_tune(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(exact.evaluation, "apart", lambda *given, **_: asked.extend(given))
+    exact.exact_match(whole[1], tmp_path / "eval.jsonl", 7)
+    settings, specs, path = asked
+    assert (settings.limit, settings.concurrency, path) == (7, 16, tmp_path / "eval.jsonl")
+    cell = {line["spec"]: line for line in bakeoff.of_cell(whole[1], "tune", 4, "mixed") if line["policy"] != "random"}
+    assert specs[0] == "vanilla"
+    for spec in specs[1:]:
+        kept, kl = cell[spec]["after"] / cell[spec]["before"], cell[spec]["kl"]
+        assert not any(one["after"] / one["before"] < kept and one["kl"] < kl for one in cell.values())
+    assert len(specs) > 2
+
+
+def test_the_command_makes_a_page_and_tables(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    path, record = whole
+    options = ["--batch-sizes", "2,4", "--mixes", "mixed", "--sequences", "16", "--policies", " ".join(NAMES)]
+    options += ["--calibration", record["settings"]["calibration"], "--against", "topk", "--out", str(path.parent)]
+    shown = CliRunner().invoke(app, ["bakeoff", record["settings"]["model"], *options])
+    assert shown.exit_code == 0, shown.output
+    page = path.with_suffix(".html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "batch 4, mixed" in page
+    assert "data=" not in page.split("<h2>", 1)[1]
+    assert (path.parent / "fronts.png").stat().st_size > 10_000
+    tables = CliRunner().invoke(app, ["table", str(path)]).output
+    assert "| method | 30 % | 40 % | 50 % |" in tables
+    again = CliRunner().invoke(app, ["plot", str(path), "--out", str(tmp_path / "again.html")])
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "half.png").is_file()
+    untested = [line for line in record["results"] if line.get("split") == "tune"]
+    lines.save(record | {"results": untested}, tmp_path / "c.jsonl")
+    assert "no setting on split test" in str(CliRunner().invoke(app, ["plot", str(tmp_path / "c.jsonl")]).exception)
+    assert json.loads(path.read_text().splitlines()[0])["kind"] == "bakeoff"

@@ -1,0 +1,53 @@
+"""`lynx-moe calibrate` on a tiny model, and calibrated policies with its file."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from lynx_moe.calibration.artifact import load
+from lynx_moe.cli import app
+from lynx_moe.lab.calibrate import measure as calibrate
+from lynx_moe.lab.fidelity import measure as fidelity
+from lynx_moe.lab.shared import lines
+from lynx_moe.policies.contract.calibrated import DIMENSIONS
+
+
+def test_one_file_serves_all_calibrated_policies(folder: Path, tmp_path: Path) -> None:
+    file, runner = tmp_path / "tiny.safetensors", CliRunner()
+    made = runner.invoke(app, ["calibrate", str(folder), "--sequences", "28", "-o", str(file)])
+    assert made.exit_code == 0, made.output
+    artifact = load(file)
+    assert artifact.provenance.data == "testbed, split calibrate, 28 documents"
+    assert f"{artifact.provenance.num_tokens} tokens" in made.output
+    assert sorted(artifact.layers) == [0, 1]
+    for layer in artifact.layers.values():
+        assert set(layer) == set(DIMENSIONS)
+        assert layer["load"].sum().item() == pytest.approx(4)
+
+    specs = [f"{spec},data={file}" for spec in ("sere:num_primary=2,rho=0", "exfold:num_keep=6", "reap:num_keep=6")]
+    options = ["--batch-sizes", "4", "--mixes", "mixed", "--sequences", "28", "--out", str(tmp_path)]
+    shown = runner.invoke(app, ["fidelity", str(folder), "--policies", " ".join(specs), *options])
+    assert shown.exit_code == 0, shown.output
+    results = lines.load(tmp_path / "fidelity.jsonl", "fidelity")["results"]
+    assert [line["policy"].partition(":")[0] for line in results] == ["sere", "exfold", "reap"]
+    for line in results:
+        assert line["after"] < line["before"]
+        assert line["kl"] > 0
+
+
+def test_two_passes_give_the_same_file(folder: Path, tmp_path: Path) -> None:
+    settings = fidelity.Settings(model=str(folder), batch_sizes=(2,), num_sequences=14, split="calibrate")
+    one, two = (calibrate.calibrate(settings, tmp_path / name) for name in ("a.safetensors", "b.safetensors"))
+    for number, layer in one.layers.items():
+        for name, tensor in layer.items():
+            assert torch.equal(tensor, two.layers[number][name])
+
+
+def test_exercises_that_are_tested_on_are_refused(folder: Path, tmp_path: Path) -> None:
+    for split in ("all", "tune", "test"):
+        settings = fidelity.Settings(model=str(folder), batch_sizes=(2,), num_sequences=14, split=split)
+        with pytest.raises(ValueError, match="split 'calibrate'"):
+            calibrate.calibrate(settings, tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
