@@ -17,8 +17,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from lynx_moe.engines.vllm.launch.wrap import wrap
+
 logger = logging.getLogger("vllm.lynx_moe")
-MARK = "_lynx_moe_wraps"
 WORKER_EXTENSION = "lynx_moe.engines.vllm.front.worker.WorkerExtension"
 BUILDERS = (
     "vllm.model_executor.model_loader.utils",
@@ -50,7 +51,7 @@ def _wrap_core() -> None:
     import vllm.v1.core.kv_cache_utils as kv_cache_utils
     import vllm.v1.engine.core as core
 
-    from lynx_moe.engines.vllm.front import cache
+    from lynx_moe.engines.vllm.step import cache
 
     wrap(core.EngineCore, "add_request", cache.add_request)
     wrap(core.EngineCore, "collective_rpc", cache.collective_rpc)
@@ -71,20 +72,6 @@ def _wrap_front_end() -> None:
         if name in sys.modules:
             wrap(getattr(sys.modules[name], kind), "to_beam_search_params", admission.to_beam_search_params)
     _wrap_core()  # it may come to live in this process
-
-
-def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
-    """Replaces owner.name by around(original, *args, **kwargs), once."""
-    original = getattr(owner, name)
-    if getattr(original, MARK, None) is around:
-        return
-
-    @functools.wraps(original)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return around(original, *args, **kwargs)
-
-    setattr(wrapper, MARK, around)
-    setattr(owner, name, wrapper)
 
 
 def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

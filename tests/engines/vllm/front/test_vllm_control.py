@@ -10,7 +10,7 @@ import pytest
 from tiny_vllm import engine, tokens
 
 from lynx_moe.engines import vllm as lynx_vllm
-from lynx_moe.engines.vllm.front import cache
+from lynx_moe.engines.vllm.step import cache
 from lynx_moe.testbed import path, tasks
 
 POLICY = "lynx:alpha=0.3,beta=1"

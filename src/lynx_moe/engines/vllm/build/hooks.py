@@ -16,7 +16,7 @@ from lynx_moe.engines.vllm.build import lora
 from lynx_moe.engines.vllm.launch.options import KEY, Options, has_graphs, model_shape
 from lynx_moe.engines.vllm.build.placement import placement_of
 from lynx_moe.engines.vllm.step.plan import Plan, activate
-from lynx_moe.engines.vllm.plugin import wrap
+from lynx_moe.engines.vllm.launch.wrap import wrap
 from lynx_moe.engines.vllm.build.router import LynxRouter
 from lynx_moe.engines.vllm.step.rows import from_v1_runner, from_v2_batch
 from lynx_moe.engines.vllm.build.specs import Bypass, spec_of

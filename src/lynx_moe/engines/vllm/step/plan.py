@@ -15,8 +15,8 @@ from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.shared.layers import Layer, fitted
 from lynx_moe.engines.shared.metrics import KINDS, Counters, HostCounters, Kind, Stats, layer_stats
 from lynx_moe.engines.shared.recorder import Recorder
-from lynx_moe.engines.vllm.front import cache
 from lynx_moe.engines.vllm.launch.options import Options
+from lynx_moe.engines.vllm.step import cache
 from lynx_moe.engines.vllm.step.requests import Requests
 from lynx_moe.engines.vllm.step.rows import StepRows
 from lynx_moe.engines.vllm.step.watch import Watch
@@ -90,7 +90,8 @@ class Plan:
     def set_guard(self, options: GuardOptions | None) -> None:
         """Guards the policy from the next step on; None ends it. Raises ValueError where CUDA graphs have recorded the
         policy, and for a ladder that does not fit the layers."""
-        watch = Watch(options, self) if options is not None and self.layers else None
+        asked = self.policy if self.watch is None else self.watch.ladder[0][0]
+        watch = Watch(options, self, asked) if options is not None and self.layers else None
         if self.watch is not None:
             self.policy, self.by_layer = self.watch.ladder[0]
         self.watch = watch

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from lynx_moe.engines.shared.families import COMMON, FAMILIES
-from lynx_moe.engines.vllm.plugin import wrap
+from lynx_moe.engines.vllm.launch.wrap import wrap
 from lynx_moe.engines.vllm.tell.exporter import DIRECTORY
 
 MODULES = ("vllm.v1.metrics.prometheus", "vllm.entrypoints.serve.instrumentator.metrics")
