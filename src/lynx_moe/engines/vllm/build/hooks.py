@@ -62,9 +62,7 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
     plan.seal()
     setattr(model, PLAN, plan)
     activate(plan)
-    labels = exporter.labels_of(vllm_config)
-    if labels is not None:
-        exporter.start(plan, labels)
+    exporter.start(plan, model, vllm_config)
     for reason in plan.without_kernel():
         logger.warning("%s: decisions in plain torch, many times slower than the GPU kernels: %s", KEY, reason)
     logger.info(

@@ -209,10 +209,6 @@ def activate(plan: Plan) -> None:
     _active[:] = [plan]
 
 
-def is_active(plan: Plan) -> bool:
-    return _active == [plan]
-
-
 def active() -> Plan:
     """The plan of this process's engine. Raises RuntimeError if there is none."""
     if not _active:
