@@ -18,7 +18,7 @@ MAY_USE["lab"] |= {"testbed"}
 MAY_USE["cli"] |= {"testbed", "serve"}
 INSIDE = {  # lowest first: each may use what stands before it, and rooms of one set do not know one another
     "engines": [{"shared"}, {"transformers", "vllm"}, {""}],
-    "engines.vllm": [{"launch"}, {"step"}, {"tell"}, {"build", "front"}, {"plugin", ""}],
+    "engines.vllm": [{"launch"}, {"step"}, {"tell"}, {"model", "front"}, {"plugin", ""}],
     "lab": [
         {"shared"},
         {"speed", "evaluation", "fidelity", "watch"},
@@ -94,6 +94,18 @@ def test_folders_and_files_stay_small() -> None:
     lines = {path: len(path.read_text().splitlines()) for path in FILES}
     assert {path: count for path, count in lines.items() if count > MOST_LINES} == {}
     assert statistics.median(lines.values()) <= MEDIAN_LINES
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    """Others are left out of the wheel, in silence."""
+    assert [path.parent for path in FILES if not (path.parent / "__init__.py").exists()] == []
+
+
+def test_tools_see_every_folder() -> None:
+    """Git, ruff and pytest pass by what they take for the output of a build."""
+    passed_by = {"build", "dist", "venv", "site-packages", "node_modules"}
+    tests = Path(__file__).parent
+    assert [path for top in (ROOT, tests) for path in top.rglob("*") if path.is_dir() and path.name in passed_by] == []
 
 
 def test_circles_are_found_at_any_depth_and_for_type_checkers_too(tmp_path: Path) -> None:

@@ -110,6 +110,6 @@ def _initialize_model(original: Callable[..., Any], vllm_config: Any, *args: Any
     if options is None:
         return original(vllm_config, *args, **kwargs)
     check_engine(vllm_config)
-    from lynx_moe.engines.vllm.build import hooks
+    from lynx_moe.engines.vllm.model import hooks
 
     return hooks.build(functools.partial(original, vllm_config, *args, **kwargs), vllm_config, options)

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.shared.metrics import Kind
-from lynx_moe.engines.vllm.build.operator import reroute
 from lynx_moe.engines.vllm.front import admission
 from lynx_moe.engines.vllm.launch import options
 from lynx_moe.engines.vllm.launch.options import Options
+from lynx_moe.engines.vllm.model.operator import reroute
 from lynx_moe.engines.vllm.step import plan
 from lynx_moe.engines.vllm.step.plan import Plan
 from lynx_moe.engines.vllm.step.rows import EXACT_ROW, OWN_ROW

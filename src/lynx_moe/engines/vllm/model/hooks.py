@@ -11,15 +11,15 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 from lynx_moe.engines.shared.layers import Layer
-from lynx_moe.engines.vllm.tell import exporter
-from lynx_moe.engines.vllm.build import lora
 from lynx_moe.engines.vllm.launch.options import KEY, Options, has_graphs, model_shape
-from lynx_moe.engines.vllm.build.placement import placement_of
-from lynx_moe.engines.vllm.step.plan import Plan, activate
 from lynx_moe.engines.vllm.launch.wrap import wrap
-from lynx_moe.engines.vllm.build.router import LynxRouter
+from lynx_moe.engines.vllm.model import lora
+from lynx_moe.engines.vllm.model.placement import placement_of
+from lynx_moe.engines.vllm.model.router import LynxRouter
+from lynx_moe.engines.vllm.model.specs import Bypass, spec_of
+from lynx_moe.engines.vllm.step.plan import Plan, activate
 from lynx_moe.engines.vllm.step.rows import from_v1_runner, from_v2_batch
-from lynx_moe.engines.vllm.build.specs import Bypass, spec_of
+from lynx_moe.engines.vllm.tell import exporter
 
 logger = init_logger(f"vllm.{KEY}")  # vLLM configures handlers for its own name only
 PLAN = "lynx_moe_plan"  # attribute of the model
