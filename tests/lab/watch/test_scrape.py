@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from test_watch import metrics
+from expositions import metrics
 
 from lynx_moe.lab.watch.fetch import is_local
 from lynx_moe.lab.watch.scrape import scrape
