@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, Request, WebSocket
+from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
@@ -48,8 +49,9 @@ async def reads_by_itself(raw: Request) -> int:
 @app.websocket("/v1/realtime")
 async def realtime(socket: WebSocket) -> None:
     await socket.accept()
-    while True:
-        await socket.send_text("heard " + await socket.receive_text())
+    with suppress(WebSocketDisconnect):
+        while True:
+            await socket.send_text("heard " + await socket.receive_text())
 
 
 bodies.build_app(lambda: app)
