@@ -30,7 +30,12 @@ def test_the_reason_of_an_engine_s_process_is_what_the_starting_one_raises() -> 
         refusals.wait_for_engine_startup(failing)
 
 
-def test_a_reason_of_an_engine_before_is_forgotten_and_other_errors_stay_what_they_are() -> None:
+def test_a_reason_of_an_engine_before_is_forgotten_and_other_errors_stay_what_they_are(monkeypatch: Any) -> None:
+    refusals.tell("lynx_moe: of the parent's engine")
+    refusals.expect()
+    assert refusals.heard() == "lynx_moe: of the parent's engine"
+    monkeypatch.delenv(refusals.PLACE)
+    refusals.expect()
     refusals.tell("lynx_moe: old")
     refusals.expect()
     with pytest.raises(RuntimeError, match="initialization failed"):

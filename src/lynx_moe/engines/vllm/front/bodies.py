@@ -58,13 +58,20 @@ class Bodies:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await self.app(scope, _heard(scope, receive, send), send)
-        elif scope["type"] != "http" or scope["method"] != "POST" or _last(scope["path"]) in DECODES_NOTHING:
+        elif not _is_looked_at(scope):
             await self.app(scope, receive, send)
         else:
             messages = await _whole(receive)
             body = _object(b"".join(message.get("body", b"") for message in messages))
             reason = body and lost(scope["path"], body, takes_field=_takes_field(scope, body))
             await (_answer(send, reason) if reason else self.app(scope, _again(messages, receive), send))
+
+
+def _is_looked_at(scope: Message) -> bool:
+    """Files (audio) are not read into memory for this: their forms have the field."""
+    if scope["type"] != "http" or scope["method"] != "POST" or _last(scope["path"]) in DECODES_NOTHING:
+        return False
+    return any(name == b"content-type" and b"json" in value for name, value in scope["headers"])
 
 
 def lost(path: str, body: dict[str, Any], *, takes_field: bool) -> str | None:
@@ -100,7 +107,8 @@ def _takes_field(scope: Message, body: dict[str, Any]) -> bool:
     """Whether the path's endpoint has a request with the field, by the types of its arguments."""
     if scope["path"].endswith(BY_CONTENT):
         return "messages" in body or "prompt" in body
-    endpoint = next((route.endpoint for route in scope["app"].routes if route.matches(scope)[0] == Match.FULL), None)
+    route = next((route for route in scope["app"].routes if route.matches(scope)[0] == Match.FULL), None)
+    endpoint = getattr(route, "endpoint", None)
     return endpoint is not None and _has_field(endpoint)
 
 

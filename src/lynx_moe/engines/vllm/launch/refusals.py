@@ -16,7 +16,7 @@ from lynx_moe.engines.vllm.launch.options import KEY
 
 PLACE = "LYNX_MOE_REFUSAL_DIR"
 FILE = "reason.txt"
-_directory: tempfile.TemporaryDirectory[str] | None = None
+_made: list[tuple[int, tempfile.TemporaryDirectory[str]]] = []  # the process that made it, and the directory
 
 
 class Refusal(ValueError):
@@ -24,13 +24,13 @@ class Refusal(ValueError):
 
 
 def expect() -> None:
-    """In a process that may start an engine, before it does: there is a place for its refusal, unless a parent has
-    made one, and none is there yet."""
-    global _directory
+    """In a process that may start an engine, before it does: there is a place for its refusal, which a parent may have
+    made, and none of an engine before."""
     if PLACE not in os.environ:
-        _directory = tempfile.TemporaryDirectory(prefix="lynx_moe-refusal-")
-        os.environ[PLACE] = _directory.name
-    heard()
+        _made[:] = [(os.getpid(), tempfile.TemporaryDirectory(prefix="lynx_moe-refusal-"))]
+        os.environ[PLACE] = _made[0][1].name
+    if any(process == os.getpid() for process, _ in _made):  # a child leaves what the parent waits for
+        heard()
 
 
 def tell(reason: str) -> None:
