@@ -18,7 +18,7 @@ MAY_USE["lab"] |= {"testbed"}
 MAY_USE["cli"] |= {"testbed", "serve"}
 INSIDE = {  # lowest first: each may use what stands before it, and rooms of one set do not know one another
     "engines": [{"shared"}, {"transformers", "vllm"}, {""}],
-    "engines.vllm": [{"launch"}, {"step"}, {"tell"}, {"model", "front"}, {"plugin", ""}],
+    "engines.vllm": [{"launch"}, {"step"}, {"tell"}, {"front"}, {"model"}, {"plugin", ""}],
     "lab": [
         {"shared"},
         {"speed", "evaluation", "fidelity", "watch"},
