@@ -10,10 +10,10 @@ import lynx_moe
 ROOT = Path(lynx_moe.__file__).parent
 ROOMS = ["routing", "kernels", "policies", "calibration", "control", "engines", "lab", "cli"]
 MAY_USE = {room: set(ROOMS[: place + 1]) for place, room in enumerate(ROOMS)}
-MAY_USE |= {"testbed": {"testbed"}, "serve": {"calibration", "policies", "routing"}}
+MAY_USE |= {"testbed": {"testbed"}}
 MAY_USE |= {"__init__": {"routing", "policies", "engines"}}  # offers their public names; an engine's when asked for it
 MAY_USE["lab"] |= {"testbed"}
-MAY_USE["cli"] |= {"testbed", "serve"}
+MAY_USE["cli"] |= {"testbed"}
 ENGINES = {"vllm", "transformers", "sglang"}
 FILES = sorted(ROOT.rglob("*.py"))
 
