@@ -48,3 +48,18 @@ def test_nothing_below_engines_knows_one(path: Path) -> None:
             if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
         ]
         assert not {"print", "open"} & set(calls)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_text_files_are_opened_as_utf8_by_name(path: Path) -> None:
+    """What the locale says is no reader's business. `Path.open` and `open` in a binary mode have no encoding."""
+    for call in [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]:
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        modes = [arg.value for arg in call.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+        if name in ("read_text", "write_text") or (name == "open" and not any("b" in mode for mode in modes)):
+            given = {keyword.arg for keyword in call.keywords}
+            assert given & {"encoding"} or _is_not_a_file(call), f"line {call.lineno}: name the encoding"
+
+
+def _is_not_a_file(call: ast.Call) -> bool:
+    return ast.unparse(call.func) in ("self.real.read_text",)  # a distribution's metadata

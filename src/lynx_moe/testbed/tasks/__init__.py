@@ -7,8 +7,9 @@ from collections.abc import Callable
 from itertools import count
 from random import Random
 
+from lynx_moe.testbed.split import is_held_out
 from lynx_moe.testbed.tasks import numbers, structured, text
-from lynx_moe.testbed.tasks.item import Generator, Item, is_held_out
+from lynx_moe.testbed.tasks.item import Generator, Item
 
 __all__ = ["TASKS", "Item", "is_held_out", "test_items", "train_item"]
 

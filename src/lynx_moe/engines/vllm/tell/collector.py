@@ -49,7 +49,7 @@ def _texts() -> Iterator[str]:
     directory = os.environ.get(DIRECTORY)
     for path in sorted(Path(directory).glob("*.json")) if directory else ():
         try:
-            yield path.read_text()
+            yield path.read_text(encoding="utf-8")
         except OSError:
             continue
 

@@ -64,7 +64,7 @@ def _version(plan: Plan) -> Any:
 def write(plan: Plan, labels: dict[str, str], target: Path) -> None:
     """The plan's numbers as JSON; an old file is replaced whole."""
     part = target.with_suffix(".part")
-    part.write_text(json.dumps({"labels": labels, "samples": samples(plan)}))
+    part.write_text(json.dumps({"labels": labels, "samples": samples(plan)}), encoding="utf-8")
     try:
         part.replace(target)
     except OSError:  # the server has gone, and its directory with it
