@@ -21,7 +21,7 @@ def serve(
     context: typer.Context,
     policy: Annotated[str, typer.Option(help=f"Spec string (default: {DEFAULT}).", show_default=False)] = "",
 ) -> None:
-    """`vllm serve MODEL` with a policy on; all else on the line is vLLM's, read by its own parser."""
+    """`vllm serve MODEL` with a policy on; all else on the line is vLLM's, see `vllm serve --help=all`."""
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(
             "vLLM is not installed here; install vllm, or on a machine without GPU: pip install 'lynx-moe[cpu]'"

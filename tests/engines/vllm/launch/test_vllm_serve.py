@@ -149,6 +149,10 @@ def test_bad_options_are_refused_before_anything_is_loaded(refused, model: str, 
     assert says in refused(model, f"--additional-config={given}", "--port", "0", policy="")
 
 
+def test_a_line_that_another_program_would_read_is_refused(refused, model: str) -> None:
+    assert "--omni" in refused(model, "--omni", "--port", "0")
+
+
 def test_no_model_is_no_model(refused) -> None:
     assert "no model is named" in refused("--port", "0")
 

@@ -36,6 +36,8 @@ def main() -> None:
         understood = True
 
     try:
+        if "--omni" in args:
+            raise ValueError("--omni hands the line to vllm-omni, which no policy reaches; use `vllm serve` for it")
         os.environ[ALLOWED] = allowed_plugins(os.environ.get(ALLOWED))
         with hooked(before):
             command.main()
