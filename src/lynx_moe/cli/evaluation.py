@@ -54,7 +54,7 @@ def evaluate(
     folder = config.folder_of(model)
     for policy in map(make_policy, specs):
         artifact.require(policy)
-        if folder is not None and "hf_overrides" not in model_args:
+        if folder is not None and (folder / "config.json").exists() and "hf_overrides" not in model_args:
             config.check(config.read(folder), policy, model)
     settings = evaluation.Settings(
         model=model,

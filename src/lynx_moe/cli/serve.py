@@ -19,12 +19,12 @@ SERVER = "lynx_moe.engines.vllm.launch.serve"
 )
 def serve(
     context: typer.Context,
-    policy: Annotated[str, typer.Option(help=f"Spec string (default: {DEFAULT}).", show_default=False)] = "",
+    policy: Annotated[str | None, typer.Option(help=f"Spec string (default: {DEFAULT}).")] = None,
 ) -> None:
     """`vllm serve MODEL` with a policy on; all else on the line is vLLM's, see `vllm serve --help=all`."""
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(
             "vLLM is not installed here; install vllm, or on a machine without GPU: pip install 'lynx-moe[cpu]'"
         )
-    spec = make_policy(policy).spec if policy else ""
+    spec = "" if policy is None else make_policy(policy).spec
     os.execv(sys.executable, [sys.executable, "-m", SERVER, spec, *context.args])
