@@ -34,7 +34,8 @@ def serve(model: str, policy: str, args: Sequence[str]) -> None:
     """
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(
-            "vLLM is not installed here; install vllm, or on a machine without GPU: pip install 'lynx-moe[cpu]'"
+            "vLLM is not installed here; install vllm, or on a machine without GPU, in a clone of "
+            "lynx-moe: pip install '.[cpu]'"
         )
     check_model(model, policy)
     check_port(option(args, "--host") or "", int(option(args, "--port") or 8000))
