@@ -27,9 +27,9 @@ wheel: setup
 	rm -rf build  # else modules that are gone would be packed again
 	$(BIN)/python -m build --wheel --outdir dist
 
-# -W: a warning, such as a broken link or a page that no list names, is an error.
+# -W: a warning, such as a broken link or a page that no list names, is an error; -E -a: also of pages that did not change.
 docs: setup
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs $(OUT)/site
+	$(BIN)/python -m sphinx -E -a -W --keep-going -q -b html docs $(OUT)/site
 
 demo: setup
 	$(BIN)/lynx-moe demo --out $(OUT)/demo
