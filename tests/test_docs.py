@@ -19,6 +19,8 @@ from lynx_moe.policies import POLICIES
 
 PAGES = sorted([*ROOT.glob("*.md"), ROOT / "examples/README.md", ROOT / "models/README.md", *DOCS.rglob("*.md")])
 NAMED = ("src/lynx_moe", "tests", "tests/helpers", "src/lynx_moe/engines", "")
+NOT_OURS = {"cpu_moe.py", "router/cpu_router.py", "try.py", "scores.json", "demo.json", "eval.png", "profile.png"}
+NOT_OURS |= {"out/gpu/gpu.json", "fronts.png", "half.png"}  # what commands write
 needs_sphinx = pytest.mark.skipif(
     importlib.util.find_spec("sphinx") is None, reason="sphinx is missing: pip install '.[docs]'"
 )
@@ -72,10 +74,6 @@ def test_what_a_page_names_exists(page: Path) -> None:
         beside = [ROOT / folder / name for folder in NAMED] + [page.parent / name]
         known = any(file.exists() for file in beside) or ("/" not in name and any(ROOT.glob(f"[st]*/**/{name}")))
         assert known or name in NOT_OURS, name
-
-
-NOT_OURS = {"cpu_moe.py", "router/cpu_router.py", "try.py", "scores.json", "demo.json", "eval.png", "profile.png"}
-NOT_OURS |= {"out/gpu/gpu.json", "fronts.png", "half.png"}  # what commands write
 
 
 def test_readme_is_short() -> None:
