@@ -1,7 +1,9 @@
 """The documents: the site builds without a warning, what they name exists, the reference lists all that there is."""
 
+import contextlib
 import importlib.util
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,8 +12,10 @@ from pathlib import Path
 
 import commands_page
 import pytest
+import typer
 from places import DOCS, REFERENCE, ROOT
 
+from lynx_moe.cli import app
 from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.shared.families import FAMILIES
 from lynx_moe.engines.vllm.launch.options import Options
@@ -110,3 +114,41 @@ def test_the_reference_lists_every_option_metric_and_policy() -> None:
         name for name in FAMILIES if not any(name.endswith(re.sub(r"_total|_sum|^\.+", "", end)) for end in ends)
     } == set()
     assert {name for name in POLICIES if not re.search(rf"^\| `{re.escape(name)}` \|", policies, re.M)} == set()
+
+
+def typed(text: str) -> list[list[str]]:
+    """The words of every `lynx-moe` command in a page: in code blocks, and inline."""
+    lines = re.sub(r" *\\\n\s*", " ", text)
+    blocks = (
+        "\n".join(re.findall(r"```sh\n(.*?)```", lines, re.S)) + "\n" + "\n".join(re.findall(r"^    .*", lines, re.M))
+    )
+    found = []
+    for line in [*blocks.splitlines(), *re.findall(r"`(lynx-moe [^`]+)`", lines)]:
+        if "lynx-moe " in line:
+            for part in re.split(r" && |; | \| | & ?$", line):
+                with contextlib.suppress(ValueError):  # the beginning of a quotation that goes on: none of our commands
+                    words = shlex.split(part, comments=True)
+                    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                        words = words[1:]
+                    if words[:1] == ["lynx-moe"] and words[1:]:
+                        found.append(words[1:])
+    return found
+
+
+def test_every_command_in_a_page_is_taken_by_the_command_line() -> None:
+    """Parsed, not run: the command exists, and so do its options. A mention without its arguments is no mistake."""
+    top, seen = typer.main.get_command(app), 0
+    for page in PAGES:
+        for words in typed(page.read_text()):
+            group, rest = top, words
+            while hasattr(group, "commands") and rest:
+                assert rest[0] in group.commands, f"{page.name}: {words}"
+                group, rest = group.commands[rest[0]], rest[1:]
+            try:
+                if rest and rest != ["[OPTIONS]"]:
+                    group.make_context(words[0], [word for word in rest if word != "[OPTIONS]"])
+                    seen += 1
+            except Exception as error:
+                if type(error).__name__ not in ("MissingParameter", "BadOptionUsage"):
+                    raise AssertionError(f"{page.name}: {words}: {error}") from error
+    assert seen > 60
