@@ -6,10 +6,13 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from lynx_moe.cli import app, main, version
-from lynx_moe.policies import POLICIES
+from lynx_moe.engines.vllm.launch.options import FAST
+from lynx_moe.lab.demo import measure as demo
+from lynx_moe.policies import DEFAULT, POLICIES, make_policy
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
@@ -117,3 +120,26 @@ def test_measurements_refuse_bad_input(args: tuple[str, ...], says: str) -> None
     result = run(*args)
     assert result.returncode == 2
     assert says in result.stderr.strip().splitlines()[-1]
+
+
+def test_every_command_that_is_told_no_policy_takes_the_default() -> None:
+    """One meaning of "default": a command that compares takes vanilla and DEFAULT, one that acts takes DEFAULT."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    taken = {
+        name: option.default
+        for name, command in commands.items()
+        for option in command.params
+        if option.name in ("policy", "policies") and option.default
+    }
+    assert taken == {
+        "fidelity": DEFAULT,
+        "guard-cost": DEFAULT,
+        "bench": f"vanilla {DEFAULT}",
+        "eval": f"vanilla {DEFAULT}",
+        "replay": f"vanilla {DEFAULT}",
+        "record": "vanilla",  # what decodes meanwhile, which changes nothing
+    }
+    (told,) = (option.help for option in commands["serve"].params if option.name == "policy")
+    assert told == f"Spec string (default: {DEFAULT})."  # none is told, as a configuration file may name one
+    assert demo.SPEED_POLICIES[1] == demo.QUALITY_POLICIES[1] == DEFAULT
+    assert make_policy(FAST).name == DEFAULT

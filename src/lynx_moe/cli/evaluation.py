@@ -13,7 +13,7 @@ from lynx_moe.cli.options import (
     Out,
     found,
 )
-from lynx_moe.policies import make_policy
+from lynx_moe.policies import DEFAULT, make_policy
 
 app = typer.Typer()
 
@@ -21,7 +21,7 @@ app = typer.Typer()
 @app.command("eval")
 def evaluate(
     model: Model,
-    policies: Baseline = ("vanilla lynx"),
+    policies: Baseline = f"vanilla {DEFAULT}",
     tasks: Annotated[str, typer.Option(help="lm-evaluation-harness tasks or groups between commas.")] = "lynx_testbed",
     limit: Annotated[int | None, typer.Option(min=1, help="Items per task (default: all).")] = None,
     concurrency: Annotated[int, typer.Option(help="Requests that run at once.")] = 16,

@@ -24,7 +24,8 @@ def serve(
     """`vllm serve MODEL` with a policy on; all else on the line is vLLM's, see `vllm serve --help=all`."""
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(
-            "vLLM is not installed here; install vllm, or on a machine without GPU: pip install 'lynx-moe[cpu]'"
+            "vLLM is not installed here; install vllm, or on a machine without GPU, in a clone of "
+            "lynx-moe: pip install '.[cpu]'"
         )
     spec = "" if policy is None else make_policy(policy).spec
     os.execv(sys.executable, [sys.executable, "-m", SERVER, spec, *context.args])
