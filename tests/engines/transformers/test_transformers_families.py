@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from places import DOCS
-from tiny_transformers import ARCHITECTURES, REFUSED, make, moe_model_types
+from tiny_transformers import ARCHITECTURES, REFUSED, beside, cache_of, make, moe_model_types
 from torch import Tensor
 
 import lynx_moe
@@ -59,7 +59,7 @@ def two_steps(model) -> tuple[Tensor, Tensor]:
     prompt, token, mask = inputs()
     with torch.inference_mode():
         first = model(prompt, attention_mask=mask[:, :PROMPT], use_cache=True)
-        second = model(token, attention_mask=mask, past_key_values=first.past_key_values)
+        second = model(token, attention_mask=mask, **beside(model, cache_of(first)))
     return first.logits, second.logits
 
 

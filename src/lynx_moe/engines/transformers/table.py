@@ -1,6 +1,6 @@
 """The table of router classes, and the MoE layers that it finds in a model. A new family is one row here.
 
-Read from transformers 5.19.
+Read from transformers 5.19; the families that it had are the same in 5.17 and 5.24.
 """
 
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.transformers import layouts, specs
 from lynx_moe.engines.transformers.layouts import Layout
 from lynx_moe.engines.transformers.specs import Bypass, Reader
+from lynx_moe.engines.transformers.wrappers import modules_of
 
 
 class Row(NamedTuple):
@@ -68,7 +69,7 @@ class Found(NamedTuple):
 
 def find(model: Any) -> tuple[list[Found], dict[str, str]]:
     """The MoE layers of a model in order, and for those that keep the model's own routing: name -> why."""
-    modules = dict(model.named_modules())
+    modules = modules_of(model)
     found: list[Found] = []
     bypassed: dict[str, str] = {}
     for name, module in modules.items():

@@ -18,6 +18,7 @@ from lynx_moe.lab.bakeoff.grids import NORMS, ORACLE, Setting, needs_calibration
 from lynx_moe.lab.bakeoff.oracle import Oracle
 from lynx_moe.lab.bakeoff.together import Loads, together
 from lynx_moe.lab.fidelity import measure as fidelity
+from lynx_moe.lab.fidelity import repeats
 from lynx_moe.lab.fidelity.lockstep import Effect, decode_together
 from lynx_moe.lab.shared import lines
 from lynx_moe.lab.shared.documents import MIXES, Batch, batches
@@ -68,12 +69,14 @@ def measure(
 ) -> Line:
     """Measures what the record at `path` lacks of the named policies (none named: all), and returns the whole of it.
 
-    Raises ValueError for bad settings, a model without MoE layers, data that cannot be read or hold too little, and a
+    Raises ValueError for bad settings, a model without MoE layers or whose cache
+    cannot be repeated, data that cannot be read or hold too little, and a
     record of other settings.
     """
     whole = lines.begin(path, "bakeoff", asdict(given))
     advance("loading the model")
     model, tokenizer, (plain,) = fidelity.open_model(given.of("tune"), ["vanilla"])
+    repeats.check(model)
     grid = settings(plain.layers[0].spec, names, given.norms, given.calibration)
     if not names and (reason := unseen(model)):
         advance(f"without the oracle: {reason}")
