@@ -1,5 +1,4 @@
-"""With this folder on PYTHONPATH every Python process is one on a CPU with AVX-512 and without AMX, as torch, oneDNN and
-vLLM see it."""
+"""With this folder on PYTHONPATH torch, oneDNN and vLLM see a CPU with AVX-512 and without AMX, in every process."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Caches of every kind, repeated for policies that decode side by side: keys, sliding windows, states, and a model's own."""
+"""Caches of every kind, repeated for policies that decode side by side: keys, windows, states, a model's own."""
 
 import pytest
 import torch

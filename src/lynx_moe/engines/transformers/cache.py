@@ -1,5 +1,5 @@
-"""A model's cache by what it is, not by its name: forwards and outputs of transformers 5.19 say `past_key_values`, those
-of 5.24 `cache`, and some take either.
+"""A model's cache by what it is, not by its name: forwards and outputs of transformers 5.19 say `past_key_values`,
+those of 5.24 `cache`, and some take either.
 """
 
 import inspect
@@ -13,7 +13,7 @@ NAMES = ("cache", "past_key_values", "cache_params")  # in code from a hub that 
 
 
 def cache_name(function: Callable[..., Any]) -> str | None:
-    """The parameter that takes a cache: one that is annotated as some `...Cache`, or has such a name. None: it has none."""
+    """The parameter that takes a cache: one that is annotated as some `...Cache`, or has such a name; None: none."""
     parameters = inspect.signature(function).parameters
     annotated = (name for name, parameter in parameters.items() if _names_a_cache(parameter.annotation))
     return next(annotated, None) or next((name for name in NAMES if name in parameters), None)
@@ -42,7 +42,7 @@ def repeat(cache: Any, batch: int, num: int) -> None:
 
 
 def _reorder(held: Any, batch: int, order: Tensor, seen: set[int]) -> Any:
-    """What takes the place of `held`: tensors that still have a row for each of the `batch` sequences get the new ones."""
+    """What takes the place of `held`: tensors with a row for each of the `batch` sequences get the new ones."""
     if isinstance(held, Tensor):
         return held.index_select(0, order.to(held.device)) if held.dim() and len(held) == batch else held
     if id(held) in seen:

@@ -53,8 +53,8 @@ def _why_none(model: Any) -> str:
     if code.__module__.partition(".")[0] == "transformers":
         return f"{code.__name__} has no MoE layer, so there is nothing to remap: apply needs a mixture-of-experts model"
     return (
-        f"{code.__name__} is code that came with the model ({code.__module__}), and no router of transformers' own is in "
-        "it: apply knows routers by transformers' classes; serve the model by vLLM, or load it with transformers' own code"
+        f"{code.__name__} is code that comes with it ({code.__module__}), without a router of transformers' own: "
+        "apply knows routers by transformers' classes; serve this model by vLLM, or load it with transformers' own code"
     )
 
 

@@ -1,8 +1,8 @@
 """A model's modules as its own code names them, where PEFT has put others around some of them.
 
-Around a module that it adapts PEFT puts one with a `base_layer` (around that another one, for each parameter it adapts),
-around one that it trains whole, one with `original_module` and copies in `modules_to_save`. Both take the module's
-place and name; what it computes is still done by the module inside.
+Around a module that it adapts PEFT puts one with a `base_layer` (another one around that, for each parameter), around
+one that it trains whole, one with `original_module` and copies in `modules_to_save`. Both take the module's place and
+name; what it computes is still done by the module inside.
 """
 
 from collections.abc import Iterator

@@ -45,6 +45,7 @@ class Settings:
     dtype: str = "auto"
     norms: tuple[str, ...] = NORMS
     calibration: str | None = None
+    trust_remote_code: bool | None = None
 
     def __post_init__(self) -> None:
         self.of(SPLITS[0])

@@ -16,6 +16,7 @@ from lynx_moe.lab.fidelity.lockstep import CACHES, Effect, decode
 from lynx_moe.lab.shared import lines
 from lynx_moe.lab.shared.documents import MIXES, SPLITS, Batch, Document, batches, from_file, from_testbed
 from lynx_moe.lab.shared.intervals import weighted_mean
+from lynx_moe.lab.shared.models import unloadable
 from lynx_moe.policies import make_policy
 
 Line = dict[str, Any]
@@ -33,6 +34,7 @@ class Settings:
     prefix, steps  tokens of running text that are prefilled, and that are decoded; exercises have their own lengths.
     dtype          what the weights are held in; "auto": as they were saved.
     split          which of the data: "all", or "calibrate", "tune", "test" (`documents` keeps them apart).
+    trust_remote_code  True: code that comes with the model is run; None: it never is, and nobody is asked.
     """
 
     model: str
@@ -46,6 +48,7 @@ class Settings:
     seed: int = 0
     dtype: str = "auto"
     split: str = "all"
+    trust_remote_code: bool | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("mixes", MIXES), ("caches", CACHES), ("split", SPLITS)):
@@ -121,10 +124,11 @@ def open_model(settings: Settings, specs: Sequence[str]) -> tuple[Any, Any, list
 
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=settings.dtype)
-        tokenizer = AutoTokenizer.from_pretrained(settings.model)
+        trust = {"trust_remote_code": bool(settings.trust_remote_code)}
+        model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=settings.dtype, **trust)
+        tokenizer = AutoTokenizer.from_pretrained(settings.model, **trust)
     except (OSError, ValueError) as error:
-        raise ValueError(f"transformers cannot load {settings.model!r}: {error}") from None
+        raise ValueError(unloadable("transformers", settings.model, error)) from None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), tokenizer, [apply(model, spec) for spec in specs]
 
