@@ -6,10 +6,12 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lynx_moe import serve
+from lynx_moe import cli, serve
+from lynx_moe.cli import errors
 from lynx_moe.policies import POLICIES
 
 
@@ -37,6 +39,7 @@ def test_policies_lists_every_policy_with_its_knobs(monkeypatch: pytest.MonkeyPa
     assert "data (priced, sere, exfold, reap): calibration file" in result.stdout
 
 
+@pytest.mark.vllm
 @pytest.mark.parametrize(
     ("policy", "says"),
     [("linx", "did you mean 'lynx'"), ("lynx:alpha=0", "above 0"), ("lynx:beta=-1", "from 0"), ("oea:k0=9", "top_k=8")],
@@ -49,6 +52,7 @@ def test_serve_refuses_a_bad_policy(tmp_path: Path, policy: str, says: str) -> N
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.vllm
 def test_serve_refuses_a_dense_model_and_a_missing_one(tmp_path: Path) -> None:
     dense = run("serve", moe_folder(tmp_path, model_type="llama", hidden_size=64))
     assert dense.returncode == 2
@@ -68,6 +72,7 @@ def test_serve_refuses_a_policy_without_its_calibration(tmp_path: Path) -> None:
             serve.check_model(where, "reap:share=0.5,data=nowhere.safetensors")
 
 
+@pytest.mark.vllm
 def test_serve_refuses_a_port_in_use(tmp_path: Path) -> None:
     model = moe_folder(tmp_path, model_type="qwen3_moe", num_experts=64, num_experts_per_tok=8)
     with socket.socket() as taken:
@@ -108,8 +113,72 @@ def test_serve_lets_vllm_load_the_endpoint_and_every_plugin_that_it_would_load_a
 
 
 @pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ValueError("a\n  b"), "a b"),
+        (KeyboardInterrupt, None),
+        (RuntimeError(""), "RuntimeError"),
+        (type("SafetensorError", (Exception,), {})("torn"), "SafetensorError: torn"),
+        (ModuleNotFoundError("No module named 'lm_eval'", name="lm_eval.tasks"), "this command needs lm_eval, which"),
+        (ModuleNotFoundError("No module named 'vllm'", name="vllm"), "vLLM is not installed here"),
+    ],
+    ids=str,
+)
+def test_what_a_user_can_mend_is_one_line(error: Any, says: str | None, monkeypatch: Any, capsys: Any) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.delenv(cli.TRACEBACK, raising=False)
+    monkeypatch.setattr(cli, "app", fail)
+    if says is None:
+        with pytest.raises(KeyboardInterrupt):
+            cli.main()
+        return
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"lynx-moe: error: {says}")
+    monkeypatch.setenv(cli.TRACEBACK, "1")
+    with pytest.raises(type(error)):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    "error", [AttributeError("x"), KeyError("x"), TypeError("x"), AssertionError(), ZeroDivisionError()]
+)
+def test_a_fault_of_ours_keeps_its_traceback(error: Exception, monkeypatch: Any) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(type(error)):
+        cli.main()
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: Any) -> None:
+    listed = ["torch>=2.6", 'lm-eval>=0.4.9; extra == "eval"', "jinja2>=3.1; extra == 'plots'"]
+    monkeypatch.setattr(errors, "_requirements", lambda: listed)
+    assert errors.missing("lm_eval.models").endswith("pip install 'lm-eval>=0.4.9', or the extra [eval]")
+    assert errors.missing("jinja2").endswith("pip install 'jinja2>=3.1', or the extra [plots]")
+    assert errors.missing("nowhere").endswith("pip install nowhere")
+
+
+def test_traceback_is_an_option_of_every_command() -> None:
+    result = run("--traceback", "bench", "--shape", "gpt-9")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "ValueError: unknown shape 'gpt-9'" in result.stderr
+
+
+@pytest.mark.parametrize(
     ("args", "says"),
     [
+        (("eval", "qwen3-moe", "--guard", "{"), "--guard '{' is not JSON"),
+        (("guard-cost", "--guard", "["), "--guard '[' is not JSON"),
+        (("eval", "qwen3-moe", "--model-args", '{"a": }'), "is not JSON"),
+        (("eval", "qwen3-moe", "--model-args", "max_model_len"), "is no name=value"),
+        (("eval", "qwen3-moe", "--include-path", "nowhere"), "--include-path nowhere is no folder"),
         (("bench", "--batch-sizes", "a"), "whole numbers"),
         (("bench", "--shape", "gpt-9"), "qwen3-30b"),
         (("bench", "--batch-sizes", "4,0"), "at least 1"),

@@ -139,7 +139,10 @@ class Run:
                     self._warn(f"layer {layer.name} ran outside its decoder's forward: it kept the model's own routing")
             if step is None or not step.acts or (step.num_rows == 1 and not policy.token_level):
                 return output
-            logits_TE, weights_TK, ids_TK = (part.detach() for part in layout.read(picker, args, output))
+            try:
+                logits_TE, weights_TK, ids_TK = (part.detach() for part in layout.read(picker, args, output))
+            except (IndexError, TypeError, ValueError) as error:
+                raise ValueError(f"layer {layer.name}: {error}; leave it out by layers=") from error
             _check_rows(layer, step, logits_TE, ids_TK)
             own = final = Routing(ids_TK.long(), weights_TK.float())
             with torch.no_grad():

@@ -7,13 +7,14 @@ those of plain vLLM bit for bit where both engines make the same steps, as here.
 from typing import Any
 
 import pytest
-from tiny_vllm import engine, tokens
+from tiny_vllm import apart, engine, prompt_kv, tokens
 
 from lynx_moe.engines import vllm as lynx_vllm
 from lynx_moe.engines.vllm.front import cache
 from lynx_moe.testbed import path, tasks
 
 POLICY = "lynx:alpha=0.3,beta=1"
+WILD = "topk:k=1"  # one expert of eight, in every row whatever its neighbours are: far from any rounding
 BLOCK = 32
 OPTIONS = {
     "max_num_batched_tokens": 64,
@@ -80,8 +81,6 @@ def test_exact_requests_are_plain_vllm_s_bit_for_bit_among_all_kinds_of_neighbou
     exact = [i for i, mode in enumerate(modes) if mode == "exact"]
     assert [tokens([outputs[i]]) for i in exact] == [tokens([plain[i]]) for i in exact]
     assert [logprobs(outputs[i]) for i in exact] == [logprobs(plain[i]) for i in exact]
-    others = [i for i in range(len(ITEMS)) if i not in exact]
-    assert [tokens([outputs[i]]) for i in others] != [tokens([plain[i]]) for i in others]
     stats = lynx_vllm.stats()
     assert stats.steps["mixed"] > 5
     assert stats.mean_after < 0.95 * stats.mean_before
@@ -91,7 +90,7 @@ def test_a_server_that_is_vanilla_remaps_those_who_ask_for_it(plain: Any, fresh:
     lynx_vllm.set_policy("vanilla")
     outputs = ask(fresh, [(None, POLICY)[i % 2] for i in range(len(ITEMS))])
     assert tokens(outputs[::2]) == tokens(plain[::2])
-    assert tokens(outputs[1::2]) != tokens(plain[1::2])
+    assert lynx_vllm.stats().mean_after < lynx_vllm.stats().mean_before
 
 
 def test_a_bad_wish_is_refused_and_the_engine_goes_on(plain: Any, fresh: Any) -> None:
@@ -118,26 +117,35 @@ def test_switching_is_all_or_nothing(fresh: Any) -> None:
     }
 
 
-def turns(llm: Any, first: str | None, second: str | None) -> tuple[int, Any]:
+def turns(llm: Any, first: str | None, second: str | None) -> tuple[int, list[int]]:
     """A conversation of two turns, among neighbours that are remapped: how many tokens of the second prompt, which
-    repeats all of the first turn, came from the cache, and its answer."""
+    repeats all of the first turn, came from the cache, and that prompt."""
     prompts = [{"prompt_token_ids": list(range(5 + i, 45 + i))} for i in range(4)]
     answers = ask(llm, [first, POLICY, POLICY, POLICY], prompts=prompts, length=60)
-    again = {"prompt_token_ids": [*prompts[0]["prompt_token_ids"], *answers[0].outputs[0].token_ids, 7]}
-    (answer,) = ask(llm, [second], prompts=[again])
-    return answer.num_cached_tokens, answer
+    again = [*prompts[0]["prompt_token_ids"], *answers[0].outputs[0].token_ids, 7]
+    (answer,) = ask(llm, [second], prompts=[{"prompt_token_ids": again}])
+    return answer.num_cached_tokens, again
+
+
+def remapped(llm: Any, prompt: list[int]) -> tuple[int, list[bool]]:
+    """How many tokens of an exact request's prompt come from the cache, and for each of its blocks whether what it
+    reads was written under another routing."""
+    cached, kv = prompt_kv(llm, prompt, BLOCK)
+    llm.reset_prefix_cache()
+    alone, exact = prompt_kv(llm, prompt, BLOCK)
+    assert alone == 0
+    print("APART", apart(kv, exact))
+    return cached, [each > 0.2 for each in apart(kv, exact)]
 
 
 def test_what_was_generated_under_remapping_is_never_shared_and_prompts_are(fresh: Any) -> None:
     """The first turn's prompt fills one block (of 32), its answer most of the next two."""
-    for first, second in ((None, "exact"), ("fast", "exact"), ("random:num_keep=16", None), (None, None)):
+    for first, second in ((None, "exact"), (WILD, "exact"), ("random:num_keep=16", None), (None, None)):
         fresh.reset_prefix_cache()
-        cached, answer = turns(fresh, first, second)
+        cached, prompt = turns(fresh, first, second)
         assert cached == BLOCK
-        fresh.reset_prefix_cache()
         if second == "exact":
-            (alone,) = ask(fresh, ["exact"], prompts=[{"prompt_token_ids": answer.prompt_token_ids}])
-            assert logprobs(alone) == logprobs(answer)
+            assert remapped(fresh, prompt) == (3 * BLOCK, [False] * 3)  # what the second turn has written
 
 
 def test_what_exact_requests_generate_is_shared_with_all(fresh: Any) -> None:
@@ -147,13 +155,11 @@ def test_what_exact_requests_generate_is_shared_with_all(fresh: Any) -> None:
 
 
 def test_without_the_word_in_its_hash_remapped_kv_would_be_shared(fresh: Any, monkeypatch: Any) -> None:
-    """What the tests above would not notice without: the same two turns hit, and the exact answer differs."""
+    """What the tests above would not notice without: the same two turns hit, and the exact request reads it."""
     monkeypatch.setattr(cache, "_mark", lambda *_: None)
-    cached, answer = turns(fresh, "random:num_keep=8", "exact")
+    cached, prompt = turns(fresh, WILD, "exact")
     assert cached == 3 * BLOCK
-    fresh.reset_prefix_cache()
-    (alone,) = ask(fresh, ["exact"], prompts=[{"prompt_token_ids": answer.prompt_token_ids}])
-    assert logprobs(alone) != logprobs(answer)
+    assert remapped(fresh, prompt) == (3 * BLOCK, [False, True, True])
 
 
 def test_a_server_that_never_remapped_shares_everything_until_it_is_switched(fresh: Any) -> None:
