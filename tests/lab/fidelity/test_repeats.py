@@ -64,13 +64,11 @@ def test_states_of_other_sequences_are_noticed(name, monkeypatch):
 
     monkeypatch.setattr(repeats, "repeat", mixed)
     model = model_of(name)
-    with pytest.raises(
-        ValueError, match=f"{type(model).__name__}: .* get other answers than alone, so policies cannot"
-    ):
+    with pytest.raises(ValueError, match=f"{type(model).__name__}: .* get other answers than alone, so policies"):
         repeats.check(model)
 
 
 def test_a_cache_that_cannot_be_repeated_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(cache, "_reorder", lambda *_: None)  # MiniMax's states lie beside the layers
-    with pytest.raises(ValueError, match="MiniMaxForCausalLM: its cache cannot be repeated .* policies cannot decode"):
+    with pytest.raises(ValueError, match=r"MiniMaxForCausalLM: its cache cannot be repeated .* policies cannot decode"):
         repeats.check(make(ARCHITECTURES["minimax"]))
