@@ -10,12 +10,46 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lynx_moe.cli import bakeoff, calibrate, demo, errors, evaluation, fidelity, profile, replay, show, speed, watch
+from lynx_moe.cli import (
+    bakeoff,
+    calibrate,
+    demo,
+    errors,
+    evaluation,
+    fidelity,
+    profile,
+    replay,
+    show,
+    speed,
+    version,
+    watch,
+)
 from lynx_moe.policies import DEFAULT, POLICIES, SHARED, Policy, knobs, make_policy
 from lynx_moe.testbed.cli import app as testbed
 
 TRACEBACK = "LYNX_MOE_TRACEBACK"
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+def _versions(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version.text())
+        raise typer.Exit
+
+
+@app.callback()
+def every_command(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_versions, help="Versions of lynx-moe, vLLM, transformers and torch."
+        ),
+    ] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help=f"Errors whole; also {TRACEBACK}=1.")] = False,
+) -> None:
+    """What stands before the commands."""
+    if traceback:
+        os.environ[TRACEBACK] = "1"
 
 
 @app.command()
@@ -57,15 +91,6 @@ def serve(
 for room in (demo, speed, evaluation, fidelity, bakeoff, profile, replay, calibrate, show, watch):
     app.add_typer(room.app)
 app.add_typer(testbed, name="testbed")
-
-
-@app.callback()
-def options(
-    traceback: Annotated[bool, typer.Option("--traceback", help=f"Errors whole; also {TRACEBACK}=1.")] = False,
-) -> None:
-    """lynx-moe: fewer experts per decode step. Serve with a policy, measure what it saves and what it costs."""
-    if traceback:
-        os.environ[TRACEBACK] = "1"
 
 
 def main() -> None:

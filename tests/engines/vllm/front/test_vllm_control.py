@@ -7,15 +7,13 @@ those of plain vLLM bit for bit where both engines make the same steps, as here.
 from typing import Any
 
 import pytest
-from tiny_vllm import apart, engine, prompt_kv, tokens
+from asking import BLOCK, ITEMS, POLICY, WILD, ask, logprobs, remapped_blocks, turns
+from tiny_vllm import engine, tokens
 
 from lynx_moe.engines import vllm as lynx_vllm
-from lynx_moe.engines.vllm.front import cache
-from lynx_moe.testbed import path, tasks
+from lynx_moe.engines.vllm.step import cache
+from lynx_moe.testbed import path
 
-POLICY = "lynx:alpha=0.3,beta=1"
-WILD = "topk:k=1"  # one expert of eight, in every row whatever its neighbours are: far from any rounding
-BLOCK = 32
 OPTIONS = {
     "max_num_batched_tokens": 64,
     "block_size": BLOCK,
@@ -25,7 +23,6 @@ OPTIONS = {
     "dtype": "auto",
     "disable_log_stats": False,
 }
-ITEMS = [item for task in list(tasks.TASKS)[:8] for item in tasks.test_items(task, 3, seed=3)]
 MODES = ("exact", None, "fast", "random:num_keep=16", "exact", "balanced")
 
 
@@ -50,23 +47,6 @@ def fresh(llm: Any) -> Any:
     llm.reset_prefix_cache()
     lynx_vllm.reset_stats()
     return llm
-
-
-def ask(llm: Any, modes: list[str | None], prompts: Any = None, length: int = 20, **given: Any) -> list[Any]:
-    """Greedy answers, of 20 and more tokens each, so that requests end at different steps."""
-    from vllm import SamplingParams
-
-    prompts = prompts or [item.prompt for item in ITEMS]
-    greedy = {"temperature": 0.0, "ignore_eos": True, "logprobs": 2, **given}
-    params = [
-        SamplingParams(max_tokens=length + (7 * i) % 20, extra_args=mode and {"lynx_moe": mode}, **greedy)
-        for i, mode in enumerate(modes)
-    ]
-    return llm.generate(prompts, params, use_tqdm=False)  # type: ignore[no-any-return]
-
-
-def logprobs(output: Any) -> list[dict[int, float]]:
-    return [{token: found.logprob for token, found in place.items()} for place in output.outputs[0].logprobs]
 
 
 def preemptions(llm: Any) -> float:
@@ -117,27 +97,6 @@ def test_switching_is_all_or_nothing(fresh: Any) -> None:
     }
 
 
-def turns(llm: Any, first: str | None, second: str | None) -> tuple[int, list[int]]:
-    """A conversation of two turns, among neighbours that are remapped: how many tokens of the second prompt, which
-    repeats all of the first turn, came from the cache, and that prompt."""
-    prompts = [{"prompt_token_ids": list(range(5 + i, 45 + i))} for i in range(4)]
-    answers = ask(llm, [first, POLICY, POLICY, POLICY], prompts=prompts, length=60)
-    again = [*prompts[0]["prompt_token_ids"], *answers[0].outputs[0].token_ids, 7]
-    (answer,) = ask(llm, [second], prompts=[{"prompt_token_ids": again}])
-    return answer.num_cached_tokens, again
-
-
-def remapped(llm: Any, prompt: list[int]) -> tuple[int, list[bool]]:
-    """How many tokens of an exact request's prompt come from the cache, and for each of its blocks whether what it
-    reads was written under another routing."""
-    cached, kv = prompt_kv(llm, prompt, BLOCK)
-    llm.reset_prefix_cache()
-    alone, exact = prompt_kv(llm, prompt, BLOCK)
-    assert alone == 0
-    print("APART", apart(kv, exact))
-    return cached, [each > 0.2 for each in apart(kv, exact)]
-
-
 def test_what_was_generated_under_remapping_is_never_shared_and_prompts_are(fresh: Any) -> None:
     """The first turn's prompt fills one block (of 32), its answer most of the next two."""
     for first, second in ((None, "exact"), (WILD, "exact"), ("random:num_keep=16", None), (None, None)):
@@ -145,7 +104,7 @@ def test_what_was_generated_under_remapping_is_never_shared_and_prompts_are(fres
         cached, prompt = turns(fresh, first, second)
         assert cached == BLOCK
         if second == "exact":
-            assert remapped(fresh, prompt) == (3 * BLOCK, [False] * 3)  # what the second turn has written
+            assert remapped_blocks(fresh, prompt) == (3 * BLOCK, [False] * 3)  # what the second turn has written
 
 
 def test_what_exact_requests_generate_is_shared_with_all(fresh: Any) -> None:
@@ -159,7 +118,7 @@ def test_without_the_word_in_its_hash_remapped_kv_would_be_shared(fresh: Any, mo
     monkeypatch.setattr(cache, "_mark", lambda *_: None)
     cached, prompt = turns(fresh, WILD, "exact")
     assert cached == 3 * BLOCK
-    assert remapped(fresh, prompt) == (3 * BLOCK, [False, True, True])
+    assert remapped_blocks(fresh, prompt) == (3 * BLOCK, [False, True, True])
 
 
 def test_a_server_that_never_remapped_shares_everything_until_it_is_switched(fresh: Any) -> None:
