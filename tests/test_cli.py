@@ -195,11 +195,11 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: Any) -> None:
     assert errors.missing("nowhere").endswith("pip install nowhere")
 
 
-def test_traceback_is_an_option_of_every_command() -> None:
-    result = run("--traceback", "bench", "--shape", "gpt-9")
-    assert result.returncode == 1
-    assert "Traceback" in result.stderr
-    assert "ValueError: unknown shape 'gpt-9'" in result.stderr
+def test_traceback_is_an_option_before_every_command(monkeypatch: Any) -> None:
+    monkeypatch.setenv(cli.TRACEBACK, "")
+    monkeypatch.setattr("sys.argv", ["lynx-moe", "--traceback", "bench", "--shape", "gpt-9"])
+    with pytest.raises(ValueError, match="unknown shape 'gpt-9'"):
+        cli.main()
 
 
 @pytest.mark.parametrize(
@@ -210,6 +210,20 @@ def test_traceback_is_an_option_of_every_command() -> None:
         (("eval", "qwen3-moe", "--model-args", '{"a": }'), "is not JSON"),
         (("eval", "qwen3-moe", "--model-args", "max_model_len"), "is no name=value"),
         (("eval", "qwen3-moe", "--include-path", "nowhere"), "--include-path nowhere is no folder"),
+    ],
+)
+def test_options_that_are_no_json_are_refused(args: tuple[str, ...], says: str, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr("sys.argv", ["lynx-moe", *args])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
         (("bench", "--batch-sizes", "a"), "whole numbers"),
         (("bench", "--shape", "gpt-9"), "qwen3-30b"),
         (("bench", "--batch-sizes", "4,0"), "at least 1"),
