@@ -16,6 +16,7 @@ from lynx_moe.lab.fidelity.lockstep import CACHES, Effect, decode
 from lynx_moe.lab.shared import lines
 from lynx_moe.lab.shared.documents import MIXES, SPLITS, Batch, Document, batches, from_file, from_testbed
 from lynx_moe.lab.shared.intervals import weighted_mean
+from lynx_moe.lab.shared.models import unloadable
 from lynx_moe.policies import make_policy
 
 Line = dict[str, Any]
@@ -33,6 +34,7 @@ class Settings:
     prefix, steps  tokens of running text that are prefilled, and that are decoded; exercises have their own lengths.
     dtype          what the weights are held in; "auto": as they were saved.
     split          which of the data: "all", or "calibrate", "tune", "test" (`documents` keeps them apart).
+    trust_remote_code  True: code that comes with the model is run; None: it never is, and nobody is asked.
     """
 
     model: str
@@ -46,6 +48,7 @@ class Settings:
     seed: int = 0
     dtype: str = "auto"
     split: str = "all"
+    trust_remote_code: bool | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("mixes", MIXES), ("caches", CACHES), ("split", SPLITS)):
@@ -119,7 +122,7 @@ def summary(cut: Sequence[Batch], effects: Sequence[Effect], names: Sequence[str
 def documents(settings: Settings) -> list[Document]:
     """What `settings.data` names, as the model's tokenizer cuts it; no weights are loaded. Raises ValueError where it
     holds nothing of use, and where there is no tokenizer."""
-    tokenizer = _loaded("AutoTokenizer", settings.model)
+    tokenizer = _loaded("AutoTokenizer", settings)
     if settings.data == "testbed":
         return from_testbed(tokenizer, settings.num_sequences, settings.seed, settings.split)
     size = (settings.num_sequences, settings.prefix, settings.steps)
@@ -128,20 +131,21 @@ def documents(settings: Settings) -> list[Document]:
 
 def open_model(settings: Settings, specs: Sequence[str]) -> tuple[Any, list[Run]]:
     """The model, and a run of each policy, not installed. Raises ValueError as `measure` does."""
-    model = _loaded("AutoModelForCausalLM", settings.model, dtype=settings.dtype)
+    model = _loaded("AutoModelForCausalLM", settings, dtype=settings.dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), [apply(model, spec) for spec in specs]
 
 
-def _loaded(kind: str, name: str, **options: Any) -> Any:
-    """What one of transformers' Auto classes makes of a folder or hub name. Raises ValueError if it cannot."""
+def _loaded(kind: str, settings: Settings, **options: Any) -> Any:
+    """What one of transformers' Auto classes makes of the model. Raises ValueError if it cannot."""
     import transformers
 
     transformers.logging.disable_progress_bar()
+    trust = bool(settings.trust_remote_code)  # None would ask on the terminal
     try:
-        return getattr(transformers, kind).from_pretrained(name, **options)
+        return getattr(transformers, kind).from_pretrained(settings.model, trust_remote_code=trust, **options)
     except (OSError, ValueError) as error:
-        raise ValueError(f"transformers cannot load {name!r}: {error}") from None
+        raise ValueError(unloadable("transformers", settings.model, error)) from None
 
 
 def loads(run: Run) -> Line:

@@ -105,7 +105,6 @@ def test_prompts_keep_their_logprobs_bit_for_bit_under_a_policy(plain, fresh):
     lynx_vllm.set_policy(POLICY)
     outputs = generate(fresh, REQUESTS, prompt_logprobs=2)
     assert [o.prompt_logprobs for o in outputs] == [o.prompt_logprobs for o in plain[1]]
-    assert tokens(outputs) != tokens(plain[1])
     assert sum(layer.mixed.changed_rows for layer in lynx_vllm.stats().layers) > 0
 
 

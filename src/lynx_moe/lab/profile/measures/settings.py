@@ -26,6 +26,7 @@ class Settings:
     tolerance: float = 0.01
     seed: int = 0
     dtype: str = "auto"
+    trust_remote_code: bool | None = None
 
     def __post_init__(self) -> None:
         self.reading()
@@ -48,4 +49,5 @@ class Settings:
             steps=self.steps,
             seed=self.seed,
             dtype=self.dtype,
+            trust_remote_code=self.trust_remote_code,
         )
