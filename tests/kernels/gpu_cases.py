@@ -41,7 +41,8 @@ SIZES = (
     [(7, 60), (3, 64), (16, 128), (64, 128), (5, 256), (256, 128)] if ON_GPU else [(7, 60), (2, 12), (3, 64), (5, 4)]
 )
 ROUTERS = [scheme for scheme in SCHEMES if "sparsemixer" not in scheme]
-MASKS = ("none", "some", "one_decodes", "no_valid", "no_remap")
+MASKS = ("none", "some", "one_decodes", "no_valid", "no_remap", "prices", "prices_alone")
+TIERS = torch.tensor([0.0, 0.01, 0.03, 0.1, 0.5, 50.0])
 # Every policy, size and scheme with several of the others; a GPU compiles each of them for seconds, so it has fewer.
 STEPS = [
     (policy, SIZES[n % len(SIZES)], ROUTERS[(n + n // len(ROUTERS)) % len(ROUTERS)])
@@ -60,7 +61,12 @@ def make_masks(kind: str, num_rows: int, rng: torch.Generator) -> Rows | None:
     if kind == "one_decodes":
         remap = torch.arange(num_rows + 9) == 1
     valid, remap = valid & (kind != "no_valid"), remap & (kind != "no_remap")
-    return Rows(valid=valid.to(DEVICE)[:num_rows], remap=remap.to(DEVICE)[:num_rows])
+    price = None
+    if kind.startswith("prices"):
+        price = TIERS[torch.randint(len(TIERS), (num_rows + 9,), generator=rng)].to(DEVICE)[:num_rows]
+    if kind == "prices_alone":
+        valid = torch.arange(num_rows + 9) == num_rows // 2
+    return Rows(valid=valid.to(DEVICE)[:num_rows], remap=remap.to(DEVICE)[:num_rows], price=price)
 
 
 def poisoned(function):
@@ -195,7 +201,7 @@ def test_priced_s_row_that_would_lose_all_keeps_its_heaviest_and_of_equals_the_l
     own = routed([[0.2, 0.4, 0.4], [0.5, 0.25, 0.25], [0.3, 0.3, 0.4]], [[4, 3, 1], [0, 1, 2], [5, 2, 3]])
     spec, policy = RouterSpec(num_experts=6, top_k=3), make_policy("priced:price=1e9,norm=own=1")
     got = policy.decide(torch.zeros(3, 6, device=DEVICE), spec, None, own)
-    assert got.ids.tolist() == [[1, 1, 1], [0, 0, 0], [3, 3, 3]]
+    assert got.ids.tolist() == [[0, 3, 1], [0, 3, 1], [0, 1, 3]]  # in the rest what others keep
     assert got.weights.round(decimals=6).tolist() == [[0, 0, 1], [1, 0, 0], [0, 0, 1]]
     assert got.counts.tolist() == [6, 3, 3, 0]
 
@@ -216,7 +222,7 @@ def test_priced_counts_donated_experts_as_no_loss() -> None:
     own = routed([[0.1, 0.9], [0.1, 0.9], [0.5, 0.5]], [[0, 2], [0, 3], [0, 1]])
     spec, rows = RouterSpec(num_experts=6, top_k=2), Rows(remap=torch.arange(3, device=DEVICE) < 2)
     got = make_policy("priced:price=540").decide(torch.zeros(3, 6, device=DEVICE), spec, rows, own)
-    assert got.ids.tolist() == [[0, 0], [0, 0], [0, 1]]
+    assert got.ids.tolist() == [[0, 1], [0, 1], [0, 1]]
 
 
 def test_priced_asks_the_voters_only_what_an_expert_is_worth() -> None:
@@ -226,7 +232,8 @@ def test_priced_asks_the_voters_only_what_an_expert_is_worth() -> None:
         ("priced:price=10", Rows(valid=on), [[0.6, 0.4], [0.6, 0.4], [0.5, 0.5]], [[0, 2], [0, 3], [2, 3]]),
         ("priced:num_keep=1", Rows(remap=on), [[0.4, 0.6], [0.6, 0.4], [0.99, 0.01]], [[0, 2], [2, 3], [0, 1]]),
     )
-    expected = [[[0, 0], [0, 0], [0, 0]], [[0, 2], [2, 2], [0, 1]]]
+    # The first: 0 alone is loaded, and repeated. The second: expert 3 went, its slot holds 0, which the donor loads.
+    expected = [[[0, 0], [0, 0], [0, 0]], [[0, 2], [2, 0], [0, 1]]]
     for (text, rows, weights, ids), final in zip(cases, expected, strict=True):
         got = make_policy(text).decide(torch.zeros(3, 6, device=DEVICE), spec, rows, routed(weights, ids))
         assert got.ids.tolist() == final

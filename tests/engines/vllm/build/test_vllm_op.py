@@ -111,6 +111,20 @@ def test_counts_equal_a_recount(policy):
     assert plan.stats().layers[1].decode.before == 0
 
 
+@pytest.mark.parametrize(("policy", "counted"), [("priced:price=1", 1), ("topk:k=1", 1), ("lynx", 0), ("vanilla", 0)])
+def test_a_row_alone_is_counted_where_the_policy_acts_alone(policy, counted):
+    plan = make_plan(policy)
+    begin(plan, [True], [1])
+    logits, weights, ids = own_routing(1)
+    _, final = decided(logits, weights, ids, 0)
+    tally = plan.stats().layers[0].single
+    assert (tally.steps, tally.rows, tally.decode_rows) == (counted, 1, counted)
+    assert (tally.before, tally.after) == (counted * K, counted * len(final.unique()))
+    assert (len(final.unique()) < K) == bool(counted)
+    assert plan.stats().steps["single"] == 1
+    assert plan.stats().mean_before == counted * K / 2  # of two layers, one of which decided
+
+
 def test_counts_on_a_device_equal_those_on_the_host():
     device, host = Counters(2, torch.device("cpu")), HostCounters(2)
     policy, totals = make_policy("lynx:alpha=0.3,beta=1"), device.totals
@@ -123,10 +137,10 @@ def test_counts_on_a_device_equal_those_on_the_host():
                 counters.add(1, own, final, E, valid if final.counts is None else None)
     assert device.read() == host.read()
     assert device.read()[1][0][0] > device.read()[1][0][1] > 0
-    assert device.read()[0] == [[0] * 4] * 2
+    assert device.read()[0] == [[0] * 4] * 3
     device.reset()
     host.reset()
-    assert device.read() == host.read() == [[[0] * 4] * 2] * 2
+    assert device.read() == host.read() == [[[0] * 4] * 3] * 2
     assert device.totals is totals  # a CUDA graph would go on adding to it
 
 

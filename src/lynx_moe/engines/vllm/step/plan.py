@@ -49,13 +49,14 @@ class Plan:
         self.runners: dict[int, Callable[[], Any]] = {}  # a layer's number -> vLLM's runner of it, while it lives
         self.watch: Watch | None = None
         self.policy_changes = {"operator": 0, "guard": 0}
-        self.has_begun = False
+        self.has_begun = self.acts = False
         self.seal()
         cache.switched(self.policy.is_identity)
 
     def seal(self) -> None:
         """All layers are known: counting starts. Raises ValueError if the policy does not fit one of them."""
         self.by_layer = fitted(self.policy, self.layers, self.shape.name, self.device)
+        self._try(self.by_layer)
         count = len(self.layers)
         self.counters = HostCounters(count) if self.device.type == "cpu" else Counters(count, self.device)
         self.set_guard(self.options.guard)
@@ -64,14 +65,19 @@ class Plan:
     def fit(self, spec: str) -> tuple[Policy, list[Policy]]:
         """The policy of a spec string, and each layer's. Raises ValueError if it does not fit one of them."""
         policy = make_policy(spec).for_model(self.shape)
-        return policy, fitted(policy, self.layers, self.shape.name, self.device)
+        by_layer = fitted(policy, self.layers, self.shape.name, self.device)
+        self._try(by_layer)
+        return policy, by_layer
+
+    def _try(self, by_layer: list[Policy]) -> None:
+        """A step in which a policy fails, or which waits for a compiler, is not one of a user's."""
+        if by_layer and self.device.type == "cpu":
+            tried(by_layer[0], self.layers[0].spec)
 
     def check(self, spec: str) -> tuple[Policy, list[Policy]]:
         """What `set_policy` would switch to. Raises ValueError as it would, and changes nothing; Recorded is the one
         that no other spec would mend."""
         policy, by_layer = self.fit(spec)
-        if by_layer and self.device.type == "cpu":
-            tried(by_layer[0], self.layers[0].spec)
         if self.graphs:
             raise Recorded(
                 f"cannot switch to {spec!r}: CUDA graphs have recorded {self.policy.spec!r}; "
@@ -104,15 +110,22 @@ class Plan:
         """The masks of `rows` are those of the step that comes next."""
         activate(self)
         kind = self.rows.kind
-        self.counters.begin(KINDS.index(kind.value) if kind.acts else None)
+        self.acts = kind.acts and (kind is not Kind.SINGLE or any(policy.acts_alone for policy in self.deciding))
+        self.counters.begin(KINDS.index(kind.value) if self.acts else None)
         if self.watch is not None:
-            self.watch.begin_step(acts=kind.acts)
+            self.watch.begin_step(acts=self.acts)
         if kind is Kind.IDLE:
             return
         self.steps[kind.value] += 1
-        counts = (self.rows.num_rows, self.rows.num_decode_rows, self.rows.num_exact_rows)
+        self.acted[kind.value] += self.acts
+        counts = (self.rows.num_rows, self.rows.num_decode_rows if self.acts else 0, self.rows.num_exact_rows)
         for column, count in enumerate(counts):
             self.row_sums[kind.value][column] += count
+
+    @property
+    def deciding(self) -> list[Policy]:
+        """The policies of the current step, in turn."""
+        return [policy for policy, _ in self.requests.step] or [self.policy]
 
     def reroute(
         self, logits_TE: Tensor, weights_TK: Tensor, ids_TK: Tensor, layer: int, hidden_TH: Tensor | None = None
@@ -123,13 +136,10 @@ class Plan:
         they are replayed, only the persistent masks tell steps apart.
         """
         rows, step = self.rows, self.requests.step
-        policies = [policy for policy, _ in step] or [self.policy]
-        recorded = self.graphs and rows.kind is Kind.IDLE
-        alone = rows.kind is Kind.SINGLE and any(policy.token_level for policy in policies)
-        if not (rows.kind.acts or recorded or alone):
+        if not (self.acts or (self.graphs and rows.kind is Kind.IDLE)):
             return None
         watch = self.watch if self.watch is not None and self.watch.wants(layer) else None
-        idle = all(policy.is_identity for policy in policies) or not (logits_TE.is_cuda or rows.num_decode_rows)
+        idle = all(policy.is_identity for policy in self.deciding) or not (logits_TE.is_cuda or rows.num_decode_rows)
         if idle and not self.options.stats and self.recorder is None and watch is None:
             return None
         start = time.perf_counter()
@@ -172,13 +182,14 @@ class Plan:
     def reset_stats(self) -> None:
         self.counters.reset()
         self.steps = {kind.value: 0 for kind in Kind if kind is not Kind.IDLE}
+        self.acted = dict.fromkeys(self.steps, 0)  # of these, where the policy could do something
         self.row_sums = {kind: [0, 0, 0] for kind in self.steps}
         self.decisions, self.decision_seconds = 0, 0.0
         self.last_log = (time.monotonic(), 0)
 
     def stats(self) -> Stats:
         names = [layer.name for layer in self.layers]
-        counted = layer_stats(names, self.counters.read(), self.steps, self.row_sums)
+        counted = layer_stats(names, self.counters.read(), self.acted, self.row_sums)
         timed = self.decisions and self.device.type == "cpu"
         return Stats(
             policy=self.policy.spec,

@@ -19,7 +19,7 @@ import torch
 
 from lynx_moe.calibration.artifact import layer_number
 from lynx_moe.engines.shared.families import groups
-from lynx_moe.engines.shared.metrics import COLUMNS, KINDS, Kind
+from lynx_moe.engines.shared.metrics import COLUMNS, KINDS
 from lynx_moe.engines.vllm.step.plan import Plan, is_active
 
 DIRECTORY = "LYNX_MOE_METRICS_DIR"  # an environment variable: options are part of vLLM's compile cache key
@@ -92,7 +92,6 @@ def samples(plan: Plan) -> list[Sample]:
 
 def _rows(plan: Plan) -> list[Sample]:
     total, remappable, exact = (sum(sums[place] for sums in plan.row_sums.values()) for place in range(3))
-    remappable -= plan.row_sums[Kind.SINGLE.value][1]
     handled = {"remappable": remappable, "exact": exact, "bypassed": total - remappable - exact}
     return [("lynx_moe_rows", [name], count) for name, count in handled.items()]
 
@@ -107,7 +106,7 @@ def _layers(plan: Plan) -> list[Sample]:
             for column, name in enumerate(COLUMNS):
                 value = sum(totals[places[member]][kind][column] for member in members)
                 found.append((SUMS[name], [label, step], value))
-            found.append(("lynx_moe_layer_steps", [label, step], len(members) * plan.steps[step]))
+            found.append(("lynx_moe_layer_steps", [label, step], len(members) * plan.acted[step]))
     return found
 
 
