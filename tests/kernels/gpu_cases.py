@@ -180,6 +180,17 @@ def test_a_row_with_an_infinite_logit_keeps_its_routing_and_donates(text: str) -
     assert got.counts[2] > 0
 
 
+@pytest.mark.parametrize("price", [0.03, 0.3, 5.0])
+def test_priced_asks_a_share_of_a_row_alone_whoever_says_the_price(price: float) -> None:
+    first = torch.arange(8, device=DEVICE) < 1
+    for seed in range(8):
+        _, logits, spec, _ = make_step("priced", (8, 60), "softmax", "normal", seed)
+        for text, price_T in ((f"priced:price={price}", None), ("priced", first * price)):
+            policy, rows = make_policy(text), Rows(valid=first, remap=first, price=price_T)
+            expected, got = policy.route(logits, spec, rows), policy.decide(logits, spec, rows)
+            assert torch.equal(got.ids, expected.ids)
+
+
 def test_inputs_are_never_written_to_nor_given_back() -> None:
     policy, logits, spec, _ = make_step("lynx:alpha=1,beta=1", (7, 60), "softmax", "normal", 3)
     own, rows = select(logits, spec), Rows(valid=torch.arange(7, device=DEVICE) < 5)

@@ -59,7 +59,7 @@ STEEP = 1000.0
 LEAST_PRICE = 0.004  # a guard that finds this too dear gives the policy up
 ROUNDS = (0.125, 0.25, 0.5, 1.0)  # each twice the one before it, which the GPU kernels rely on
 FLOOR = 0.6
-ALONE = 0.125  # a power of two: prices are multiplied by it without rounding
+ALONE = 0.0625  # a power of two: prices are multiplied by it without rounding
 MOST = 1e30  # as good as any price above: no harm is that large, and float32 holds it
 
 
@@ -111,10 +111,13 @@ class Priced(Ranked, Calibrated, Keeping):
     @property
     def asks(self) -> float:
         """The price; 1 with num_keep, which knows none."""
-        return 1.0 if self.num_keep is not None else PRICE if self.price is None else self.price
+        return 1.0 if self.num_keep is not None else PRICE if self.price is None else min(self.price, MOST)
 
     def without_price(self) -> Self:
         return replace(self, price=None)
+
+    def at_price(self, price: float) -> Self:
+        return replace(self, price=price) if self.num_keep is None else self
 
     def milder(self, spec: RouterSpec) -> Self | None:
         if self.num_keep is None:
@@ -184,7 +187,7 @@ class Priced(Ranked, Calibrated, Keeping):
 
     def prices(self, step: Step) -> tuple[Tensor, Tensor | None]:
         """(float32 [1]: the voters' middle price m; float64 [T, 1]: m over each row's own, None where all ask m)."""
-        price, factor_T1 = torch.full((1,), min(self.asks, MOST), device=step.voters_T.device), None
+        price, factor_T1 = torch.full((1,), self.asks, device=step.voters_T.device), None
         if step.price_T is not None and self.num_keep is None:
             price_T = step.price_T.float().clamp(max=MOST)
             order_T = price_T.where(step.voters_T, torch.inf).sort().values

@@ -127,9 +127,9 @@ def keep_kernel(
     if MODE == "price" or MODE == "harm":
         if MODE == "price" and PRICES:
             price = middle_price(prices, state, T, voters, E, TP)
-        price = tl.where(acts, price, price * alone)
+        part = tl.where(acts, 1.0, alone)
         keep = worth(
-            own_ids, own_weights, given, prices, state, T, price, number, expert, real, free, E, K, KP, S, PASSES,
+            own_ids, own_weights, given, prices, state, T, price, part, number, expert, real, free, E, K, KP, S, PASSES,
             STEEP, GAINS, MODE == "harm", PRICES and MODE == "price",
         )  # fmt: skip
     tl.debug_barrier()

@@ -28,18 +28,19 @@ def middle_price(prices, state, T, voters, E: tl.constexpr, TP: tl.constexpr):
 
 @triton.jit
 def worth(
-    own_ids, own_weights, gain, prices, state, T, price, number, expert, real, free, E: tl.constexpr, K: tl.constexpr,
-    KP: tl.constexpr, S: tl.constexpr, PASSES: tl.constexpr, STEEP: tl.constexpr, GAINS: tl.constexpr,
+    own_ids, own_weights, gain, prices, state, T, middle, part, number, expert, real, free, E: tl.constexpr,
+    K: tl.constexpr, KP: tl.constexpr, S: tl.constexpr, PASSES: tl.constexpr, STEEP: tl.constexpr, GAINS: tl.constexpr,
     COUNTED: tl.constexpr, MIXED: tl.constexpr,
 ):  # fmt: skip
-    """`Priced.keep` with the donated ones: bool [C]. COUNTED: by `number` instead of `price`; SUM then holds the votes.
-    MIXED: rows have prices of their own, and `price` is the middle one; SUM then holds their harm.
+    """`Priced.keep` with the donated ones: bool [C]. COUNTED: by `number` instead of a price; SUM then holds the votes.
+    MIXED: rows have prices of their own, and `middle` is the middle one; SUM then holds their harm. part: of the price,
+    what is asked.
 
     KEEP and AFTER are overwritten. S: rows of a tile of slots."""
     keep_at, slot = state + 8 + KEEP * E, tl.arange(0, KP)
     harm_at = (state + 8 + AFTER * E).to(tl.pointer_type(tl.float64))
     mixed_at = (state + 8 + SUM * E).to(tl.pointer_type(tl.float64))
-    stays, mixed = real, real
+    stays, mixed, price = real, real, middle * part
     if COUNTED:
         stays = tl.load(state + 8 + SUM * E + expert, mask=real, other=0) != 0
     tl.debug_barrier()
@@ -65,7 +66,7 @@ def worth(
             tl.atomic_add(harm_at + own, value + STEEP * cube, mask=inside, sem="relaxed")
             if MIXED:
                 asked = tl.minimum(tl.load(prices + row, mask=votes, other=1.0), MOST).to(tl.float64)
-                added = (value + STEEP * cube) * (price.to(tl.float64) / asked)[:, None]
+                added = (value + STEEP * cube) * (middle.to(tl.float64) / asked)[:, None]
                 tl.atomic_add(mixed_at + own, added, mask=inside, sem="relaxed")
         tl.debug_barrier()
         harm = tl.load(harm_at + expert, mask=real, other=0.0).to(tl.float32)

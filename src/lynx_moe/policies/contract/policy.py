@@ -91,6 +91,10 @@ class Policy:
         """The policy but for its price: rows of policies that are then equal can be decided together, by prices."""
         return self
 
+    def at_price(self, price: float) -> Self:
+        """The policy at this price; itself if it knows none."""
+        return self
+
     @property
     def calibration_file(self) -> str | None:
         """The file whose tensors an engine attaches by `for_layer`; None: the policy has no need of any."""

@@ -10,6 +10,7 @@ from lynx_moe.engines.shared.metrics import Counters, HostCounters
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.model.operator import decided, reroute
 from lynx_moe.engines.vllm.step.plan import Plan
+from lynx_moe.engines.vllm.tell.log import log_line
 from lynx_moe.policies import ModelShape, make_policy
 from lynx_moe.routing import RouterSpec, Routing, Rows, select
 
@@ -111,7 +112,7 @@ def test_counts_equal_a_recount(policy):
     assert plan.stats().layers[1].decode.before == 0
 
 
-@pytest.mark.parametrize(("policy", "counted"), [("priced:price=1", 1), ("topk:k=1", 1), ("lynx", 0), ("vanilla", 0)])
+@pytest.mark.parametrize(("policy", "counted"), [("priced:price=10", 1), ("topk:k=1", 1), ("lynx", 0), ("vanilla", 0)])
 def test_a_row_alone_is_counted_where_the_policy_acts_alone(policy, counted):
     plan = make_plan(policy)
     begin(plan, [True], [1])
@@ -222,16 +223,16 @@ def test_a_policy_that_lacks_its_calibration_is_refused_before_weights_load(tmp_
 def test_the_log_line_comes_when_due_and_only_after_decode_steps():
     plan = make_plan("lynx:alpha=0.3,beta=1")
     plan.last_log = (-1e9, 0)
-    assert plan.log_line() is None
+    assert log_line(plan) is None
     begin(plan, [True] * 8, [1] * 8)
     for layer in (0, 1):
         reroute(*own_routing(8), layer)
-    line = plan.log_line()
+    line = log_line(plan)
     stats = plan.stats()
     assert line.startswith(
         f"lynx_moe: {stats.mean_before:.1f} -> {stats.mean_after:.1f} distinct experts per layer, 1 "
     )
-    assert plan.log_line() is None
+    assert log_line(plan) is None
 
 
 def test_without_an_engine_the_functions_say_so(monkeypatch):

@@ -23,6 +23,7 @@ def samples(plan: Plan) -> list[Sample]:
     """Every sample: the family's name, the values of its own labels, the value. A summary gives two numbers in turn."""
     found: list[Sample] = [("lynx_moe_steps", [kind], count) for kind, count in plan.steps.items()]
     found += _rows(plan)
+    found += [("lynx_moe_price_rows", [price], count) for price, count in plan.tiers.told.items()]
     if plan.options.stats and plan.has_begun:
         found += _layers(plan)
     if plan.device.type == "cpu":
