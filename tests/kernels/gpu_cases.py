@@ -262,11 +262,13 @@ def test_priced_sums_over_more_rows_than_a_tile_has(text: str, monkeypatch: pyte
 
 @pytest.mark.skipif(not ON_GPU, reason="CUDA graphs need a GPU")
 @pytest.mark.parametrize("text", ["priced", "lynx", "oea:k0=2", "xshare:budget=20", "lynx-v1", "random:num_keep=8"])
-def test_a_graph_follows_its_masks_and_logits(text: str) -> None:
+def test_a_graph_follows_its_masks_prices_and_logits(text: str) -> None:
     policy, logits, spec, rng = make_step(text, (16, 128), "softmax", "normal", 0)
     logits = logits.contiguous()
     rows = Rows(
-        valid=torch.ones(16, dtype=torch.bool, device=DEVICE), remap=torch.ones(16, dtype=torch.bool).to(DEVICE)
+        valid=torch.ones(16, dtype=torch.bool, device=DEVICE),
+        remap=torch.ones(16, dtype=torch.bool, device=DEVICE),
+        price=torch.ones(16, device=DEVICE),
     )
     own = select(logits, spec)
     policy.decide(logits, spec, rows, own)  # compiles
@@ -280,5 +282,6 @@ def test_a_graph_follows_its_masks_and_logits(text: str) -> None:
         own.weights.copy_(now.weights)
         for mask in (rows.valid, rows.remap):
             mask.copy_(torch.rand(16, generator=rng) < 0.7)
+        rows.price.copy_(TIERS[torch.randint(len(TIERS), (16,), generator=rng)])
         graph.replay()
         assert torch.equal(got.ids.long(), policy.route(logits, spec, rows, own).ids)

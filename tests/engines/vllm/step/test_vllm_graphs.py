@@ -99,7 +99,7 @@ def test_a_graph_follows_wishes_switches_and_rungs() -> None:
     graph = Graph(plan)
     assert graph.final is not None
     assert (graph.recording.launches == 2) == INTERPRETED
-    for _ in range(60 if INTERPRETED else 200):  # the interpreter takes a second a step
+    for _ in range(20 if INTERPRETED else 200):  # the interpreter takes a second a step
         turn = rng.random()
         if turn < 0.15:
             plan.set_policy(rng.choice(SWITCHES))
@@ -110,7 +110,7 @@ def test_a_graph_follows_wishes_switches_and_rungs() -> None:
         assert torch.equal(graph.final.ids.long(), expected.ids)
         torch.testing.assert_close(graph.final.weights, expected.weights, rtol=1e-6, atol=1e-38)
         changed += int((graph.final.weights[: len(wishes)] == 0).any())
-    assert 20 < changed < 200
+    assert 5 < changed < 200
 
 
 def test_the_recording_itself_would_show_what_python_decides(monkeypatch: pytest.MonkeyPatch) -> None:
