@@ -54,7 +54,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 def training_record(log: Path, family: Family) -> dict[str, Any]:
     """What the run cost, from its log; `seconds` (of the processor) restart at every resumption and are added up."""
-    records = [json.loads(line) for line in log.read_text().splitlines()]
+    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     ends = [a["seconds"] for a, b in pairwise(records) if b["seconds"] < a["seconds"]]
     steps = records[-1]["step"]
     return {
@@ -69,10 +69,10 @@ def training_record(log: Path, family: Family) -> dict[str, Any]:
 def write_card(folder: Path, **extra: Any) -> None:
     """Measure the model in `folder`; the facts in `extra` stay in `scores.json` from one writing to the next."""
     file = folder / "scores.json"
-    known = json.loads(file.read_text()) if file.is_file() else {}
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     scores = {**known, **extra, **measure(folder)}
-    file.write_text(_lines(scores) + "\n")
-    (folder / "README.md").write_text(render(folder.name, scores))
+    file.write_text(_lines(scores) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(render(folder.name, scores), encoding="utf-8")
 
 
 def _lines(scores: dict[str, Any]) -> str:
@@ -85,6 +85,6 @@ def _lines(scores: dict[str, Any]) -> str:
 def processor() -> str:
     """The processor's name, as the system tells it."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

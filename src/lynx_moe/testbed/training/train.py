@@ -130,7 +130,7 @@ def work_through(
     last = family.num_steps if stop_after is None else min(family.num_steps, run.step + stop_after)
     items = {task: test_items(task, EVALUATE_ITEMS, seed=1) for task in TASKS}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=worker > 0) as progress, (work / "log.jsonl").open("a") as log:
+    with Progress(*columns, disable=worker > 0) as progress, (work / "log.jsonl").open("a", encoding="utf-8") as log:
         bar = progress.add_task("training", total=family.num_steps, completed=run.step)
         saved, started = time.monotonic(), time.process_time()
         while run.step < last:
