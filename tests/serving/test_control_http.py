@@ -82,8 +82,12 @@ def test_exact_requests_get_plain_vllm_s_answers_under_mixed_load(plain: list[st
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        ("quick", "unknown policy 'quick'.*allowed: exact, balanced, fast, half, or a policy's spec"),
-        (3, "3 must be a string"),
+        (
+            "quick",
+            "unknown policy 'quick'.*allowed: exact, balanced, fast, half, a price such as 0.05, or a policy's spec",
+        ),
+        (-0.5, "-0.5 is no price: it must be finite, 0 .exact. or more, such as 0.05; allowed: exact"),
+        ("nan", "'nan' is no price"),
         ("oea:k0=99", "k0=99 is more than the model's top_k=8"),
         ("reap:share=0.5,data=/etc/hostname", "only the operator's presets may name files"),
     ],

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 
 from lynx_moe.engines.shared.layers import Layer, fitted
-from lynx_moe.engines.shared.metrics import KINDS, Stats, layer_stats
+from lynx_moe.engines.shared.metrics import KINDS, Kind, Stats, layer_stats
 from lynx_moe.engines.shared.recorder import Recorder
 from lynx_moe.engines.transformers.cache import cache_in, past_length
 from lynx_moe.engines.transformers.counters import STEPS, StepCounters
@@ -54,7 +54,8 @@ class Run:
         self._warned: set[str] = set()
         self._wraps = Wraps()
         with torch.inference_mode(False):  # else nothing outside this very inference_mode block could add to the counts
-            self._counters = StepCounters(len(self.layers), next(self._model.parameters()).device)
+            device = next(self._model.parameters()).device
+            self._counters = StepCounters(len(self.layers), device, acts_alone=self.policy.acts_alone)
 
     def install(self) -> Self:
         """From now on the policy acts. Raises ValueError if one acts on this model already."""
@@ -85,7 +86,8 @@ class Run:
         """What the policy did since the last reset, from the ids that the experts got. Waits for the device."""
         counted = dict(zip((kind.value for kind in STEPS), self._counters.steps.tolist(), strict=True))
         rows = dict(zip(KINDS, self._counters.rows.tolist(), strict=True))
-        layers = layer_stats([layer.name for layer in self.layers], self._counters.read(), counted, rows)
+        acted = counted if self.policy.acts_alone else {**counted, Kind.SINGLE.value: 0}
+        layers = layer_stats([layer.name for layer in self.layers], self._counters.read(), acted, rows)
         remapped = tuple(layer for layer in layers if layer.name not in self.bypassed)
         return Stats(policy=self.policy.spec, steps=counted, layers=remapped, bypassed_layers=dict(self.bypassed))
 
@@ -137,7 +139,7 @@ class Run:
                 self._asked.add(number)
                 if step is None:
                     self._warn(f"layer {layer.name} ran outside its decoder's forward: it kept the model's own routing")
-            if step is None or not step.acts or (step.num_rows == 1 and not policy.token_level):
+            if step is None or not step.acts or (step.num_rows == 1 and not policy.acts_alone):
                 return output
             try:
                 logits_TE, weights_TK, ids_TK = (part.detach() for part in layout.read(picker, args, output))

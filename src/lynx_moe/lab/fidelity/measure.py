@@ -27,7 +27,7 @@ class Settings:
     """What decides a result besides the policy.
 
     data           "testbed": held-out exercises; else a file (`documents.from_file` says which).
-    batch_sizes    sequences that decode together, 2 or more.
+    batch_sizes    sequences that decode together; 1: each alone.
     mixes          "one": batches of one group; "mixed": of all groups.
     caches         what a policy's steps read: "own", "exact" (`lockstep` says which is what).
     num_sequences  documents to draw from; the same ones for all batch sizes and policies.
@@ -55,8 +55,8 @@ class Settings:
             given = (self.split,) if name == "split" else getattr(self, name)
             if not given or not set(given) <= set(allowed):
                 raise ValueError(f"{name}={','.join(given)!r}: name some of {', '.join(allowed)}")
-        if not self.batch_sizes or min(self.batch_sizes) < 2:
-            raise ValueError(f"batch sizes {self.batch_sizes}: a request alone shares with nobody; use 2 or more")
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise ValueError(f"batch sizes {self.batch_sizes}: name some, each 1 or more")
         if max(self.batch_sizes) > self.num_sequences:
             raise ValueError(f"a batch of {max(self.batch_sizes)} needs more than {self.num_sequences} sequences")
         if min(self.prefix, self.steps) < 1:
@@ -151,8 +151,8 @@ def _loaded(kind: str, settings: Settings, **options: Any) -> Any:
 def loads(run: Run) -> Line:
     """Distinct experts per layer and step, from the ids that the experts got."""
     stats = run.stats()
-    layers = {"before_by_layer": [layer.decode.mean_before for layer in stats.layers]}
-    layers["after_by_layer"] = [layer.decode.mean_after for layer in stats.layers]
+    layers = {"before_by_layer": [layer.alike.mean_before for layer in stats.layers]}
+    layers["after_by_layer"] = [layer.alike.mean_after for layer in stats.layers]
     return {
         "before": stats.mean_before,
         "after": stats.mean_after,
