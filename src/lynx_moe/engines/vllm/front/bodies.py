@@ -36,6 +36,8 @@ def build_app(original: Any, *args: Any, **kwargs: Any) -> Any:
     """Around vLLM's build_app: innermost, so that whoever has no key is told so first."""
     app = original(*args, **kwargs)
     app.user_middleware.append(Middleware(Bodies))
+    if app.middleware_stack is not None:  # vLLM's last step has built it already
+        app.middleware_stack = app.build_middleware_stack()
     return app
 
 
