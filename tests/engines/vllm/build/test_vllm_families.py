@@ -85,7 +85,7 @@ def test_wishes_are_checked_by_the_layers_where_the_configuration_says_nothing(t
     with engine(save_model("dbrx", tmp_path), "lynx", load_format="dummy") as llm:
         assert llm.llm_engine.model_config.get_num_experts() == 0
         assert len(generate(llm, prompts(4, seed=3), ("exact", "fast", "oea:k0=2", None))) == 4
-        with pytest.raises(ValueError, match="k0=5 is more than the model's top_k=4; allowed: exact"):
+        with pytest.raises(ValueError, match="k0=5 is more than the model's top_k=4; use k0 <= 4; allowed: exact"):
             generate(llm, prompts(1, seed=3), ("oea:k0=5",))
         assert (lynx_vllm.shape().num_experts, lynx_vllm.shape().top_k) == (16, 4)
 
