@@ -47,7 +47,8 @@ def _finished(folder: Path) -> bool:
 
 
 def _train_one(name: str, family: "Family", out: Path, workers: int) -> None:
-    from lynx_moe.testbed.report.card import measure_exact, training_record, write_card
+    from lynx_moe.testbed.report.card import measure_exact, write_card
+    from lynx_moe.testbed.report.facts import training_record
     from lynx_moe.testbed.training.tokenizer import load_or_train_tokenizer
     from lynx_moe.testbed.training.train import save_model
     from lynx_moe.testbed.training.train import train as run_training

@@ -64,3 +64,19 @@ def progress(out: Out = OUT) -> None:
     """The last lines of the run's log."""
     for line in (out / "run" / "log.jsonl").read_text().splitlines()[-5:]:
         typer.echo(json.dumps(json.loads(line)))
+
+
+@app.command("card")
+def card(
+    out: Out = OUT,
+    models: Annotated[Path, typer.Option(help="folder that gets text/: weights, tokenizer and card")] = Path("models"),
+    workers: Annotated[int, typer.Option(help="processes that trained, for the hours on the card")] = 2,
+) -> None:
+    """Save the run as it stands as a model, measure it on held-out documents and write its card."""
+    from lynx_moe.testbed.text.card import write_model
+    from lynx_moe.testbed.text.recipe import NAME
+
+    if not (out / "run" / "checkpoint.pt").is_file():
+        raise typer.BadParameter(f"{out / 'run'} holds no checkpoint.pt; `lynx-moe testbed text train` makes one")
+    write_model(out, models / NAME, num_workers=workers)
+    typer.echo(f"saved {models / NAME}")

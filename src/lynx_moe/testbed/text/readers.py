@@ -21,12 +21,21 @@ def plain(files: Iterable[Path]) -> Iterator[str]:
 
 def html(files: Iterable[Path]) -> Iterator[str]:
     """The paragraphs, list items and headings of pages; code, tables and navigation left out."""
-    from lxml import etree
-    from lxml import html as parser
+    try:
+        from lxml import etree
+        from lxml import html as parser
+    except ImportError:
+        raise LookupError("pages are read with lxml, which is not installed: pip install lynx-moe[text]") from None
 
     for file in files:
+        page = file.read_bytes()
+        try:  # many pages are in UTF-8 and do not say so; those that say something else are not in it
+            page.decode()
+            encoding = "utf-8"
+        except UnicodeDecodeError:
+            encoding = None
         try:
-            tree = parser.fromstring(file.read_bytes())
+            tree = parser.fromstring(page, parser=parser.HTMLParser(encoding=encoding))
         except (etree.ParserError, ValueError):  # an empty page
             continue
         for node in tree.xpath(HTML_DROPPED):

@@ -45,7 +45,7 @@ class TextCourse:
 
     folder: Path
     family: Family = TEXT
-    log_every: int = 20
+    log_every: int = 10
     evaluate_every: int = 200
 
     def prepare(self, tokenizer: PreTrainedTokenizerFast, work: Path) -> None:

@@ -43,7 +43,12 @@ def encode(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     waiting: list[tuple[str, str, str]] = []
 
     def flush() -> None:
-        encoded = tokenizer([text for *_, text in waiting], add_special_tokens=False)["input_ids"] if waiting else []
+        texts = [text for *_, text in waiting]
+        given = {
+            "add_special_tokens": False,
+            "split_special_tokens": True,
+        }  # a text that says "<eos>" does not end there
+        encoded = tokenizer(texts, **given)["input_ids"] if waiting else []
         for (split, kind, _), ids in zip(waiting, encoded, strict=True):
             files[split, kind].write(np.array([*ids, tokenizer.eos_token_id], dtype=np.uint16).tobytes())
         waiting.clear()
