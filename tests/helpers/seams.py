@@ -12,7 +12,8 @@ from pathlib import Path
 
 MOE = "vllm/model_executor/layers/fused_moe"
 SEAMS: dict[str, tuple[str, ...]] = {  # file -> names; "Class.method", "Class", "function", or an imported name
-    "vllm/engine/arg_utils.py": ("EngineArgs.create_engine_config",),
+    "vllm/engine/arg_utils.py": ("EngineArgs.create_engine_config", "VllmConfig"),
+    "vllm/config/vllm.py": ("VllmConfig.compute_hash",),
     "vllm/model_executor/model_loader/utils.py": ("initialize_model",),
     "vllm/model_executor/model_loader/base_loader.py": ("initialize_model",),
     f"{MOE}/layer.py": ("create_fused_moe_router",),
@@ -30,7 +31,14 @@ SEAMS: dict[str, tuple[str, ...]] = {  # file -> names; "Class.method", "Class",
         "GPUModelRunner.get_model",
     ),
     "vllm/v1/worker/gpu/model_runner.py": ("GPUModelRunner.prepare_inputs", "GPUModelRunner._dummy_run"),
-    "vllm/v1/engine/async_llm.py": ("AsyncLLM.generate", "AsyncLLM.add_request"),
+    "vllm/v1/engine/async_llm.py": (
+        "AsyncLLM.generate",
+        "AsyncLLM.add_request",
+        "AsyncLLM.get_supported_tasks",
+    ),
+    "vllm/v1/engine/utils.py": ("wait_for_engine_startup",),
+    "vllm/v1/worker/worker_base.py": ("WorkerWrapperBase",),
+    "vllm/entrypoints/openai/api_server.py": ("build_app",),
     "vllm/v1/engine/llm_engine.py": ("LLMEngine.add_request",),
     "vllm/v1/engine/core.py": ("EngineCore.add_request", "EngineCore.collective_rpc"),
     "vllm/v1/core/kv_cache_utils.py": ("generate_block_hash_extra_keys",),

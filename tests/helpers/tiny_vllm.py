@@ -79,6 +79,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention"],
         },
     ),
+    "dbrx": (
+        "Dbrx",
+        {
+            "d_model": 128,
+            "n_heads": 4,
+            "n_layers": 2,
+            "max_seq_len": 512,
+            "num_experts_per_tok": None,  # as published: only ffn_config says it
+            "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+            "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 16, "moe_top_k": 4},
+        },
+    ),
     "qwen3": ("Qwen3", {}),
 }
 

@@ -6,7 +6,6 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from openai import OpenAI
@@ -16,7 +15,7 @@ from running import server as running
 from typer.testing import CliRunner
 
 from lynx_moe.cli import app
-from lynx_moe.engines.shared.families import FAMILIES
+from lynx_moe.engines.shared.families import FAMILIES, WORKERS
 from lynx_moe.lab.watch.dashboard import dashboard
 from lynx_moe.lab.watch.scrape import Scrape, scrape
 from lynx_moe.testbed import path, tasks
@@ -75,8 +74,9 @@ def test_metrics_stand_beside_vllm_s_own_and_add_up(server: str) -> None:
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert "vllm:num_requests_running" in families
     assert set(FAMILIES) <= set(families)
-    for name, (kind, meaning, _) in FAMILIES.items():
-        assert (families[name].type, families[name].documentation) == (kind, meaning)
+    for name, family in FAMILIES.items():
+        assert (families[name].type, families[name].documentation) == (family.kind, family.text)
+    assert [sample.value for sample in families[WORKERS].samples] == [1]
     assert {sample.labels["model_name"] for sample in families["lynx_moe_steps"].samples} == {"testbed"}
     seen = until(server, lambda s: s.total("steps_total", kind="decode") > 0)
     layers = seen.values("layer_steps_total", "layers")
@@ -135,8 +135,3 @@ def test_top_prints_one_frame(server: str) -> None:
     )
     for word in words:
         assert word in shown.output, shown.output
-
-
-def test_a_server_without_the_plugin_s_metrics_is_named_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"http://127.0.0.1:9/metrics cannot be read .*is the server up"):
-        scrape("127.0.0.1:9")

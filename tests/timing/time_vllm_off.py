@@ -70,7 +70,7 @@ def become(llm: Any, variant: str) -> None:
     """Takes the plugin's routers and hooks out of the running model, or puts them back."""
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-    from lynx_moe.engines.vllm.build import hooks
+    from lynx_moe.engines.vllm.model import hooks
     from lynx_moe.engines.vllm.step import plan
 
     model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()

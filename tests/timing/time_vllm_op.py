@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from lynx_moe.engines.shared.layers import Layer
-from lynx_moe.engines.vllm.build.operator import reroute
 from lynx_moe.engines.vllm.launch.options import Options
+from lynx_moe.engines.vllm.model.operator import reroute
 from lynx_moe.engines.vllm.step.plan import Plan, activate
 from lynx_moe.policies import ModelShape
 from lynx_moe.routing import RouterSpec, select

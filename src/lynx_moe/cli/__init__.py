@@ -9,11 +9,29 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lynx_moe.cli import bakeoff, calibrate, demo, evaluation, fidelity, profile, replay, show, speed, watch
+from lynx_moe.cli import bakeoff, calibrate, demo, evaluation, fidelity, profile, replay, show, speed, version, watch
 from lynx_moe.policies import DEFAULT, POLICIES, SHARED, Policy, knobs, make_policy
 from lynx_moe.testbed.cli import app as testbed
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+def _versions(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version.text())
+        raise typer.Exit
+
+
+@app.callback()
+def every_command(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_versions, help="Versions of lynx-moe, vLLM, transformers and torch."
+        ),
+    ] = False,
+) -> None:
+    """What stands before the commands."""
 
 
 @app.command()

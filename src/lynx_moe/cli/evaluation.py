@@ -44,8 +44,7 @@ def evaluate(
     """Any lm-evaluation-harness task under several policies, on the same items; goes on with what --out holds."""
     from lynx_moe.lab.evaluation import measure as evaluation
     from lynx_moe.lab.evaluation import plot as plot_evaluation
-    from lynx_moe.lab.evaluation import scores
-    from lynx_moe.lab.shared import tables
+    from lynx_moe.lab.shared import scores, tables
     from lynx_moe.serve import check_model
 
     specs = [make_policy(text).spec for text in policies.split()]

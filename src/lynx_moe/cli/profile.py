@@ -27,10 +27,10 @@ def profile(
     out: Out = Path("out/profile"),
 ) -> None:
     """One page on what this model tolerates, and the policy it suggests; goes on with what --out holds."""
-    from lynx_moe.lab.profile import page
     from lynx_moe.lab.profile.measure import measure
-    from lynx_moe.lab.profile.settings import Settings
-    from lynx_moe.lab.profile.verdict import command, verdict
+    from lynx_moe.lab.profile.measures.settings import Settings
+    from lynx_moe.lab.profile.show import page
+    from lynx_moe.lab.profile.show.verdict import command, verdict
 
     settings = Settings(
         model=found(model),

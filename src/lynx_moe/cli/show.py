@@ -40,7 +40,7 @@ def plot(
     from lynx_moe.lab.evaluation import plot as plot_evaluation
     from lynx_moe.lab.fidelity import plot as plot_fidelity
     from lynx_moe.lab.fidelity import plot_pairs
-    from lynx_moe.lab.profile import page as profile
+    from lynx_moe.lab.profile.show import page as profile
     from lynx_moe.lab.shared import lines, plots, record
 
     if saved.is_dir():

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 app = typer.Typer()
 
@@ -29,7 +30,11 @@ def top(
         with Live(frame(earlier, None, url), console=Console(), auto_refresh=False) as live:
             while True:
                 time.sleep(every)
-                now = scrape(url)
+                try:
+                    now = scrape(url)
+                except ValueError as error:  # it may come back
+                    live.update(Text(str(error)), refresh=True)
+                    continue
                 live.update(frame(now, earlier, url), refresh=True)
                 earlier = now
     except KeyboardInterrupt:

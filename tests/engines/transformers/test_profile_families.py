@@ -12,7 +12,7 @@ from lynx_moe.lab.profile.measure import PARTS
 from lynx_moe.lab.profile.measures.denials import DenyHalf
 from lynx_moe.lab.profile.measures.forward import effects
 from lynx_moe.lab.profile.measures.sensitivity import Session
-from lynx_moe.lab.profile.settings import Settings
+from lynx_moe.lab.profile.measures.settings import Settings
 from lynx_moe.lab.shared.documents import Batch, Document
 
 

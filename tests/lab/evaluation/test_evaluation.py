@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lynx_moe.lab.evaluation import harness, scores
+from lynx_moe.lab.evaluation import harness, harness_results
 from lynx_moe.lab.evaluation import measure as evaluation
 from lynx_moe.lab.shared import lines
 from lynx_moe.testbed import path
@@ -137,7 +137,7 @@ def test_an_interrupted_record_goes_on_and_takes_no_other_settings(
     monkeypatch.setattr(harness, "run", lambda *_, **__: None)
     done = []
     monkeypatch.setattr(
-        scores, "lines", lambda policy, *_: done.append(policy) or [json.loads(line) for line in lines[5:]]
+        harness_results, "lines", lambda policy, *_: done.append(policy) or [json.loads(line) for line in lines[5:]]
     )
     settings = evaluation.Settings(**kept)
     evaluation.evaluate(settings, ["vanilla", "random:num_keep=8"], part)
@@ -157,7 +157,7 @@ def test_a_guard_watches_every_policy_that_changes_something_once_more(tmp_path:
     monkeypatch.setitem(evaluation.ENGINES, "vllm", lambda *_, **__: engine)
     monkeypatch.setattr(harness, "run", lambda *_, **__: did.append(("run", None)))
     named = []
-    monkeypatch.setattr(scores, "lines", lambda arm, spec, *_: named.append((arm, spec)) or [])
+    monkeypatch.setattr(harness_results, "lines", lambda arm, spec, *_: named.append((arm, spec)) or [])
     guard = {"max_mass_lost": 0.2}
     settings = evaluation.Settings(model="m", tasks=TASKS, guard=guard)
     evaluation.evaluate(settings, ["vanilla", "oea:k0=3"], tmp_path / "eval.jsonl")

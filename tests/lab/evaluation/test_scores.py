@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from lynx_moe.lab.evaluation import harness_results
 from lynx_moe.lab.evaluation import plot as plot_evaluation
-from lynx_moe.lab.evaluation import scores
-from lynx_moe.lab.shared import tables
+from lynx_moe.lab.shared import scores, tables
 
 
 def results(**items: list[float]) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def worker(steps: int, before: int, after: int) -> dict[str, Any]:
 
 def lines(policy: str, after: int, **items: list[float]) -> list[scores.Line]:
     parts = [([task], [worker(10, 300, after)]) for task in items]
-    return scores.lines(policy, policy, results(**items), parts)
+    return harness_results.lines(policy, policy, results(**items), parts)
 
 
 def test_a_line_holds_items_intervals_and_experts() -> None:
@@ -80,7 +80,7 @@ def test_the_mean_gives_each_task_the_same_weight(tmp_path: Any) -> None:
 
 
 def test_a_task_that_decoded_nothing_has_no_place_in_the_mean() -> None:
-    found = scores.lines("vanilla", "vanilla", results(read=[1, 0]), [])
+    found = harness_results.lines("vanilla", "vanilla", results(read=[1, 0]), [])
     assert found[0]["after"] is None
     assert scores.overall(scores.compare(found)) == []
 

@@ -7,10 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 from lynx_moe.cli import app
-from lynx_moe.lab.evaluation.scores import compare
 from lynx_moe.lab.fidelity import pairs
 from lynx_moe.lab.fidelity.pairs import UNBALANCED
 from lynx_moe.lab.shared import lines
+from lynx_moe.lab.shared.scores import compare
 
 ENVIRONMENT = {"cpu": "test", "cores": 1, "date": "2026-11-23"}
 TEXT = {"groups": ["a", "a", "b", "b"], "steps_by_sequence": [1, 3, 2, 2]}

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lynx_moe.lab.gpu import report, steps, verdict
+from lynx_moe.lab.gpu import report, steps
+from lynx_moe.lab.gpu.checks import verdict
 from lynx_moe.lab.shared import record
 
 DRY = ("copy", "kernels", "decision", "trained", "transformers-olmoe-1b-7b", "vllm-qwen3-30b")

@@ -14,10 +14,9 @@ from tiny_moe import save_dense
 from typer.testing import CliRunner
 
 from lynx_moe.cli import app, main
-from lynx_moe.lab.profile import findings, page, verdict
 from lynx_moe.lab.profile.measure import PARTS, measure, missing, part
-from lynx_moe.lab.profile.settings import Settings
-from lynx_moe.lab.profile.show import pictures, words
+from lynx_moe.lab.profile.measures.settings import Settings
+from lynx_moe.lab.profile.show import findings, page, pictures, verdict, words
 from lynx_moe.lab.shared import lines
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -1,43 +1,44 @@
 """Frames of `lynx-moe top` from given metrics, and the dashboard's JSON against Grafana's own types."""
 
-import http.server
 import io
 import json
-import threading
-from collections.abc import Iterator
+import re
 from typing import Any
 
 import pytest
+from expositions import metrics
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from places import DOCS
 from rich.console import Console
 
-from lynx_moe.engines.shared.families import FAMILIES, GROUPS, groups
+from lynx_moe.engines.shared.families import FAMILIES, GROUPS, WORKERS, family_of, groups
 from lynx_moe.lab.watch import dashboard
 from lynx_moe.lab.watch.frame import frame
-from lynx_moe.lab.watch.scrape import Scrape, parse, scrape
-
-COMMON = 'model_name="m",engine="0",stage="0"'
+from lynx_moe.lab.watch.scrape import Scrape, parse
 
 
-def metrics(steps: float, before: float, after: float, rung: int = 0) -> str:
-    """An exposition of one layer group after so many decode steps, with means before and after."""
-    lines = [
-        f'lynx_moe_steps_total{{{COMMON},kind="decode"}} {steps}',
-        f'lynx_moe_layer_steps_total{{{COMMON},layers="00",step="decode"}} {steps}',
-        f'lynx_moe_distinct_experts_before_total{{{COMMON},layers="00",step="decode"}} {before * steps}',
-        f'lynx_moe_distinct_experts_after_total{{{COMMON},layers="00",step="decode"}} {after * steps}',
-        f'lynx_moe_policy_info{{{COMMON},policy="{"vanilla" if rung else "lynx"}",asked="lynx"}} 1',
-        f"lynx_moe_guard_enabled{{{COMMON}}} 1",
-        f"lynx_moe_guard_rung{{{COMMON}}} {rung}",
-        f"lynx_moe_guard_last_rung{{{COMMON}}} 2",
-        f'lynx_moe_guard_bound{{{COMMON},figure="mass_lost"}} 0.1',
-        f'lynx_moe_guard_figure{{{COMMON},figure="mass_lost",rung="now"}} 0.031',
-        f'lynx_moe_guard_figure{{{COMMON},figure="mass_lost",rung="above"}} 0.25',
-    ]
-    return "\n".join(["# HELP other x", "# TYPE other gauge", "other 1", *lines]) + "\n"
+def pipeline() -> Scrape:
+    """118 steps of 8 rows in two stages of one layer each, of which the second one's guard has backed off twice."""
+    lines = []
+    for stage, changed in (("0", 118 * 8), ("1", 118 * 4)):
+        labels = f'model_name="m",engine="0",stage="{stage}"'
+        lines += [
+            f'lynx_moe_steps_total{{{labels},kind="decode"}} 118',
+            f'lynx_moe_rows_total{{{labels},handling="remappable"}} {118 * 8}',
+            f'lynx_moe_layer_steps_total{{{labels},layers="0{stage}",step="decode"}} 118',
+            f'lynx_moe_distinct_experts_before_total{{{labels},layers="0{stage}",step="decode"}} {118 * 20}',
+            f'lynx_moe_distinct_experts_after_total{{{labels},layers="0{stage}",step="decode"}} {118 * 10}',
+            f'lynx_moe_rows_remapped_total{{{labels},layers="0{stage}",step="decode"}} {changed}',
+            f'lynx_moe_layers{{{labels},routing="policy"}} 1',
+            f'lynx_moe_policy_changes_total{{{labels},by="operator"}} 1',
+            f'lynx_moe_policy_info{{{labels},policy="{"oea" if stage == "0" else "vanilla"}",asked="oea"}} 1',
+            f"lynx_moe_guard_enabled{{{labels}}} 1",
+            f"lynx_moe_guard_rung{{{labels}}} {2 * int(stage)}",
+            f"lynx_moe_guard_last_rung{{{labels}}} 3",
+        ]
+    return Scrape(parse("\n".join(lines) + "\n"), 20.0)
 
 
 def shown(now: Scrape, earlier: Scrape | None = None) -> str:
@@ -59,6 +60,27 @@ def test_a_frame_shows_means_since_the_last_one() -> None:
     assert "300 decode" in whole
 
 
+def test_a_frame_puts_the_stages_of_a_pipeline_together() -> None:
+    text = shown(pipeline())
+    assert "118 decode" in text
+    assert "944 remappable" in text
+    assert "75 % of remappable rows x layers" in text  # 8 of 8 rows in one layer, 4 of 8 in the other
+    assert "2 MoE layers" in text
+    assert "1 by the operator" in text
+    assert "backed off, rung 2 of 3" in text
+    assert "oea in stage 0, vanilla in stage 1" in text
+    assert text.count("lynx-moe top") == 1
+
+
+def test_every_engine_has_a_panel_of_its_own() -> None:
+    other = metrics(300, 44, 24).replace('model_name="m"', 'model_name="n"')
+    text = shown(Scrape(parse(metrics(100, 40, 30) + other), 20.0))
+    assert text.count("lynx-moe top") == 2
+    assert "100 decode" in text
+    assert "300 decode" in text
+    assert "400 decode" not in text
+
+
 def test_a_frame_without_steps_or_after_a_restart_says_so() -> None:
     now = Scrape(parse(metrics(100, 40, 30)), 20.0)
     assert "No decode step of two rows or more in the last 10 s" in shown(now, Scrape(now.samples, 10.0))
@@ -75,45 +97,6 @@ def test_a_frame_shows_where_the_guard_stands() -> None:
     assert "0.250 one rung up" in backed_off
 
 
-@pytest.fixture
-def answering() -> Iterator[Any]:
-    """A function that starts a server whose /metrics is the given text, and returns its address."""
-    servers = []
-
-    def start(text: str) -> str:
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200 if self.path == "/metrics" else 404)
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-            def log_message(self, *args: object) -> None:
-                """Silence."""
-
-        server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-
-
-def test_every_way_to_name_the_address_works(answering: Any) -> None:
-    address = answering(metrics(1, 4, 3))
-    for url in (address, f"http://{address}/", f"http://{address}/metrics"):
-        assert scrape(url).total("steps_total") == 1
-
-
-def test_what_cannot_be_shown_is_said_in_one_line(answering: Any) -> None:
-    address = answering("vllm:num_requests_running 1\n")
-    with pytest.raises(ValueError, match="has no metrics of lynx-moe: the server runs without a policy"):
-        scrape(address)
-    with pytest.raises(ValueError, match="answers 404 Not Found; is it the address of a vLLM server"):
-        scrape(f"{address}/elsewhere")
-
-
 @pytest.mark.parametrize("count", [0, 1, 3, 8, 9, 48, 94])
 def test_layer_groups_are_few_and_cover_every_layer_once(count: int) -> None:
     numbers = [3 + 2 * place for place in range(count)]
@@ -128,12 +111,43 @@ def test_layer_groups_are_few_and_cover_every_layer_once(count: int) -> None:
 
 
 def test_names_follow_prometheus_conventions() -> None:
-    for name, (kind, meaning, labels) in FAMILIES.items():
+    for name, family in FAMILIES.items():
         assert name.startswith("lynx_moe_")
         assert not name.endswith(("_total", "_count", "_sum"))
-        assert kind in ("counter", "gauge", "summary")
-        assert meaning.endswith(".")
-        assert all(label.isidentifier() for label in labels)
+        assert family.meaning.endswith(".")
+        assert all(label.isidentifier() for label in family.labels)
+        assert family.stages in family.text
+
+
+def test_the_document_says_of_every_metric_what_it_is_over_stages() -> None:
+    pages = "\n".join(path.read_text() for path in sorted(DOCS.rglob("*.md")))
+    rows = re.findall(r"^\| `(lynx_moe_\w+)`(.*)\|$", pages, re.MULTILINE)
+    told = {}
+    for first, rest in rows:
+        cells = rest.split("|")
+        more = re.findall(r"`(\.\.\.)?(_\w+)`", cells[0])
+        # "`lynx_moe_a_b_total`, `..._c_total`" and "`lynx_moe_a_b`, `_c`" name what stands beside the last word
+        for name in [first, *(first.removesuffix("_total").rpartition("_")[0] + ending for _, ending in more)]:
+            told[name] = cells[-1].strip()
+    assert WORKERS in told
+    del told[WORKERS]
+    for name in told:
+        assert told[name].startswith(family_of(name).stages), (name, told[name])
+    named = {known for known in FAMILIES for name in told if family_of(name) is FAMILIES[known]}
+    assert named == set(FAMILIES)
+
+
+def test_the_dashboard_puts_stages_together_as_the_families_say() -> None:
+    """`sum` over what a stage tells of its own, and never over what all of them tell alike."""
+    asked = 0
+    for panel in dashboard.dashboard()["panels"]:
+        for expression in (target["expr"] for target in panel["targets"]):
+            assert 'stage="' not in expression
+            for match in re.finditer(r"lynx_moe_\w+", expression):
+                around, name = expression[: match.start()].rpartition(" / ")[2], match[0]
+                assert ("max" in around) == (family_of(name).stages == "max"), expression
+                asked += 1
+    assert asked > 15
 
 
 def test_the_dashboard_loads_into_grafana_s_own_types_without_a_loss() -> None:

@@ -1,66 +1,111 @@
-"""The Prometheus metrics of an engine: name -> (type, help, labels). A counter's samples end in `_total`.
+"""The Prometheus metrics of an engine, by name. A counter's samples end in `_total`.
 
 Every sample also has the labels `model_name` and `engine`, as vLLM's own metrics do, and `stage`, the pipeline stage.
 `layers` is a group of consecutive MoE layers, at most GROUPS of them, such as 00-05; `step` is decode or mixed.
 """
 
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 GROUPS = 8
 COMMON = ("model_name", "engine", "stage")
-FAMILIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "lynx_moe_distinct_experts_before": (
+
+
+@dataclass(frozen=True)
+class Family:
+    """One metric: its Prometheus type, what it counts, its own labels, and what it is of a whole engine.
+
+    stages: "sum" where every pipeline stage tells of its own layers; "max" where all tell the same (every step passes
+    every stage), or the stage that is furthest counts (each has a guard of its own). ranks: "same" where every
+    tensor-parallel rank would tell the same; "own" where it would tell of its own experts or its own time. Of the ranks
+    only the first one tells.
+    """
+
+    kind: Literal["counter", "gauge", "summary"]
+    meaning: str
+    labels: tuple[str, ...] = ()
+    stages: Literal["sum", "max"] = "max"
+    ranks: Literal["same", "own"] = "same"
+
+    @property
+    def text(self) -> str:
+        """The help text at /metrics."""
+        own = ", of the first rank" if self.ranks == "own" else ""
+        return f"{self.meaning} (Over pipeline stages: {self.stages}{own}.)"
+
+
+FAMILIES = {
+    "lynx_moe_distinct_experts_before": Family(
         "counter",
         "Distinct experts that the model's own routing would have loaded, summed over layers and steps.",
         ("layers", "step"),
+        stages="sum",
+        ranks="own",
     ),
-    "lynx_moe_distinct_experts_after": (
+    "lynx_moe_distinct_experts_after": Family(
         "counter",
         "Distinct experts that the expert kernels got, summed over layers and steps.",
         ("layers", "step"),
+        stages="sum",
+        ranks="own",
     ),
-    "lynx_moe_layer_steps": ("counter", "Layers times steps that the two sums are over.", ("layers", "step")),
-    "lynx_moe_unchanged_layer_steps": (
+    "lynx_moe_layer_steps": Family(
+        "counter", "Layers times steps that the two sums are over.", ("layers", "step"), stages="sum"
+    ),
+    "lynx_moe_unchanged_layer_steps": Family(
         "counter",
         "Layers times steps that kept the model's own routing: nothing to gain.",
         ("layers", "step"),
+        stages="sum",
     ),
-    "lynx_moe_rows_remapped": (
-        "counter",
-        "Rows whose experts were changed, summed over layers and steps.",
-        ("layers", "step"),
+    "lynx_moe_rows_remapped": Family(
+        "counter", "Rows whose experts were changed, summed over layers and steps.", ("layers", "step"), stages="sum"
     ),
-    "lynx_moe_rows": (
+    "lynx_moe_rows": Family(
         "counter",
         "Rows (tokens) of all steps: remappable by the policy, exact by request, or bypassed (others).",
         ("handling",),
     ),
-    "lynx_moe_steps": (
-        "counter",
-        "Engine steps: decode, mixed, prefill, or single (one row alone).",
-        ("kind",),
-    ),
-    "lynx_moe_decision_seconds": (
+    "lynx_moe_steps": Family("counter", "Engine steps: decode, mixed, prefill, or single (one row alone).", ("kind",)),
+    "lynx_moe_decision_seconds": Family(
         "summary",
         "Host time of the policy's decisions, one per layer and step, counting included. Not on GPUs.",
-        (),
+        stages="sum",
+        ranks="own",
     ),
-    "lynx_moe_layers": ("gauge", "MoE layers that the policy routes, and that keep vLLM's own routing.", ("routing",)),
-    "lynx_moe_policy_info": ("gauge", "The policy in force, and the one that was asked for.", ("policy", "asked")),
-    "lynx_moe_policy_changes": ("counter", "Changes of the policy by the operator, or by the guard.", ("by",)),
-    "lynx_moe_guard_enabled": ("gauge", "1 where a quality guard watches.", ()),
-    "lynx_moe_guard_rung": ("gauge", "Rung of the guard's ladder: 0 is the policy as asked for.", ()),
-    "lynx_moe_guard_last_rung": ("gauge", "The ladder's last rung, which is vanilla.", ()),
-    "lynx_moe_guard_figure": (
+    "lynx_moe_layers": Family(
+        "gauge", "MoE layers that the policy routes, and that keep vLLM's own routing.", ("routing",), stages="sum"
+    ),
+    "lynx_moe_policy_info": Family(
+        "gauge", "The policy in force, and the one that was asked for.", ("policy", "asked")
+    ),
+    "lynx_moe_policy_changes": Family("counter", "Changes of the policy by the operator, or by the guard.", ("by",)),
+    "lynx_moe_guard_enabled": Family("gauge", "1 where a quality guard watches."),
+    "lynx_moe_guard_rung": Family("gauge", "Rung of the guard's ladder: 0 is the policy as asked for."),
+    "lynx_moe_guard_last_rung": Family("gauge", "The ladder's last rung, which is vanilla."),
+    "lynx_moe_guard_figure": Family(
         "gauge",
         "Running figures, shares from 0: of the rung in force, and of the one above while backed off.",
         ("figure", "rung"),
     ),
-    "lynx_moe_guard_bound": ("gauge", "The operator's bounds on the figures.", ("figure",)),
-    "lynx_moe_guard_samples": ("counter", "Samples of each figure.", ("figure",)),
-    "lynx_moe_guard_changes": ("counter", "Changes of the rung.", ("direction",)),
-    "lynx_moe_guard_seconds": ("counter", "Host time of the guard, shadow steps included.", ()),
+    "lynx_moe_guard_bound": Family("gauge", "The operator's bounds on the figures.", ("figure",)),
+    "lynx_moe_guard_samples": Family("counter", "Samples of each figure.", ("figure",)),
+    "lynx_moe_guard_changes": Family("counter", "Changes of the rung.", ("direction",)),
+    "lynx_moe_guard_seconds": Family(
+        "counter", "Host time of the guard, shadow steps included.", stages="sum", ranks="own"
+    ),
 }
+WORKERS = "lynx_moe_workers"  # the server's own, without labels: its workers may have told nothing yet
+WORKERS_MEANING = "Workers, one a pipeline stage, whose numbers the server can read."
+
+
+def family_of(sample: str) -> Family:
+    """The family of a sample's name. Raises KeyError if there is none."""
+    for suffix in ("_total", "_sum", "_count"):
+        if sample not in FAMILIES:
+            sample = sample.removesuffix(suffix)
+    return FAMILIES[sample]
 
 
 def groups(numbers: list[int]) -> list[tuple[str, list[int]]]:

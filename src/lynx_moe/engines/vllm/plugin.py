@@ -3,29 +3,40 @@
 register() wraps functions that are already imported by then; the rest follows when a model is built whose
 configuration asks for a policy:
 
-    EngineArgs.create_engine_config    refuses bad options in the front-end process, adds the worker methods
+    EngineArgs.create_engine_config    refuses bad options in the front-end process
       AsyncLLM, LLMEngine                        refuse bad wishes of requests -> admission.py
+      build_app, run_request                     refuse bodies whose wish would be lost -> bodies.py
       EngineCore, its block hashes               what the prefix cache shares -> cache.py
+      wait_for_engine_startup                    says why an engine did not start -> refusals.py
+    VllmConfig.compute_hash            leaves our options out of what compiled graphs are found by
     initialize_model                   makes the plan, while the model is built -> hooks.build
       fused_moe.layer.create_fused_moe_router    every MoE layer gets its router from here -> LynxRouter
       the model runner's input preparation       writes the masks of the step
 """
 
+import copy
 import functools
 import logging
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
+from lynx_moe.engines.vllm.launch.wrap import wrap
+
 logger = logging.getLogger("vllm.lynx_moe")
-MARK = "_lynx_moe_wraps"
-WORKER_EXTENSION = "lynx_moe.engines.vllm.front.worker.WorkerExtension"
 BUILDERS = (
     "vllm.model_executor.model_loader.utils",
     "vllm.model_executor.model_loader.base_loader",
     "vllm.model_executor.model_loader.tensorizer_loader",
     "vllm.model_executor.model_loader.weight_cache.ipc_loader",
 )
+APPS = (  # modules that have build_app by name
+    "vllm.entrypoints.launchers.app",
+    "vllm.entrypoints.launchers.api_server.entry",
+    "vllm.entrypoints.openai.api_server",
+)
+BATCHES = ("vllm.entrypoints.launchers.run_batch", "vllm.entrypoints.openai.run_batch")
 BEAM_SEARCH = {
     "vllm.entrypoints.openai.completion.protocol": "CompletionRequest",
     "vllm.entrypoints.openai.chat_completion.protocol": "ChatCompletionRequest",
@@ -38,6 +49,7 @@ def register() -> None:
     import vllm.model_executor.model_loader.utils  # noqa: F401 - must be there to be wrapped
 
     wrap(arg_utils.EngineArgs, "create_engine_config", _create_engine_config)
+    wrap(arg_utils.VllmConfig, "compute_hash", _compute_hash)
     for name in BUILDERS:
         if name in sys.modules:
             wrap(sys.modules[name], "initialize_model", _initialize_model)
@@ -50,7 +62,7 @@ def _wrap_core() -> None:
     import vllm.v1.core.kv_cache_utils as kv_cache_utils
     import vllm.v1.engine.core as core
 
-    from lynx_moe.engines.vllm.front import cache
+    from lynx_moe.engines.vllm.step import cache
 
     wrap(core.EngineCore, "add_request", cache.add_request)
     wrap(core.EngineCore, "collective_rpc", cache.collective_rpc)
@@ -61,48 +73,59 @@ def _wrap_core() -> None:
 def _wrap_front_end() -> None:
     import vllm.v1.engine.async_llm as async_llm
     import vllm.v1.engine.llm_engine as llm_engine
+    import vllm.v1.engine.utils as engine_utils
 
-    from lynx_moe.engines.vllm.front import admission
+    from lynx_moe.engines.vllm.front import admission, bodies
+    from lynx_moe.engines.vllm.launch import refusals
 
+    wrap(engine_utils, "wait_for_engine_startup", refusals.wait_for_engine_startup)
+    wrap(async_llm.AsyncLLM, "get_supported_tasks", admission.get_supported_tasks)
     wrap(async_llm.AsyncLLM, "generate", admission.generate)
     wrap(async_llm.AsyncLLM, "add_request", admission.add_request_async)
     wrap(llm_engine.LLMEngine, "add_request", admission.add_request)
     for name, kind in BEAM_SEARCH.items():
         if name in sys.modules:
             wrap(getattr(sys.modules[name], kind), "to_beam_search_params", admission.to_beam_search_params)
+    for names, function, around in (
+        (APPS, "build_app", bodies.build_app),
+        (BATCHES, "run_request", bodies.run_request),
+    ):
+        for name in names:
+            if hasattr(sys.modules.get(name), function):
+                wrap(sys.modules[name], function, around)
     _wrap_core()  # it may come to live in this process
-
-
-def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
-    """Replaces owner.name by around(original, *args, **kwargs), once."""
-    original = getattr(owner, name)
-    if getattr(original, MARK, None) is around:
-        return
-
-    @functools.wraps(original)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return around(original, *args, **kwargs)
-
-    setattr(wrapper, MARK, around)
-    setattr(owner, name, wrapper)
 
 
 def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     vllm_config = original(*args, **kwargs)
+    from lynx_moe.engines.vllm.launch import refusals
     from lynx_moe.engines.vllm.launch.options import Options, check_engine
 
-    options = Options.of(vllm_config)
+    with refusals.refusing():
+        options = Options.of(vllm_config)
+        if options is not None:
+            check_engine(vllm_config)
     if options is not None:
-        check_engine(vllm_config)
+        refusals.expect()
         _warn_of_connectors(vllm_config.kv_transfer_config)
         _wrap_front_end()
         if options.metrics_every:
             from lynx_moe.engines.vllm.tell import collector
 
             collector.expose()
-        parallel = vllm_config.parallel_config
-        parallel.worker_extension_cls = parallel.worker_extension_cls or WORKER_EXTENSION
     return vllm_config
+
+
+def _compute_hash(original: Callable[..., Any], vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+    """Graphs know a layer by its number and nothing of our options, so one compiled graph serves them all."""
+    from lynx_moe.engines.vllm.launch.options import KEY
+
+    extra = vllm_config.additional_config
+    if not isinstance(extra, dict) or KEY not in extra:
+        return original(vllm_config, *args, **kwargs)
+    seen = copy.copy(vllm_config)
+    object.__setattr__(seen, "additional_config", {**extra, KEY: metadata.version("lynx-moe")})
+    return original(seen, *args, **kwargs)
 
 
 def _warn_of_connectors(transfer: Any) -> None:
@@ -117,12 +140,14 @@ def _warn_of_connectors(transfer: Any) -> None:
 
 
 def _initialize_model(original: Callable[..., Any], vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+    from lynx_moe.engines.vllm.launch import refusals
     from lynx_moe.engines.vllm.launch.options import Options, check_engine
 
     options = Options.of(vllm_config)
     if options is None:
         return original(vllm_config, *args, **kwargs)
-    check_engine(vllm_config)
-    from lynx_moe.engines.vllm.build import hooks
+    from lynx_moe.engines.vllm.model import hooks
 
+    with refusals.refusing():
+        check_engine(vllm_config)
     return hooks.build(functools.partial(original, vllm_config, *args, **kwargs), vllm_config, options)

@@ -6,8 +6,7 @@ from typing import Any
 
 from lynx_moe.lab.bakeoff import findings, plot
 from lynx_moe.lab.bakeoff.grids import short
-from lynx_moe.lab.evaluation import scores
-from lynx_moe.lab.shared import lines, tables
+from lynx_moe.lab.shared import lines, scores, tables
 
 Line = dict[str, Any]
 TEMPLATE = Path(__file__).with_name("page.html.jinja")

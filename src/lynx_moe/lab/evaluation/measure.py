@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lynx_moe.control.options import GuardOptions
-from lynx_moe.lab.evaluation import harness, harness_transformers, harness_vllm, scores
-from lynx_moe.lab.shared import lines, record
+from lynx_moe.lab.evaluation import harness, harness_results, harness_transformers, harness_vllm
+from lynx_moe.lab.shared import lines, record, scores
 from lynx_moe.lab.shared.engine import in_own_process
 from lynx_moe.policies import make_policy
 
@@ -113,7 +113,7 @@ def evaluate(
             allow_code=allow_code,
         )
         seconds = round(time.perf_counter() - start, 1)
-        new = [line | {"seconds": seconds} for line in scores.lines(arm, spec, results, lm.parts)]
+        new = [line | {"seconds": seconds} for line in harness_results.lines(arm, spec, results, lm.parts)]
         whole["results"] = scores.compare([*whole["results"], *new])
         lines.save(whole, path)
     return whole

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from lynx_moe.lab.evaluation.scores import main_metric, overall
 from lynx_moe.lab.shared.plots import COLORS, save
+from lynx_moe.lab.shared.scores import main_metric, overall
 
 
 def draw(record: dict[str, Any], path: Path) -> Path:

@@ -6,9 +6,9 @@ A folder holds `NAME/fidelity.jsonl` and `NAME-unbalanced/fidelity.jsonl`, and b
 from pathlib import Path
 from typing import Any
 
-from lynx_moe.lab.evaluation.scores import main_metric, overall
 from lynx_moe.lab.shared import lines
 from lynx_moe.lab.shared.intervals import mean_difference, weighted_mean
+from lynx_moe.lab.shared.scores import main_metric, overall
 from lynx_moe.lab.shared.tables import markdown
 
 Line = dict[str, Any]

@@ -9,29 +9,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lynx_moe.lab.gpu.checks.step import Step
 from lynx_moe.lab.shared import record
 
-Measure = Callable[[bool], dict[str, Any]]
 LIMITS = {"qwen3-30b": 120, "olmoe-1b-7b": 55, "mixtral-8x7b": 70, "gpt-oss-20b": 70}
 MODES = "modes"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """measure(dry) -> the record, in a process of its own; limit: its seconds on a GPU.
-
-    apart: what takes its place where graphs cannot be swapped, or when it has failed before. timed: nothing else may
-    run meanwhile."""
-
-    measure: Measure
-    limit: int
-    apart: Measure | None = None
-    timed: bool = True
 
 
 def steps() -> dict[str, Step]:

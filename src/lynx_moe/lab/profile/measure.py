@@ -9,8 +9,8 @@ from lynx_moe.lab.fidelity.measure import documents, open_model
 from lynx_moe.lab.profile.check import candidates, check
 from lynx_moe.lab.profile.measures.routing import routing
 from lynx_moe.lab.profile.measures.sensitivity import Session, by_layer, confidence, experts, phases, ranks
+from lynx_moe.lab.profile.measures.settings import Settings
 from lynx_moe.lab.profile.measures.step_time import step_time
-from lynx_moe.lab.profile.settings import Settings
 from lynx_moe.lab.shared import lines
 from lynx_moe.lab.shared.documents import batches
 

@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lynx_moe.lab.evaluation.scores import overall
+from lynx_moe.lab.shared.scores import overall
 
 QUALITY_HEAD = ("policy", "exact match, %", "paired difference", "distinct experts")
 FIDELITY_HEAD = ("batch", "groups", "policy", "KL, mnats", "same top-1, %", "gain, mnats", "experts")

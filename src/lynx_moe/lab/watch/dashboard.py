@@ -6,45 +6,65 @@
 import json
 from typing import Any
 
+from lynx_moe.engines.shared.families import family_of
+
 SCHEMA = 39  # of Grafana 10.1 and later; newer ones migrate it
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 PICK = 'model_name=~"$model_name",engine=~"$engine"'
-MEAN = "sum by (layers) (rate(lynx_moe_distinct_experts_{when}_total{{{pick}}}[$__rate_interval])) / sum by (layers) "
-MEAN += "(rate(lynx_moe_layer_steps_total{{{pick}}}[$__rate_interval]))"
-SHARE = "1 - sum(rate(lynx_moe_distinct_experts_after_total{%s}[$__rate_interval])) / "
-SHARE += "sum(rate(lynx_moe_distinct_experts_before_total{%s}[$__rate_interval]))"
 
 
-def _rate(name: str, by: str, extra: str = "") -> str:
-    return f"sum by ({by}) (rate(lynx_moe_{name}{{{PICK}{extra}}}[$__rate_interval]))"
+def _rate(name: str, by: str = "") -> str:
+    """Per second."""
+    return _whole(name, by, "rate({}[$__rate_interval])")
 
 
-def _gauge(name: str, extra: str = "") -> str:
-    return f"lynx_moe_{name}{{{PICK}{extra}}}"
+def _now(name: str, by: str = "") -> str:
+    return _whole(name, by, "{}")
+
+
+def _whole(name: str, by: str, of: str) -> str:
+    """Over everything but the labels `by`, of pipeline stages the sum or the largest, as the family's word says."""
+    each = of.format(f"lynx_moe_{name}{{{PICK}}}")
+    if family_of(f"lynx_moe_{name}").stages == "max":
+        each = f"max without (stage) ({each})"
+    return f"sum by ({by}) ({each})" if by else f"sum({each})"
+
+
+def _most(name: str, by: str = "") -> str:
+    """The largest that anybody says, of engines as of stages."""
+    return f"max{f' by ({by})' if by else ''} (lynx_moe_{name}{{{PICK}}})"
+
+
+def _saved() -> str:
+    return f"1 - {_rate('distinct_experts_after_total')} / {_rate('distinct_experts_before_total')}"
+
+
+def _mean(when: str) -> str:
+    return f"{_rate(f'distinct_experts_{when}_total', 'layers')} / {_rate('layer_steps_total', 'layers')}"
 
 
 # title, kind of panel, width of 24, unit, [(expression, legend)]; rows of panels fill from the left
 PANELS: list[tuple[str, str, int, str, list[tuple[str, str]]]] = [
-    ("Policy", "stat", 8, "none", [(_gauge("policy_info"), "{{policy}}")]),
-    ("Experts saved", "stat", 4, "percentunit", [(SHARE % (PICK, PICK), "saved")]),
-    ("Guard's rung (0: as asked)", "stat", 4, "none", [(f"max({_gauge('guard_rung')})", "rung")]),
-    ("Policy changes", "stat", 8, "none", [(f"sum by (by) ({_gauge('policy_changes_total')})", "{{by}}")]),
+    ("Policy", "stat", 8, "none", [(_most("policy_info", "policy"), "{{policy}}")]),
+    ("Experts saved", "stat", 4, "percentunit", [(_saved(), "saved")]),
+    ("Guard's rung (0: as asked)", "stat", 4, "none", [(_most("guard_rung"), "rung")]),
+    ("Policy changes", "stat", 8, "none", [(_now("policy_changes_total", "by"), "{{by}}")]),
     (
         "Distinct experts per layer, before",
         "timeseries",
         12,
         "none",
-        [(MEAN.format(when="before", pick=PICK), "{{layers}}")],
+        [(_mean("before"), "{{layers}}")],
     ),
     (
         "Distinct experts per layer, after",
         "timeseries",
         12,
         "none",
-        [(MEAN.format(when="after", pick=PICK), "{{layers}}")],
+        [(_mean("after"), "{{layers}}")],
     ),
-    ("Rows", "timeseries", 8, "ops", [(_rate("rows_total", "handling", ',stage="0"'), "{{handling}}")]),
-    ("Steps", "timeseries", 8, "ops", [(_rate("steps_total", "kind", ',stage="0"'), "{{kind}}")]),
+    ("Rows", "timeseries", 8, "ops", [(_rate("rows_total", "handling"), "{{handling}}")]),
+    ("Steps", "timeseries", 8, "ops", [(_rate("steps_total", "kind"), "{{kind}}")]),
     (
         "Rows whose experts changed, per layer group",
         "timeseries",
@@ -58,8 +78,8 @@ PANELS: list[tuple[str, str, int, str, list[tuple[str, str]]]] = [
         12,
         "percentunit",
         [
-            (f"max by (figure, rung) ({_gauge('guard_figure')})", "{{figure}}, {{rung}}"),
-            (f"max by (figure) ({_gauge('guard_bound')})", "{{figure}}, bound"),
+            (_most("guard_figure", "figure, rung"), "{{figure}}, {{rung}}"),
+            (_most("guard_bound", "figure"), "{{figure}}, bound"),
         ],
     ),
     (
@@ -67,7 +87,7 @@ PANELS: list[tuple[str, str, int, str, list[tuple[str, str]]]] = [
         "timeseries",
         6,
         "none",
-        [(f"sum by (direction) (increase({_gauge('guard_changes_total')}[$__rate_interval]))", "{{direction}}")],
+        [(_whole("guard_changes_total", "direction", "increase({}[$__rate_interval])"), "{{direction}}")],
     ),
     (
         "Time of a decision, and of the guard",

@@ -15,7 +15,13 @@ STEPS = ("decode", "mixed", "prefill", "single")
 
 
 def frame(now: Scrape, earlier: Scrape | None, url: str) -> RenderableType:
-    """`now` against an earlier scrape: distinct experts and rates in between; without one, all since the start."""
+    """`now` against an earlier scrape: distinct experts and rates in between; without one, all since the start. A panel
+    for each engine; pipeline stages are put together as the families' own words say (`engines/shared/families.py`)."""
+    before = {} if earlier is None else earlier.engines()
+    return Group(*(_engine(mine, before.get(engine), url) for engine, mine in now.engines().items()))
+
+
+def _engine(now: Scrape, earlier: Scrape | None, url: str) -> RenderableType:
     new = now.since(earlier)
     seconds = None if earlier is None else now.moment - earlier.moment
     parts = [_head(now, url), _layers(new, now, seconds), Text("\n").join(_rates(new, seconds)), _guard(now)]

@@ -1,12 +1,14 @@
 """A server's /metrics, read once: the samples of lynx-moe, by name and labels."""
 
 import time
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.error import HTTPError
+
+from lynx_moe.engines.shared.families import COMMON, WORKERS, family_of
+from lynx_moe.lab.watch.fetch import fetch
 
 PREFIX = "lynx_moe_"
+ENGINE = COMMON[:2]
 Samples = Mapping[str, list[tuple[Mapping[str, str], float]]]
 
 
@@ -18,18 +20,35 @@ class Scrape:
     moment: float
 
     def total(self, name: str, **labels: str) -> float:
-        """The sum over all samples of that name with these labels; 0 where there is none."""
-        found = self.samples.get(PREFIX + name, [])
-        return sum(value for given, value in found if labels.items() <= given.items())
+        """Over all samples of that name with these labels; 0 where there is none. Of pipeline stages it is the sum or
+        the largest, as the family's word says; everything else is summed."""
+        stages: dict[frozenset[tuple[str, str]], list[float]] = {}
+        for given, value in self.samples.get(PREFIX + name, []):
+            if labels.items() <= given.items():
+                rest = frozenset(label for label in given.items() if label[0] != "stage")
+                stages.setdefault(rest, []).append(value)
+        whole = max if family_of(PREFIX + name).stages == "max" else sum
+        return sum(whole(values) for values in stages.values())
+
+    def engines(self) -> dict[tuple[str, ...], "Scrape"]:
+        """Each engine's part, by its model and number; the stages of a pipeline are one engine."""
+        found: dict[tuple[str, ...], dict[str, list[tuple[Mapping[str, str], float]]]] = {}
+        for name, all_ in self.samples.items():
+            for given, value in all_ if name != WORKERS else ():
+                mine = found.setdefault(tuple(given[label] for label in ENGINE), {})
+                mine.setdefault(name, []).append((given, value))
+        return {engine: Scrape(found[engine], self.moment) for engine in sorted(found)}
 
     def values(self, name: str, label: str) -> list[str]:
         """The values that a label takes, in order."""
         return sorted({given[label] for given, _ in self.samples.get(PREFIX + name, [])})
 
     def label(self, name: str, label: str) -> str:
-        """A label of the first sample; empty where there is none."""
-        found = self.samples.get(PREFIX + name, [])
-        return found[0][0][label] if found else ""
+        """A label of all samples, by stage where stages differ; empty where there is none."""
+        found = {given.get("stage", ""): given[label] for given, _ in self.samples.get(PREFIX + name, [])}
+        if len(set(found.values())) < 2:
+            return next(iter(found.values()), "")
+        return ", ".join(f"{value} in stage {stage}" for stage, value in sorted(found.items()))
 
     def since(self, earlier: "Scrape | None") -> "Scrape":
         """What was counted since an earlier scrape of the same server: counters as differences, gauges as they are.
@@ -54,21 +73,15 @@ def scrape(url: str, timeout: float = 5.0) -> Scrape:
     """Reads URL/metrics. Raises ValueError where nobody answers, or the server has no metrics of lynx-moe."""
     base = url if "://" in url else f"http://{url}"
     address = base.rstrip("/").removesuffix("/metrics") + "/metrics"
-    try:
-        with urllib.request.urlopen(address, timeout=timeout) as answer:
-            text = answer.read().decode()
-    except HTTPError as error:
-        raise ValueError(
-            f"{address} answers {error.code} {error.reason}; is it the address of a vLLM server?"
-        ) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise ValueError(f"{address} cannot be read ({reason}); is the server up, and the address right?") from None
-    found = parse(text)
+    found = parse(fetch(address, timeout))
     if not found:
         raise ValueError(
-            f"{address} has no metrics of lynx-moe: the server runs without a policy, with metrics_every=0, or has not "
-            "built its model yet"
+            f"{address} has no metrics of lynx-moe: the server runs without a policy, or with metrics_every=0"
+        )
+    if found.keys() == {WORKERS}:
+        raise ValueError(
+            f"{address} has no numbers of any worker: the model is not built yet, its workers have ended, or they "
+            "cannot write to the metrics directory (then the server's log says why)"
         )
     return Scrape(found, time.monotonic())
 
@@ -80,7 +93,7 @@ def parse(text: str) -> Samples:
     except ImportError:
         raise ValueError("prometheus-client is not installed; vLLM brings it: pip install 'lynx-moe[watch]'") from None
     found: dict[str, list[tuple[Mapping[str, str], float]]] = {}
-    lines = "".join(f"{line}\n" for line in text.splitlines() if PREFIX in line)
+    lines = "".join(f"{line}\n" for line in text.split("\n") if PREFIX in line)
     for family in text_string_to_metric_families(lines):
         for sample in family.samples:
             if sample.name.startswith(PREFIX):

@@ -7,14 +7,13 @@ those of plain vLLM bit for bit where both engines make the same steps, as here.
 from typing import Any
 
 import pytest
+from asking import BLOCK, ITEMS, POLICY, ask, logprobs, turns
 from tiny_vllm import engine, tokens
 
 from lynx_moe.engines import vllm as lynx_vllm
-from lynx_moe.engines.vllm.front import cache
-from lynx_moe.testbed import path, tasks
+from lynx_moe.engines.vllm.step import cache
+from lynx_moe.testbed import path
 
-POLICY = "lynx:alpha=0.3,beta=1"
-BLOCK = 32
 OPTIONS = {
     "max_num_batched_tokens": 64,
     "block_size": BLOCK,
@@ -24,7 +23,6 @@ OPTIONS = {
     "dtype": "auto",
     "disable_log_stats": False,
 }
-ITEMS = [item for task in list(tasks.TASKS)[:8] for item in tasks.test_items(task, 3, seed=3)]
 MODES = ("exact", None, "fast", "random:num_keep=16", "exact", "balanced")
 
 
@@ -49,23 +47,6 @@ def fresh(llm: Any) -> Any:
     llm.reset_prefix_cache()
     lynx_vllm.reset_stats()
     return llm
-
-
-def ask(llm: Any, modes: list[str | None], prompts: Any = None, length: int = 20, **given: Any) -> list[Any]:
-    """Greedy answers, of 20 and more tokens each, so that requests end at different steps."""
-    from vllm import SamplingParams
-
-    prompts = prompts or [item.prompt for item in ITEMS]
-    greedy = {"temperature": 0.0, "ignore_eos": True, "logprobs": 2, **given}
-    params = [
-        SamplingParams(max_tokens=length + (7 * i) % 20, extra_args=mode and {"lynx_moe": mode}, **greedy)
-        for i, mode in enumerate(modes)
-    ]
-    return llm.generate(prompts, params, use_tqdm=False)  # type: ignore[no-any-return]
-
-
-def logprobs(output: Any) -> list[dict[int, float]]:
-    return [{token: found.logprob for token, found in place.items()} for place in output.outputs[0].logprobs]
 
 
 def preemptions(llm: Any) -> float:
@@ -116,16 +97,6 @@ def test_switching_is_all_or_nothing(fresh: Any) -> None:
         "presets": {"balanced": "oea:k0=2", "fast": "priced:price=0.1"},
         "switchable": True,
     }
-
-
-def turns(llm: Any, first: str | None, second: str | None) -> tuple[int, Any]:
-    """A conversation of two turns, among neighbours that are remapped: how many tokens of the second prompt, which
-    repeats all of the first turn, came from the cache, and its answer."""
-    prompts = [{"prompt_token_ids": list(range(5 + i, 45 + i))} for i in range(4)]
-    answers = ask(llm, [first, POLICY, POLICY, POLICY], prompts=prompts, length=60)
-    again = {"prompt_token_ids": [*prompts[0]["prompt_token_ids"], *answers[0].outputs[0].token_ids, 7]}
-    (answer,) = ask(llm, [second], prompts=[again])
-    return answer.num_cached_tokens, answer
 
 
 def test_what_was_generated_under_remapping_is_never_shared_and_prompts_are(fresh: Any) -> None:

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from test_vllm_control import BLOCK, ask, logprobs, turns
+from asking import BLOCK, ask, logprobs, turns
 from tiny_vllm import engine
 from vllm.config import KVTransferConfig
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory

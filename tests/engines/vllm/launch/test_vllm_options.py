@@ -81,11 +81,11 @@ def test_settings_that_would_feed_wrong_rows_are_refused(changed, message):
 @pytest.mark.parametrize("method", ["eagle", "mtp", "draft_model"])
 def test_drafting_by_a_model_is_refused(method):
     vllm_config = config()
-    for allowed in ("ngram", "suffix"):
+    for allowed in ("ngram", "ngram_gpu", "suffix"):
         vllm_config.speculative_config = SimpleNamespace(method=allowed)
         check_engine(vllm_config)
     vllm_config.speculative_config = SimpleNamespace(method=method)
-    with pytest.raises(ValueError, match=f"'{method}' drafts with a model of its own.* use ngram or suffix"):
+    with pytest.raises(ValueError, match=f"'{method}' drafts with a model of its own.* use ngram, ngram_gpu, suffix"):
         check_engine(vllm_config)
 
 

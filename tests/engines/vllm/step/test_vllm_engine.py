@@ -173,7 +173,7 @@ def test_the_expert_kernels_add_nothing_for_dropped_slots(fresh, monkeypatch):
 
 
 def test_vllm_s_capture_callback_sees_the_final_ids(fresh, steps):
-    from lynx_moe.engines.vllm.build.router import LynxRouter
+    from lynx_moe.engines.vllm.model.router import LynxRouter
 
     routers = [m.router for m in model_of(fresh).modules() if isinstance(getattr(m, "router", None), LynxRouter)]
     captured: list[torch.Tensor] = []

@@ -13,7 +13,9 @@ from hypothesis import example, given, settings
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.vllm.front import admission, control, endpoint
 from lynx_moe.engines.vllm.launch.options import EXACT, Options
+from lynx_moe.engines.vllm.step.built import Model
 from lynx_moe.engines.vllm.step.plan import Plan
+from lynx_moe.engines.vllm.step.wishes import understood
 from lynx_moe.policies import POLICIES, ModelShape, knobs
 from lynx_moe.routing import RouterSpec
 
@@ -28,13 +30,8 @@ anything = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries
 
 @pytest.fixture(scope="module")
 def door() -> Any:
-    config = SimpleNamespace(
-        hf_text_config=SimpleNamespace(), get_num_experts=lambda: E, get_num_experts_per_tok=lambda: K
-    )
-    made = admission.Admission.__new__(admission.Admission)
-    made.options, made.processor = OPTIONS, SimpleNamespace(external_req_ids={})
-    made.shape, made.router, made.recorded = SHAPE, admission._router(config), None
-    made.arriving, made.running, made.tried = admission.Counter(), {}, set()
+    made = admission.Admission(OPTIONS, SimpleNamespace(external_req_ids={}))
+    made.model = Model(shape=SHAPE, routers=(RouterSpec(num_experts=E, top_k=K),))
     return made
 
 
@@ -66,8 +63,8 @@ def test_the_request_field(wish: Any, door: Any, plan: Plan) -> None:
         assert str(error).isprintable()
         return
     assert brought is None or brought.partition(":")[0] in POLICIES
-    fitted = plan.requests.policy(wish)
-    assert (fitted is None) == (wish == EXACT)
+    spec = understood(SimpleNamespace(extra_args={"lynx_moe": wish}), OPTIONS)
+    assert spec is None or (plan.requests.policy(spec) is None) == (wish == EXACT)
 
 
 @settings(max_examples=400, deadline=None)

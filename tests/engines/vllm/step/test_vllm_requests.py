@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.shared.metrics import Kind
-from lynx_moe.engines.vllm.build.operator import reroute
 from lynx_moe.engines.vllm.front import admission
-from lynx_moe.engines.vllm.launch import options
 from lynx_moe.engines.vllm.launch.options import Options
-from lynx_moe.engines.vllm.step import plan
+from lynx_moe.engines.vllm.model.operator import reroute
+from lynx_moe.engines.vllm.step import plan, wishes
+from lynx_moe.engines.vllm.step.built import Model
 from lynx_moe.engines.vllm.step.plan import Plan
 from lynx_moe.engines.vllm.step.rows import EXACT_ROW, OWN_ROW
 from lynx_moe.policies import POLICIES, ModelShape, knobs, make_policy
@@ -30,7 +30,7 @@ LYNX, OEA = "lynx:alpha=0.3,beta=1", "oea:k0=1"
 
 
 @st.composite
-def wishes(draw):
+def any_wishes(draw):
     """Specs of every policy with knobs of every kind of nonsense, and texts that are no spec."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.text() | st.integers() | st.floats() | st.lists(st.text(), max_size=2))
@@ -139,18 +139,13 @@ def test_a_policy_per_token_acts_on_a_single_row_that_asks_for_it():
 
 
 @pytest.fixture
-def door(monkeypatch):
-    monkeypatch.setattr(admission, "model_shape", lambda _: SHAPE)
-    monkeypatch.setattr(admission, "has_graphs", lambda _: False)
-    config = SimpleNamespace(
-        hf_text_config=SimpleNamespace(), get_num_experts=lambda: E, get_num_experts_per_tok=lambda: K
-    )
+def door():
     processor = SimpleNamespace(external_req_ids=defaultdict(list))
 
-    def make(**given: Any) -> Any:
-        return admission.Admission(
-            Options(**{"policy": LYNX, **given}), SimpleNamespace(model_config=config), processor
-        )
+    def make(recorded: str | None = None, **given: Any) -> Any:
+        made = admission.Admission(Options(**{"policy": LYNX, **given}), processor)
+        made.model = Model(shape=SHAPE, routers=(SPEC,), recorded=recorded)
+        return made
 
     return make
 
@@ -183,7 +178,7 @@ def test_bad_wishes_are_refused_and_say_what_is_allowed(door, wish, message):
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(wish=wishes())
+@given(wish=any_wishes())
 def test_whatever_is_let_in_decides_a_step(door, wish):
     refusal = None
     try:
@@ -234,9 +229,8 @@ def test_only_so_many_specs_run_at_a_time(door):
         door(max_policies=0).check(OEA)
 
 
-def test_where_cuda_graphs_recorded_a_policy_only_it_and_exact_are_allowed(door, monkeypatch):
-    monkeypatch.setattr(admission, "has_graphs", lambda _: True)
-    made = door()
+def test_where_cuda_graphs_recorded_a_policy_only_it_and_exact_are_allowed(door):
+    made = door(LYNX)
     assert made.check("exact") is made.check("balanced") is made.check("vanilla") is None
     assert made.check(LYNX) == LYNX
     for wish in ("fast", OEA):
@@ -249,7 +243,7 @@ def test_without_the_plugin_s_options_nothing_is_asked():
     params = SimpleNamespace(extra_args={"lynx_moe": 3})
     assert admission.add_request(lambda *args: args, engine, "1", "prompt", params) == (engine, "1", "prompt", params)
     assert admission.of(engine) is None
-    assert options.asked(params) == 3
+    assert wishes.asked(params) == 3
 
 
 @pytest.fixture(autouse=True)

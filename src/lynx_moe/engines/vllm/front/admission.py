@@ -1,70 +1,85 @@
 """What a request may ask for, decided in the front-end process: a bad wish is refused (HTTP 400) before the engine
-sees it.
-
-A request asks by `SamplingParams.extra_args["lynx_moe"]`, which is `vllm_xargs: {"lynx_moe": ...}` of vLLM's server:
-"exact", a name (`Options.named`), or a spec string of its own.
+sees it. What a wish is, `wishes.py` says.
 """
 
+import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lynx_moe.engines.vllm.launch.options import EXACT, KEY, Options, asked, has_graphs, model_shape
-from lynx_moe.policies import make_policy
-from lynx_moe.policies.contract.trial import tried
-from lynx_moe.routing import RouterSpec
+from vllm import exceptions
 
-LONGEST = 300  # characters of a wish
+from lynx_moe.engines.vllm.front import control
+from lynx_moe.engines.vllm.launch.options import EXACT, KEY, Options
+from lynx_moe.engines.vllm.step import wishes
+from lynx_moe.engines.vllm.step.built import ASK, Model
+from lynx_moe.policies import Policy, make_policy
+from lynx_moe.policies.contract.trial import tried
+
+logger = logging.getLogger(f"vllm.{KEY}")
 STATE = "_lynx_moe_admission"  # attribute of AsyncLLM and LLMEngine
 
 
-class Admission:
-    """The door of one front end. `processor` is its output processor, which knows the requests that are running."""
+class Unwelcome(ValueError, getattr(exceptions, "VLLMClientError", Exception)):  # type: ignore[misc]
+    """A wish is refused. Also what vLLM knows as the client's fault: AsyncLLM hands it on as it is."""
 
-    def __init__(self, options: Options, vllm_config: Any, processor: Any) -> None:
+
+class Admission:
+    """The door of one front end. `processor` is its output processor, which knows the requests that are running;
+    `model` is what the workers told of theirs: until they have, what depends on it is left to them."""
+
+    def __init__(self, options: Options, processor: Any) -> None:
         self.options, self.processor = options, processor
-        self.shape = model_shape(vllm_config.model_config)
-        self.router = _router(vllm_config.model_config)
-        self.recorded = options.make_policy().for_model(self.shape).spec if has_graphs(vllm_config) else None
+        self.model: Model | None = None
+        self.unasked = True
         self.arriving: Counter[str] = Counter()
         self.running: dict[str, str] = {}
         self.tried: set[str] = set()
 
     def check(self, wish: Any) -> str | None:
-        """The spec that a request brings of its own; None if it asks by name. Raises ValueError for what it may not
+        """The spec that a request brings of its own; None if it asks by name. Raises Unwelcome for what it may not
         have; the message says what is allowed."""
-        named = self.options.named
-        if not isinstance(wish, str):
-            raise ValueError(f"{KEY}: {repr(wish)[:50]} must be a string; {self._allowed()}")
-        if len(wish) > LONGEST:
-            raise ValueError(f"{KEY}: {wish[:20]!r}... is longer than {LONGEST} characters; {self._allowed()}")
-        if wish == EXACT or named.get(wish, wish) is None:
-            return None
         try:
-            policy = make_policy(named.get(wish) or wish).for_model(self.shape)
-            if wish not in named and policy.calibration_file is not None:
-                raise ValueError("only the operator's presets may name files")
-            policy.check(self.router)
-            if wish not in named and policy.spec not in self.tried:
-                tried(policy, self.router)
-                self.tried = {*self.tried, policy.spec} if len(self.tried) < 64 else {policy.spec}
+            spec = wishes.spec_of(wish, self.options)
         except ValueError as error:
-            raise ValueError(f"{KEY}: {wish!r}: {error}; {self._allowed()}") from None
-        spec = None if policy.is_identity or wish in named else policy.spec
-        if self.recorded not in (None, policy.spec) and not policy.is_identity:
-            raise ValueError(
-                f"{KEY}: {wish!r}: CUDA graphs have recorded {self.recorded!r}; allowed: {EXACT}, that policy, or an "
-                "engine with enforce_eager=True"
+            raise self._refusal(str(error)) from None
+        if spec is None or spec == EXACT:
+            return None
+        own = wish not in self.options.named
+        try:
+            policy = self._fitting(spec, own=own)
+        except ValueError as error:
+            raise self._refusal(f"{wish!r}: {error}") from None
+        recorded = None if self.model is None else self.model.recorded
+        if recorded not in (None, policy.spec) and not policy.is_identity:
+            raise Unwelcome(
+                f"{KEY}: {wish!r}: CUDA graphs have recorded {recorded!r}; allowed: {EXACT}, that policy, or an engine "
+                "with enforce_eager=True"
             )
-        if spec is not None:
-            self._count(spec, wish)
-        return spec
+        if not own or policy.is_identity:
+            return None
+        self._count(policy.spec, wish)
+        return policy.spec
+
+    def _fitting(self, spec: str, *, own: bool) -> Policy:
+        """The policy of a spec, as the model's routers would have it. Raises ValueError."""
+        policy = make_policy(spec)
+        if self.model is None:
+            return policy
+        policy = policy.for_model(self.model.shape)
+        for router in self.model.routers:
+            policy.check(router)
+            if own and policy.spec not in self.tried:
+                tried(policy, router)
+        if own:
+            self.tried = {*self.tried, policy.spec} if len(self.tried) < 64 else {policy.spec}
+        return policy
 
     @contextmanager
     def held(self, request_id: str, wish: Any) -> Iterator[None]:
         """Around the hand-over of a request: what it brings counts until it has ended. Raises as `check`."""
-        spec = self.check(wish)
+        spec = None if wish is None else self.check(wish)
         if spec is None:
             yield
             return
@@ -75,36 +90,66 @@ class Admission:
         finally:
             self.arriving[spec] -= 1
 
+    async def parts(self, request_id: str, stream: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        """The parts of a streamed prompt, each of which may bring a wish. Raises as `check`, before a part goes on."""
+        async for part in stream:
+            wish = _wish(part.sampling_params)
+            if part.sampling_params is not None:
+                self.running.pop(request_id, None)
+            if wish is not None and (spec := self.check(wish)) is not None:
+                self.running[request_id] = spec
+            yield part
+
+    @contextmanager
+    def hearing(self) -> Iterator[None]:
+        """Around the question to the workers: without their answer they check by themselves, and nobody is refused."""
+        try:
+            yield
+        except Exception as error:
+            logger.warning("%s: the workers do not tell of the model, so wishes are checked by them: %s", KEY, error)
+
     def _count(self, spec: str, wish: str) -> None:
         alive = self.processor.external_req_ids
         self.running = {name: brought for name, brought in self.running.items() if name in alive}
         others = ({*self.running.values()} | set(+self.arriving)) - {spec}
         if len(others) >= self.options.max_policies:
-            raise ValueError(
-                f"{KEY}: {wish!r}: the running requests may bring max_policies={self.options.max_policies} specs of "
-                f"their own, and bring {', '.join(sorted(others)) or 'none'}; {self._allowed()}"
+            raise self._refusal(
+                f"{wish!r}: the running requests may bring max_policies={self.options.max_policies} specs of "
+                f"their own, and bring {', '.join(sorted(others)) or 'none'}"
             )
 
-    def _allowed(self) -> str:
+    def _refusal(self, reason: str) -> Unwelcome:
         own = ", or a policy's spec such as lynx:alpha=3,beta=2" if self.options.max_policies else ""
-        return f"allowed: {', '.join((EXACT, *self.options.named))}{own}"
+        return Unwelcome(f"{KEY}: {reason}; allowed: {', '.join((EXACT, *self.options.named))}{own}")
 
 
 def of(engine: Any) -> Admission | None:
     """The admission of an AsyncLLM or LLMEngine; None where the plugin is not configured."""
     if STATE not in engine.__dict__:
         options = Options.of(engine.vllm_config)
-        made = options and Admission(options, engine.vllm_config, engine.output_processor)
-        engine.__dict__[STATE] = made
+        engine.__dict__[STATE] = options and Admission(options, engine.output_processor)
     found: Admission | None = engine.__dict__[STATE]
     return found
 
 
+async def get_supported_tasks(original: Any, engine: Any) -> Any:
+    """Around AsyncLLM.get_supported_tasks, which a server asks before its first request, and AsyncLLM before each: by
+    then the model is built, and its workers can tell of it."""
+    tasks = await original(engine)
+    admission = of(engine)
+    if admission is not None and admission.unasked:
+        admission.unasked = False
+        with admission.hearing():
+            admission.model = Model.heard(control.flat(await engine.collective_rpc(ASK)))
+    return tasks
+
+
 def generate(original: Any, engine: Any, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
     """Around AsyncLLM.generate: refuses when it is called, when a streamed answer has not begun yet."""
-    wish = asked(sampling_params)
-    if wish is not None and (admission := of(engine)) is not None:
-        admission.check(wish)
+    if (admission := of(engine)) is not None:
+        wish = _wish(_params(prompt, sampling_params))
+        if wish is not None:
+            admission.check(wish)
     return original(engine, prompt, sampling_params, *args, **kwargs)
 
 
@@ -112,9 +157,13 @@ def add_request(
     original: Any, engine: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """Around LLMEngine.add_request."""
-    wish = asked(params)
-    if wish is None or (admission := of(engine)) is None:
+    if (admission := of(engine)) is None:
         return original(engine, request_id, prompt, params, *args, **kwargs)
+    wish = _wish(_params(prompt, params))
+    if wish is not None and admission.unasked:
+        admission.unasked = False
+        with admission.hearing():
+            admission.model = Model.heard(control.flat(engine.collective_rpc(ASK)))
     with admission.held(request_id, wish):
         return original(engine, request_id, prompt, params, *args, **kwargs)
 
@@ -123,26 +172,35 @@ async def add_request_async(
     original: Any, engine: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """Around AsyncLLM.add_request."""
-    wish = asked(params)
-    if wish is None or (admission := of(engine)) is None:
+    if (admission := of(engine)) is None:
         return await original(engine, request_id, prompt, params, *args, **kwargs)
+    wish = _wish(_params(prompt, params))
+    if isinstance(prompt, AsyncGenerator):
+        prompt = admission.parts(request_id, prompt)
+    if wish is not None and admission.unasked:
+        await engine.get_supported_tasks()
     with admission.held(request_id, wish):
         return await original(engine, request_id, prompt, params, *args, **kwargs)
 
 
 def to_beam_search_params(original: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
     """Around the method of vLLM's completion and chat requests: beam search drops `vllm_xargs`."""
-    if KEY in (request.vllm_xargs or {}):
-        raise ValueError(f"{KEY}: vLLM's beam search takes no vllm_xargs; leave out {KEY!r}, or use_beam_search")
+    given = request.vllm_xargs or {}
+    if KEY in given or wishes.misspelt(given) is not None:
+        raise Unwelcome(f"{KEY}: vLLM's beam search takes no vllm_xargs; leave out {KEY!r}, or use_beam_search")
     return original(request, *args, **kwargs)
 
 
-def _router(model_config: Any) -> RouterSpec:
-    """The model's router as its configuration has it: the workers know each layer's."""
-    config = model_config.hf_text_config
-    n_group, topk_group = (getattr(config, name, None) or 1 for name in ("n_group", "topk_group"))
-    return RouterSpec(
-        num_experts=model_config.get_num_experts(),
-        top_k=model_config.get_num_experts_per_tok(),
-        groups=(n_group, topk_group) if n_group > 1 else None,
-    )
+def _params(prompt: Any, params: Any) -> Any:
+    """The sampling parameters that the engine will see: a request that is made already brings its own."""
+    made = getattr(prompt, "sampling_params", None)
+    return params if made is None else made
+
+
+def _wish(sampling_params: Any) -> Any:
+    """What a request asks for; None: nothing. Raises Unwelcome for a misspelt key."""
+    try:
+        wishes.check_keys(sampling_params)
+    except ValueError as error:
+        raise Unwelcome(str(error)) from None
+    return wishes.asked(sampling_params)

@@ -36,22 +36,22 @@ async def switch_async(client: Any, spec: str) -> str:
 
 def fits(answers: list[dict[str, Any]]) -> str:
     """The full spec string that all workers would switch to. Raises Refused."""
-    for answer in _flat(answers):
+    for answer in flat(answers):
         if "error" in answer:
             raise Refused(answer["error"], answer["status"])
-    return next(str(answer["policy"]) for answer in _flat(answers))
+    return next(str(answer["policy"]) for answer in flat(answers))
 
 
 def told(answers: list[dict[str, Any]]) -> dict[str, Any]:
     """What the workers say of themselves, as one answer: the first worker's, and whether the others say the same."""
-    found = list(_flat(answers))
+    found = list(flat(answers))
     return {**found[0], "workers": len(found), "agree": all(answer == found[0] for answer in found)}
 
 
-def _flat(answers: Any) -> Iterator[dict[str, Any]]:
+def flat(answers: Any) -> Iterator[dict[str, Any]]:
     """One dictionary per worker; several engines (data parallel) answer with a list each."""
     for answer in answers:
         if isinstance(answer, dict):
             yield answer
         else:
-            yield from _flat(answer)
+            yield from flat(answer)

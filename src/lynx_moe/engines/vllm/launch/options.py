@@ -9,16 +9,15 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from lynx_moe.control.options import GuardOptions
-from lynx_moe.engines.vllm.launch import connectors
-from lynx_moe.engines.vllm.launch.versions import SUPPORTED, experts_per_token
-from lynx_moe.policies import POLICIES, ModelShape, Policy, make_policy
+from lynx_moe.engines.vllm.launch import connectors, speculation
+from lynx_moe.engines.vllm.launch.versions import SUPPORTED
+from lynx_moe.policies import POLICIES, Policy, make_policy
 
 KEY = "lynx_moe"
 TESTED = "0.30.0 to 0.32.0"
 EXACT = "exact"  # what a request says that must not be remapped
 BALANCED = "balanced"  # the server's policy, unless the operator gives it another meaning
 FAST = "priced:price=0.1"  # one price means the same on every model
-DRAFT_WITHOUT_MODEL = ("ngram", "suffix")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +61,6 @@ class Options:
     def named(self) -> dict[str, str | None]:
         """What requests may ask for by name -> its spec; None: whatever the server's policy is at the time."""
         return {BALANCED: None, "fast": FAST, **self.presets}
-
-    def asks_server(self, label: str | None) -> bool:
-        """Whether a request that says this (None: nothing) follows the server's policy."""
-        return label is None or self.named.get(label, label) is None
 
     def _check_presets(self) -> None:
         example = f'{{"fast": "{FAST}"}}'
@@ -111,13 +106,9 @@ def check_engine(vllm_config: Any) -> None:
             f"Install one of these, or start without additional_config[{KEY!r}]"
         )
     parallel, cache = vllm_config.parallel_config, vllm_config.cache_config
-    drafts = getattr(vllm_config.speculative_config, "method", None)
     refused = {
         "VLLM_BATCH_INVARIANT=1 promises outputs that do not depend on the batch, batch-aware routing makes them "
         "depend on it; unset one of the two": envs.VLLM_BATCH_INVARIANT,
-        f"speculative method {drafts!r} drafts with a model of its own, which is not supported yet; use "
-        f"{' or '.join(DRAFT_WITHOUT_MODEL)}, or start without speculative_config": drafts is not None
-        and drafts not in DRAFT_WITHOUT_MODEL,
         f"data_parallel_size={parallel.data_parallel_size} gathers the tokens of all ranks before routing, which is "
         "not supported yet; use 1": parallel.data_parallel_size > 1,
         f"prefill_context_parallel_size={parallel.prefill_context_parallel_size} splits tokens over ranks, which is "
@@ -129,18 +120,14 @@ def check_engine(vllm_config: Any) -> None:
         "kv_sharing_fast_prefill runs layers on a part of the tokens, which is not supported yet; switch it "
         "off": cache.kv_sharing_fast_prefill,
     }
-    for reason, found in refused.items():
-        if found:
+    reasons: list[str | None] = [reason for reason, found in refused.items() if found]
+    reasons += [
+        speculation.refusal(vllm_config.speculative_config),
+        connectors.refusal(vllm_config.kv_transfer_config),
+    ]
+    for reason in reasons:
+        if reason is not None:
             raise ValueError(f"{KEY}: {reason}")
-    handed_on = connectors.refusal(vllm_config.kv_transfer_config)
-    if handed_on is not None:
-        raise ValueError(f"{KEY}: {handed_on}")
-
-
-def asked(sampling_params: Any) -> Any:
-    """What a request asks for, `extra_args["lynx_moe"]`; None: nothing."""
-    extra = getattr(sampling_params, "extra_args", None)
-    return extra.get(KEY) if extra else None
 
 
 def has_graphs(vllm_config: Any) -> bool:
@@ -149,14 +136,3 @@ def has_graphs(vllm_config: Any) -> bool:
     from vllm.platforms import current_platform
 
     return not current_platform.is_cpu() and vllm_config.compilation_config.cudagraph_mode != CUDAGraphMode.NONE
-
-
-def model_shape(model_config: Any) -> ModelShape:
-    """What policies with published settings know the model by."""
-    return ModelShape(
-        model_type=model_config.hf_text_config.model_type,
-        num_layers=model_config.get_total_num_hidden_layers(),
-        num_experts=model_config.get_num_experts(),
-        top_k=experts_per_token(model_config),
-        name=str(model_config.model),
-    )

@@ -15,8 +15,9 @@ from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.shared.layers import Layer, fitted
 from lynx_moe.engines.shared.metrics import KINDS, Counters, HostCounters, Kind, Stats, layer_stats
 from lynx_moe.engines.shared.recorder import Recorder
-from lynx_moe.engines.vllm.front import cache
 from lynx_moe.engines.vllm.launch.options import Options
+from lynx_moe.engines.vllm.step import cache
+from lynx_moe.engines.vllm.step.built import Model, routers_of
 from lynx_moe.engines.vllm.step.requests import Requests
 from lynx_moe.engines.vllm.step.rows import StepRows
 from lynx_moe.engines.vllm.step.watch import Watch
@@ -41,10 +42,10 @@ class Plan:
         self.options, self.shape, self.device, self.graphs = options, shape, device, graphs
         self.layers: list[Layer] = []
         self.bypassed: dict[str, str] = {}
-        self.policy: Policy = options.make_policy().for_model(shape)
-        self.by_layer: list[Policy] = []
+        self.policy: Policy
+        self.by_layer: list[Policy]
         self.rows = StepRows(max_rows, device)
-        self.requests = Requests(options, self.fit, lambda: (self.policy, self.by_layer))
+        self.requests = Requests(options, self.fit_wish, lambda: (self.policy, self.by_layer))
         self.recorder: Recorder | None = None
         self.runners: dict[int, Callable[[], Any]] = {}  # a layer's number -> vLLM's runner of it, while it lives
         self.watch: Watch | None = None
@@ -54,7 +55,9 @@ class Plan:
         cache.switched(self.policy.is_identity)
 
     def seal(self) -> None:
-        """All layers are known: counting starts. Raises ValueError if the policy does not fit one of them."""
+        """All layers, and with them `shape`, are known: counting starts. Raises ValueError if the policy does not fit
+        one of them."""
+        self.policy = self.options.make_policy().for_model(self.shape)
         self.by_layer = fitted(self.policy, self.layers, self.shape.name, self.device)
         count = len(self.layers)
         self.counters = HostCounters(count) if self.device.type == "cpu" else Counters(count, self.device)
@@ -69,14 +72,27 @@ class Plan:
     def check(self, spec: str) -> tuple[Policy, list[Policy]]:
         """What `set_policy` would switch to. Raises ValueError as it would, and changes nothing; Recorded is the one
         that no other spec would mend."""
-        policy, by_layer = self.fit(spec)
-        if by_layer and self.device.type == "cpu":
-            tried(by_layer[0], self.layers[0].spec)
+        policy, by_layer = self._fit_and_try(spec)
         if self.graphs:
             raise Recorded(
                 f"cannot switch to {spec!r}: CUDA graphs have recorded {self.policy.spec!r}; "
                 "start the engine with enforce_eager=True, or build one engine per policy"
             )
+        return policy, by_layer
+
+    def fit_wish(self, spec: str) -> tuple[Policy, list[Policy]]:
+        """The same for a request. Raises whatever a policy raises that cannot decide for these layers, and Recorded."""
+        policy, by_layer = self._fit_and_try(spec)
+        if self.graphs and policy.spec != self.policy.spec and not policy.is_identity:
+            raise Recorded(f"CUDA graphs have recorded {self.policy.spec!r}")
+        return policy, by_layer
+
+    def _fit_and_try(self, spec: str) -> tuple[Policy, list[Policy]]:
+        policy, by_layer = self.fit(spec)
+        if self.device.type == "cpu":
+            firsts = {(layer.spec.num_experts, layer.spec.top_k): number for number, layer in enumerate(self.layers)}
+            for number in firsts.values():
+                tried(by_layer[number], self.layers[number].spec)
         return policy, by_layer
 
     def set_policy(self, spec: str) -> str:
@@ -90,7 +106,8 @@ class Plan:
     def set_guard(self, options: GuardOptions | None) -> None:
         """Guards the policy from the next step on; None ends it. Raises ValueError where CUDA graphs have recorded the
         policy, and for a ladder that does not fit the layers."""
-        watch = Watch(options, self) if options is not None and self.layers else None
+        asked = self.policy if self.watch is None else self.watch.ladder[0][0]
+        watch = Watch(options, self, asked) if options is not None and self.layers else None
         if self.watch is not None:
             self.policy, self.by_layer = self.watch.ladder[0]
         self.watch = watch
@@ -99,6 +116,11 @@ class Plan:
         """The server's policy, what requests may ask for by name, and whether the policy can be switched."""
         named = {name: spec or self.policy.spec for name, spec in self.options.named.items()}
         return {"policy": self.policy.spec, "presets": named, "switchable": not self.graphs}
+
+    def model(self) -> Model:
+        """What the front end may know of the layers."""
+        recorded = self.policy.spec if self.graphs else None
+        return Model(shape=self.shape, routers=routers_of(self.layers), recorded=recorded)
 
     def begin_step(self) -> None:
         """The masks of `rows` are those of the step that comes next."""
@@ -206,10 +228,6 @@ class Plan:
 
 def activate(plan: Plan) -> None:
     _active[:] = [plan]
-
-
-def is_active(plan: Plan) -> bool:
-    return _active == [plan]
 
 
 def active() -> Plan:

@@ -1,7 +1,7 @@
 """What requests ask for, on a worker: `SamplingParams.extra_args["lynx_moe"]` of every running request -> its policy.
 
-Admission has checked it (`admission.py`, in the front-end process). What still does not fit a layer here keeps the
-model's routing, with a warning: an engine does not fail for one request.
+Admission has checked it (`admission.py`, in the front-end process). What still is not understood here, or does not fit
+a layer, keeps the model's routing, with a warning: an engine does not end for one request.
 """
 
 import logging
@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lynx_moe.engines.vllm.launch.options import EXACT, KEY, Options, asked
+from lynx_moe.engines.vllm.launch.options import EXACT, KEY, Options
+from lynx_moe.engines.vllm.step import wishes
 from lynx_moe.engines.vllm.step.rows import EXACT_ROW, OWN_ROW
 from lynx_moe.policies import Policy
 
@@ -21,34 +22,34 @@ Fitted = tuple[Policy, list[Policy]]  # the policy, and each layer's
 
 class Requests:
     """The running requests that ask for something, and the policies of the current step in the order in which they
-    settle. `make` fits a spec to the model's layers and raises ValueError; `server` is the server's policy."""
+    settle. `make` fits a spec to the model's layers, or raises; `server` is the server's policy."""
 
     def __init__(self, options: Options, make: Callable[[str], Fitted], server: Callable[[], Fitted]) -> None:
         self.options, self.make, self.server = options, make, server
-        self.labels: dict[str, str] = {}
+        self.specs: dict[str, str] = {}  # of those that ask for another policy than the server's
         self.made: dict[str, Fitted | None] = {}
         self.step: list[Fitted] = []
 
     def update(self, scheduler_output: Any) -> None:
         """Takes up what the scheduler says of new and finished requests."""
-        if self.labels:
+        if self.specs:
             for name in scheduler_output.finished_req_ids:
-                self.labels.pop(name, None)
-        for new in scheduler_output.scheduled_new_reqs:
-            label = asked(new.sampling_params)
-            if label is not None:
-                self.labels[new.req_id] = label
-            elif self.labels:
-                self.labels.pop(new.req_id, None)
+                self.specs.pop(name, None)
+        for new in scheduler_output.scheduled_new_reqs:  # and the next parts of streams that go on
+            spec = wishes.understood(new.sampling_params, self.options)
+            if spec is not None:
+                self.specs[new.req_id] = spec
+            elif self.specs:
+                self.specs.pop(new.req_id, None)
 
     def choices(self, req_ids: Sequence[str]) -> np.ndarray | None:
         """int [R]: each request's place in `step`, EXACT_ROW where it stays exact by its own wish, OWN_ROW where
         the server's policy changes nothing. None: all follow the server's policy."""
         self.step = []
-        if not self.labels:
+        if not self.specs:
             return None
         server = self.server()
-        wanted = [self.policy(self.labels[name]) if name in self.labels else server for name in req_ids]
+        wanted = [self.policy(self.specs[name]) if name in self.specs else server for name in req_ids]
         if all(each is not None and each[0] is server[0] for each in wanted):
             return None
         found = {each[0].spec: each for each in wanted if each is not None and not each[0].is_identity}
@@ -63,11 +64,8 @@ class Requests:
 
         return np.array([number(each) for each in wanted])
 
-    def policy(self, label: str) -> Fitted | None:
-        """The fitted policy that a request asks for; None: exact."""
-        spec = self.options.named.get(label, label)
-        if spec is None:
-            return self.server()
+    def policy(self, spec: str) -> Fitted | None:
+        """The fitted policy of a spec; None: exact."""
         if spec == EXACT:
             return None
         if spec not in self.made:
@@ -79,6 +77,6 @@ class Requests:
     def _make(self, spec: str) -> Fitted | None:
         try:
             return self.make(spec)
-        except ValueError as error:
-            logger.warning("%s: requests that ask for %r stay exact: %s", KEY, spec, error)
+        except Exception as error:  # whatever it is, it is not the other requests'
+            logger.warning("%s: requests that ask for %r stay exact: %s", KEY, spec, str(error).partition("\n")[0])
             return None

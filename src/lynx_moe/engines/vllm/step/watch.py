@@ -8,7 +8,8 @@ the host waits for nothing that is not done long since.
 import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,25 +18,41 @@ from lynx_moe.control.guard import Change, Guard
 from lynx_moe.control.loss import mass_lost, output_error
 from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.shared.late import Late
-from lynx_moe.engines.shared.layers import fitted
+from lynx_moe.engines.shared.layers import Layer, fitted
+from lynx_moe.engines.vllm.step.requests import Requests
+from lynx_moe.engines.vllm.step.rows import StepRows
 from lynx_moe.engines.vllm.step.shadow import block_output, same_on_all_ranks
-from lynx_moe.policies import Policy
+from lynx_moe.policies import ModelShape, Policy
 from lynx_moe.routing import Routing, Rows
-
-if TYPE_CHECKING:
-    from lynx_moe.engines.vllm.step.plan import Plan
 
 logger = logging.getLogger("vllm.lynx_moe")
 LAG = 8  # steps that a figure may take from the device to the host
 
 
+class Guarded(Protocol):
+    """What a guard sees of an engine's plan (`plan.py`); of this it changes the policy, and counts the change."""
+
+    graphs: bool
+    device: torch.device
+    shape: ModelShape
+    layers: list[Layer]
+    bypassed: dict[str, str]
+    runners: dict[int, Callable[[], Any]]
+    rows: StepRows
+    requests: Requests
+    policy: Policy
+    by_layer: list[Policy]
+    policy_changes: dict[str, int]
+
+
 class Watch:
-    """See the module. Raises ValueError where CUDA graphs have recorded the policy, and for a ladder that does not fit.
+    """See the module; `asked` is the policy that is guarded. Raises ValueError where CUDA graphs have recorded the
+    policy, and for a ladder that does not fit.
 
     `seconds` is what the guard has cost the host so far, the shadow steps included.
     """
 
-    def __init__(self, options: GuardOptions, plan: "Plan") -> None:
+    def __init__(self, options: GuardOptions, plan: Guarded, asked: Policy) -> None:
         if plan.graphs:
             raise ValueError(
                 "guard: CUDA graphs have recorded the policy, so it cannot back off; use enforce_eager=True"
@@ -46,7 +63,7 @@ class Watch:
         self.guard = Guard(options, 1)
         self.taken: list[tuple[str, Tensor]] = []  # of this step: the figure, at this rung and the one above
         self.travelling: deque[tuple[int, str, Late]] = deque()  # the step at which a sample is acted on
-        self.restart(plan.policy if plan.watch is None else plan.watch.ladder[0][0])
+        self.restart(asked)
 
     def restart(self, asked: Policy) -> None:
         """A new ladder, whose rung 0 is the policy that is asked for."""

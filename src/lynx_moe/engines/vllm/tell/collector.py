@@ -4,59 +4,80 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
-from lynx_moe.engines.shared.families import COMMON, FAMILIES
-from lynx_moe.engines.vllm.plugin import wrap
+from lynx_moe.engines.shared.families import COMMON, FAMILIES, WORKERS, WORKERS_MEANING
+from lynx_moe.engines.vllm.launch.wrap import wrap
 from lynx_moe.engines.vllm.tell.exporter import DIRECTORY
 
 MODULES = ("vllm.v1.metrics.prometheus", "vllm.entrypoints.serve.instrumentator.metrics")
+KINDS: dict[str, Any] = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "summary": SummaryMetricFamily}
+PATIENCE_SECONDS, PATIENCE = 5.0, 5  # a worker that is alive says so at every interval
 _directory: tempfile.TemporaryDirectory[str] | None = None
-_exposed: list[Any] = []
+_exposed: WeakSet[Any] = WeakSet()
 
 
 class Workers(Collector):
-    """Reads the workers' files anew at every scrape. A file that is gone or broken is left out."""
+    """Reads the workers' files anew at every scrape. A file that is gone, broken or old is left out, and so is an
+    engine that another one has followed under the same labels: vLLM's own metrics are of the newest one, too."""
 
     def describe(self) -> list[Metric]:
         """No name is claimed beforehand: which families there are is up to the workers."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        files = [json.loads(text) for text in _texts()]
-        for name, (kind, meaning, labels) in FAMILIES.items():
-            family = _make(kind, name, meaning, labels)
+        files = _newest(_told())
+        yield GaugeMetricFamily(WORKERS, WORKERS_MEANING, value=len(files))
+        for name, family in FAMILIES.items():
+            made = KINDS[family.kind](name, family.text, labels=[*COMMON, *family.labels])
             for file in files:
-                common = [file["labels"][label] for label in COMMON]
-                mine = [(values, value) for family_name, values, value in file["samples"] if family_name == name]
-                if kind == "summary":
+                common = [file["teller"]["labels"][label] for label in COMMON]
+                mine = [(values, value) for other, values, value in file["samples"] if other == name]
+                if family.kind == "summary":
                     parts = {values[0]: value for values, value in mine}
                     if parts:
-                        family.add_metric(common, count_value=parts["count"], sum_value=parts["sum"])
+                        made.add_metric(common, count_value=parts["count"], sum_value=parts["sum"])
                     continue
                 for values, value in mine:
-                    family.add_metric([*common, *values], value)
-            if family.samples:
-                yield family
+                    made.add_metric([*common, *values], value)
+            if made.samples:
+                yield made
 
 
-def _texts() -> Iterator[str]:
+def _told() -> Iterator[dict[str, Any]]:
+    """What the workers say that can say something."""
     directory = os.environ.get(DIRECTORY)
     for path in sorted(Path(directory).glob("*.json")) if directory else ():
         try:
-            yield path.read_text()
-        except OSError:
+            file = json.loads(path.read_text())
+            patience = PATIENCE_SECONDS + PATIENCE * file["teller"]["every"]
+            age = time.time() - path.stat().st_mtime
+        except (OSError, ValueError, KeyError, TypeError):
             continue
+        if age < patience:
+            yield file
 
 
-def _make(kind: str, name: str, meaning: str, labels: tuple[str, ...]) -> Any:
-    kinds = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "summary": SummaryMetricFamily}
-    return kinds[kind](name, meaning, labels=[*COMMON, *labels])
+def _newest(files: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of every model's engines of one number the one that was made last, with all its stages."""
+    engines: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for file in files:
+        teller = file["teller"]
+        labels = teller["labels"]["model_name"], teller["labels"]["engine"]
+        engines.setdefault(labels, {}).setdefault(teller["instance"], []).append(file)
+    latest = [max(same.values(), key=lambda all_: max(map(_since, all_))) for same in engines.values()]
+    return [file for all_ in latest for file in all_]
+
+
+def _since(file: dict[str, Any]) -> float:
+    return float(file["teller"]["since"])
 
 
 def expose() -> None:
@@ -81,6 +102,6 @@ def _registry(original: Any) -> Any:
 
 
 def _register(registry: Any) -> None:
-    if not any(one is registry for one in _exposed):
+    if registry not in _exposed:
         registry.register(Workers())
-        _exposed.append(registry)
+        _exposed.add(registry)

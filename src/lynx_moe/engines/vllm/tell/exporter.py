@@ -7,139 +7,130 @@ directory of their own: vLLM's metrics stay as they are. A thread of its own wri
 """
 
 import json
+import logging
 import os
 import threading
 import time
 import weakref
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from lynx_moe.engines.vllm.step.plan import Plan
+from lynx_moe.engines.vllm.tell.samples import samples
 
-from lynx_moe.calibration.artifact import layer_number
-from lynx_moe.engines.shared.families import groups
-from lynx_moe.engines.shared.metrics import COLUMNS, KINDS, Kind
-from lynx_moe.engines.vllm.step.plan import Plan, is_active
-
+logger = logging.getLogger("vllm.lynx_moe")
 DIRECTORY = "LYNX_MOE_METRICS_DIR"  # an environment variable: options are part of vLLM's compile cache key
-SUMS = {
-    "before": "lynx_moe_distinct_experts_before",
-    "after": "lynx_moe_distinct_experts_after",
-    "changed_rows": "lynx_moe_rows_remapped",
-    "unchanged_steps": "lynx_moe_unchanged_layer_steps",
-}
-Sample = tuple[str, list[str], float]
 
 
-def start(plan: Plan, labels: dict[str, str]) -> None:
-    """Writes the plan's numbers while the plan lives; once more after the last step."""
-    directory = os.environ.get(DIRECTORY)
-    if not plan.options.metrics_every or directory is None:
-        return
-    target = Path(directory) / f"{os.getpid()}-{id(plan)}.json"
-    thread = threading.Thread(target=_run, args=(weakref.ref(plan), labels, target), name="lynx_moe metrics")
-    thread.daemon = True
+@dataclass(frozen=True, kw_only=True)
+class Teller:
+    """Who tells: the labels that all samples of this worker share, and the engine that it is a worker of. `since` is
+    when it was made, in seconds of the system's clock, `every` how many seconds pass between two of its words."""
+
+    labels: dict[str, str]
+    instance: str
+    since: float
+    every: float
+
+
+def start(plan: Plan, model: Any, vllm_config: Any) -> None:
+    """Writes the plan's numbers while the model lives, unless another rank tells the same (tensor parallelism)."""
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    if plan.options.metrics_every and DIRECTORY in os.environ and get_tensor_model_parallel_rank() == 0:
+        write_on(Writer(plan, teller(vllm_config, plan.options.metrics_every)), model)
+
+
+def write_on(writer: "Writer", owner: Any) -> None:
+    """Makes the thread, which ends with `owner`; then its file goes too."""
+    weakref.finalize(owner, writer.end)
+    thread = threading.Thread(target=writer.run, name="lynx_moe metrics", daemon=True)
     thread.start()
 
 
-def _run(plan_ref: weakref.ref[Plan], labels: dict[str, str], target: Path) -> None:
-    seen: Any = None
-    while (plan := plan_ref()) is not None:
-        every, now = plan.options.metrics_every, _version(plan) if is_active(plan) else None
-        if now is None:  # another engine has taken over in this process
-            target.unlink(missing_ok=True)
-        elif now != seen:
-            write(plan, labels, target)
-        seen = now
-        del plan
-        time.sleep(every)
-    target.unlink(missing_ok=True)
+class Writer:
+    """The file of one plan, which it holds no longer than others do."""
+
+    def __init__(self, plan: Plan, teller: Teller) -> None:
+        self.plan, self.teller = weakref.ref(plan), teller
+        self.target = Path(os.environ[DIRECTORY]) / f"{os.getpid()}-{id(plan)}.json"
+        self.ended = threading.Event()
+        self.seen: Any = None
+        self.warned: set[str] = set()
+
+    def run(self) -> None:
+        self.tell()
+        while not self.ended.wait(self.teller.every):
+            self.tell()
+        self._remove()
+
+    def end(self) -> None:
+        """Called wherever the owner is collected, so it waits for nothing."""
+        self.ended.set()
+        self._remove()
+
+    def tell(self) -> None:
+        """Writes what is new, or says that nothing is. Never raises: what hinders it may pass."""
+        plan = self.plan()
+        if plan is None:
+            return
+        try:
+            now = _version(plan)
+            if now != self.seen or not self._touch():
+                self._write(plan)
+            self.seen = now
+        except Exception as error:  # without its thread a worker is never heard of again
+            self._remove()  # rather nothing than old numbers
+            self._warn(error)
+
+    def _write(self, plan: Plan) -> None:
+        """The old file is replaced whole; the directory is made again where somebody has cleared it away."""
+        told = json.dumps({"teller": asdict(self.teller), "samples": samples(plan)})
+        self.target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part = self.target.with_suffix(".part")
+        part.write_text(told)
+        part.replace(self.target)
+
+    def _touch(self) -> bool:
+        """The time of the file says that this process is alive; it also keeps away who clears up what is old."""
+        try:
+            os.utime(self.target)
+        except OSError:
+            return False
+        return True
+
+    def _remove(self) -> None:
+        for path in (self.target, self.target.with_suffix(".part")):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:  # it grows old, and is left out then
+                continue
+
+    def _warn(self, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        if reason not in self.warned:
+            self.warned.add(reason)
+            logger.warning(
+                "lynx_moe: %s cannot be written (%s), so /metrics lacks this worker; tried again every %g s",
+                self.target,
+                reason,
+                self.teller.every,
+            )
 
 
 def _version(plan: Plan) -> Any:
     return (tuple(plan.steps.values()), tuple(plan.policy_changes.values()), id(plan.watch))
 
 
-def write(plan: Plan, labels: dict[str, str], target: Path) -> None:
-    """The plan's numbers as JSON; an old file is replaced whole."""
-    part = target.with_suffix(".part")
-    part.write_text(json.dumps({"labels": labels, "samples": samples(plan)}))
-    try:
-        part.replace(target)
-    except OSError:  # the server has gone, and its directory with it
-        return
+def teller(vllm_config: Any, every: float) -> Teller:
+    """The labels are those of vLLM's own metrics, and the pipeline stage."""
+    from vllm.distributed import get_pp_group
 
-
-def samples(plan: Plan) -> list[Sample]:
-    """Every sample: the family's name, the values of its own labels, the value. A summary gives two numbers in turn."""
-    found: list[Sample] = [("lynx_moe_steps", [kind], count) for kind, count in plan.steps.items()]
-    found += _rows(plan)
-    if plan.options.stats and plan.has_begun:
-        found += _layers(plan)
-    if plan.device.type == "cpu":
-        found.append(("lynx_moe_decision_seconds", ["count"], plan.decisions))
-        found.append(("lynx_moe_decision_seconds", ["sum"], plan.decision_seconds))
-    reached = sum(layer.name not in plan.bypassed for layer in plan.layers)
-    found += [("lynx_moe_layers", ["policy"], reached), ("lynx_moe_layers", ["own"], len(plan.bypassed))]
-    found += [("lynx_moe_policy_changes", [by], count) for by, count in plan.policy_changes.items()]
-    state = None if plan.watch is None else plan.watch.state()
-    asked = plan.policy.spec if state is None else state["rungs"][0]
-    found.append(("lynx_moe_policy_info", [plan.policy.spec, asked], 1))
-    found.append(("lynx_moe_guard_enabled", [], int(state is not None)))
-    return found if state is None else found + _guard(state)
-
-
-def _rows(plan: Plan) -> list[Sample]:
-    total, remappable, exact = (sum(sums[place] for sums in plan.row_sums.values()) for place in range(3))
-    remappable -= plan.row_sums[Kind.SINGLE.value][1]
-    handled = {"remappable": remappable, "exact": exact, "bypassed": total - remappable - exact}
-    return [("lynx_moe_rows", [name], count) for name, count in handled.items()]
-
-
-def _layers(plan: Plan) -> list[Sample]:
-    with _aside(plan.device):
-        totals = plan.counters.read()
-    places = [place for place, layer in enumerate(plan.layers) if layer.name not in plan.bypassed]
-    found: list[Sample] = []
-    for label, members in groups([layer_number(plan.layers[place].name) for place in places]):
-        for kind, step in enumerate(KINDS):
-            for column, name in enumerate(COLUMNS):
-                value = sum(totals[places[member]][kind][column] for member in members)
-                found.append((SUMS[name], [label, step], value))
-            found.append(("lynx_moe_layer_steps", [label, step], len(members) * plan.steps[step]))
-    return found
-
-
-def _guard(state: dict[str, Any]) -> list[Sample]:
-    found: list[Sample] = [
-        ("lynx_moe_guard_rung", [], state["rung"]),
-        ("lynx_moe_guard_last_rung", [], len(state["rungs"]) - 1),
-        ("lynx_moe_guard_seconds", [], state["seconds"]),
-    ]
-    for rung in ("now", "above"):
-        found += [("lynx_moe_guard_figure", [figure, rung], value) for figure, value in state[rung].items()]
-    for name, key in (("bound", "bounds"), ("samples", "samples"), ("changes", "changes")):
-        found += [(f"lynx_moe_guard_{name}", [label], value) for label, value in state[key].items()]
-    return found
-
-
-def _aside(device: torch.device) -> AbstractContextManager[Any]:
-    """Reading waits for a stream of its own, not for the steps."""
-    if device.type != "cuda":
-        return nullcontext()
-    aside: AbstractContextManager[Any] = torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
-    return aside
-
-
-def labels_of(vllm_config: Any) -> dict[str, str] | None:
-    """The labels that all samples of this worker share; None where another rank tells the same (tensor parallelism)."""
-    from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
-
-    if get_tensor_model_parallel_rank() > 0:
-        return None
-    return {
+    labels = {
         "model_name": str(vllm_config.model_config.served_model_name),
-        "engine": str(vllm_config.parallel_config.data_parallel_rank),
+        # the rank that vLLM labels its own metrics with; `data_parallel_rank` is 0 in engines that stand alone
+        "engine": str(vllm_config.parallel_config.data_parallel_index),
         "stage": str(get_pp_group().rank_in_group),
     }
+    return Teller(labels=labels, instance=vllm_config.instance_id, since=time.time(), every=every)

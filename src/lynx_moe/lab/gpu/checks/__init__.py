@@ -1,1 +1,1 @@
-"""The steps of the GPU check, one file each."""
+"""The steps of the GPU check, one file each, and what they share."""

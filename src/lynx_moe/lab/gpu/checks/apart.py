@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from lynx_moe.lab.gpu.checks.serve import BATCHES, about, open_all_layers
-from lynx_moe.lab.gpu.steps import Measure
+from lynx_moe.lab.gpu.checks.step import Measure
 from lynx_moe.lab.shared.engine import in_own_process
 from lynx_moe.lab.speed import measure as speed
 from lynx_moe.lab.speed.shapes import SHAPES, tiny

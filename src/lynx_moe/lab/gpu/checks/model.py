@@ -17,7 +17,7 @@ import torch
 
 from lynx_moe.lab.gpu.checks.decision import _seconds
 from lynx_moe.lab.gpu.checks.serve import BATCHES, policies_for
-from lynx_moe.lab.gpu.steps import Measure
+from lynx_moe.lab.gpu.checks.step import Measure
 from lynx_moe.lab.speed import measure as speed
 from lynx_moe.lab.speed.random_weights import COMMON, LOGIT_STD
 from lynx_moe.lab.speed.shapes import SHAPES, Shape, num_experts, tiny, write_config
@@ -86,7 +86,8 @@ def _forward(model: Any, policy: str, batch: int, device: str) -> tuple[Callable
     """One decode step as a function (on a GPU a graph's replay), and the distinct experts it loads."""
     from transformers import StaticCache
 
-    from lynx_moe import Rows, apply
+    from lynx_moe.engines.transformers import apply
+    from lynx_moe.routing import Rows
 
     cache = StaticCache(config=model.config, max_cache_len=CONTEXT)
     tokens = torch.randint(0, model.config.vocab_size, (batch, 1), device=device)

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from lynx_moe.lab.gpu.verdict import Tokens, judge, may_swap
+from lynx_moe.lab.gpu.checks.verdict import Tokens, judge, may_swap
 from lynx_moe.lab.shared.engine import in_own_process, open_engine, run_batch
 from lynx_moe.lab.speed import measure as speed
 from lynx_moe.lab.speed.random_weights import LOAD_FORMAT, register_loader

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lynx_moe.lab.gpu.checks.decision import compile_ahead
-from lynx_moe.lab.gpu.steps import Measure
+from lynx_moe.lab.gpu.checks.step import Measure
 from lynx_moe.lab.shared.engine import open_engine, run_batch
 from lynx_moe.lab.speed import measure as speed
 from lynx_moe.lab.speed.random_weights import LOAD_FORMAT, register_loader

@@ -16,8 +16,8 @@ from lynx_moe.lab.fidelity.lockstep import decode
 from lynx_moe.lab.fidelity.measure import summary
 from lynx_moe.lab.profile.measures.denials import DenyExpert, DenyHalf, DenyRank
 from lynx_moe.lab.profile.measures.forward import PHASES, effects
+from lynx_moe.lab.profile.measures.settings import Settings
 from lynx_moe.lab.profile.measures.trace import Trace, trace
-from lynx_moe.lab.profile.settings import Settings
 from lynx_moe.lab.shared.documents import Batch
 from lynx_moe.lab.shared.intervals import weighted_mean
 from lynx_moe.policies import Policy, make_policy

@@ -1,1 +1,1 @@
-"""How a profile is drawn and worded."""
+"""How a profile is shown: findings, verdict, pictures, the page."""

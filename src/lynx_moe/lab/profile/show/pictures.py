@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lynx_moe.lab.profile import findings
 from lynx_moe.lab.profile.measure import part
 from lynx_moe.lab.profile.measures.routing import DRAWS
-from lynx_moe.lab.profile.show import draw_costs, draw_routing
+from lynx_moe.lab.profile.show import draw_costs, draw_routing, findings
 from lynx_moe.lab.shared.plots import save
 
 Line = dict[str, Any]

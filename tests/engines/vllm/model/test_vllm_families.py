@@ -13,7 +13,7 @@ from lynx_moe.engines import vllm as lynx_vllm
 from lynx_moe.engines.vllm.step.plan import Plan
 from lynx_moe.routing import RouterSpec, select
 
-SERVED = ["mixtral", "olmoe", "deepseek_v2", "deepseek_v3", "gpt_oss", "phimoe", "gemma4"]
+SERVED = ["mixtral", "olmoe", "deepseek_v2", "deepseek_v3", "gpt_oss", "phimoe", "gemma4", "dbrx"]
 # What Phi-3.5-MoE's own checkpoint says. By the name that transformers gives it vLLM finds no model of its own, and
 # takes its Transformers backend, whose routing is not known.
 OVERRIDES = {"phimoe": {"hf_overrides": {"architectures": ["PhiMoEForCausalLM"]}}}
@@ -79,6 +79,16 @@ def test_a_model_that_cannot_be_remapped_is_refused(family, message, tmp_path, m
         pass
 
 
+def test_wishes_are_checked_by_the_layers_where_the_configuration_says_nothing(tmp_path):
+    """DBRX's experts stand in a nested part of its configuration, which vLLM's helpers do not read."""
+    with engine(save_model("dbrx", tmp_path), "lynx") as llm:
+        assert llm.llm_engine.model_config.get_num_experts() == 0
+        assert len(generate(llm, prompts(4, seed=3), ("exact", "fast", "oea:k0=2", None))) == 4
+        with pytest.raises(ValueError, match="k0=5 is more than the model's top_k=4; allowed: exact"):
+            generate(llm, prompts(1, seed=3), ("oea:k0=5",))
+        assert (lynx_vllm.shape().num_experts, lynx_vllm.shape().top_k) == (16, 4)
+
+
 def test_kernels_that_route_by_themselves_are_named(tmp_path, monkeypatch):
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
@@ -89,6 +99,14 @@ def test_kernels_that_route_by_themselves_are_named(tmp_path, monkeypatch):
     assert name == "model.layers.1.block_sparse_moe.experts"
     assert "routes by itself" in stats.bypassed_layers[name]
     assert [layer.name for layer in stats.layers] == ["model.layers.0.block_sparse_moe.experts"]
+
+
+def test_a_user_s_worker_extension_with_our_methods_names_is_refused(tmp_path):
+    with (
+        pytest.raises(ValueError, match=r"user_extension\.Clashing' has methods that this plug-in brings: lynx_policy"),
+        engine(save_model("mixtral", tmp_path), "lynx", worker_extension_cls="user_extension.Clashing"),
+    ):
+        pass
 
 
 def test_a_knob_that_does_not_fit_the_model_is_refused(tmp_path):

@@ -11,8 +11,8 @@ from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 from vllm.platforms import current_platform
 
-from lynx_moe.engines.vllm.build import operator as op
 from lynx_moe.engines.vllm.launch.versions import image_bias
+from lynx_moe.engines.vllm.model import operator as op
 
 
 class LynxRouter(BaseRouter):  # type: ignore[misc]

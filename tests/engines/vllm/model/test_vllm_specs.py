@@ -13,7 +13,7 @@ from vllm.model_executor.models.gemma4 import Gemma4Router
 from vllm.model_executor.models.llama4 import Llama4MoE
 from vllm.model_executor.models.phimoe import phimoe_routing_function
 
-from lynx_moe.engines.vllm.build.specs import Bypass, spec_of
+from lynx_moe.engines.vllm.model.specs import Bypass, spec_of
 from lynx_moe.routing import select
 
 E, K, T = 256, 8, 50

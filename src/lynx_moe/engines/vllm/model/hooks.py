@@ -11,15 +11,18 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 from lynx_moe.engines.shared.layers import Layer
-from lynx_moe.engines.vllm.tell import exporter
-from lynx_moe.engines.vllm.build import lora
-from lynx_moe.engines.vllm.launch.options import KEY, Options, has_graphs, model_shape
-from lynx_moe.engines.vllm.build.placement import placement_of
+from lynx_moe.engines.vllm.front import worker
+from lynx_moe.engines.vllm.launch.options import KEY, Options, has_graphs
+from lynx_moe.engines.vllm.launch.refusals import refusing
+from lynx_moe.engines.vllm.launch.wrap import wrap
+from lynx_moe.engines.vllm.model import lora
+from lynx_moe.engines.vllm.model.placement import placement_of
+from lynx_moe.engines.vllm.model.router import LynxRouter
+from lynx_moe.engines.vllm.model.specs import Bypass, spec_of
+from lynx_moe.engines.vllm.step.built import built_shape, configured_shape
 from lynx_moe.engines.vllm.step.plan import Plan, activate
-from lynx_moe.engines.vllm.plugin import wrap
-from lynx_moe.engines.vllm.build.router import LynxRouter
 from lynx_moe.engines.vllm.step.rows import from_v1_runner, from_v2_batch
-from lynx_moe.engines.vllm.build.specs import Bypass, spec_of
+from lynx_moe.engines.vllm.tell import exporter
 
 logger = init_logger(f"vllm.{KEY}")  # vLLM configures handlers for its own name only
 PLAN = "lynx_moe_plan"  # attribute of the model
@@ -43,28 +46,30 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
     if _building:
         return make_model()
     install(vllm_config)
-    plan = Plan(
-        options=options,
-        shape=model_shape(vllm_config.model_config),
-        max_rows=vllm_config.scheduler_config.max_num_batched_tokens,
-        device=torch.empty(0).device,  # models are built under their target device
-        graphs=has_graphs(vllm_config),
-    )
+    with refusing():
+        worker.extend(vllm_config.parallel_config.worker_extension_cls)
+        plan = Plan(
+            options=options,
+            shape=configured_shape(vllm_config.model_config),
+            max_rows=vllm_config.scheduler_config.max_num_batched_tokens,
+            device=torch.empty(0).device,  # models are built under their target device
+            graphs=has_graphs(vllm_config),
+        )
     building = Building(plan)
     _building.append(building)
     try:
         model = make_model()
     finally:
         _building.clear()
-    _name_layers(model, building)
-    _refuse_without_layers(plan, vllm_config)
-    _refuse_adapters(model, vllm_config)
-    plan.seal()
+    with refusing():
+        _name_layers(model, building)
+        _refuse_without_layers(plan, vllm_config)
+        _refuse_adapters(model, vllm_config)
+        plan.shape = built_shape(plan.shape, plan.layers)
+        plan.seal()
     setattr(model, PLAN, plan)
     activate(plan)
-    labels = exporter.labels_of(vllm_config)
-    if labels is not None:
-        exporter.start(plan, labels)
+    exporter.start(plan, model, vllm_config)
     for reason in plan.without_kernel():
         logger.warning("%s: decisions in plain torch, many times slower than the GPU kernels: %s", KEY, reason)
     logger.info(

@@ -6,7 +6,7 @@ from typing import Any
 
 from lynx_moe.lab.profile.measure import missing, part
 from lynx_moe.lab.profile.show import pictures, words
-from lynx_moe.lab.profile.verdict import command, verdict
+from lynx_moe.lab.profile.show.verdict import command, verdict
 
 Line = dict[str, Any]
 TEMPLATE = Path(__file__).with_name("page.html.jinja")

@@ -13,7 +13,8 @@ All of this is vLLM's engine core process; the workers are in other ones where t
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from lynx_moe.engines.vllm.launch.options import EXACT, KEY, Options, asked
+from lynx_moe.engines.vllm.launch.options import EXACT, KEY, Options
+from lynx_moe.engines.vllm.step import wishes
 from lynx_moe.policies import make_policy
 
 SINCE = "lynx_moe_since"  # attribute of a core request: the first token that may be written under remapping
@@ -38,6 +39,9 @@ def add_request(original: Any, core: Any, request: Any, *args: Any, **kwargs: An
         if core not in _may_remap:
             _may_remap[core] = _latest["remaps"] or not options.make_policy().is_identity
         _mark(core, request, options)
+        session = core.scheduler.requests.get(request.request_id)
+        if session is not None and hasattr(request, SINCE) and not hasattr(session, SINCE):
+            setattr(session, SINCE, session.num_tokens)  # the next part of its stream may be remapped
     return original(core, request, *args, **kwargs)
 
 
@@ -45,7 +49,7 @@ def collective_rpc(
     original: Any, core: Any, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None
 ) -> Any:
     """Around EngineCore.collective_rpc: the workers may be about to remap."""
-    if method == "lynx_set_policy" and not make_policy(*args, **kwargs or {}).is_identity:
+    if method == "lynx_set_policy" and not _is_identity(*args, **kwargs or {}):
         _start(core)
     return original(core, method, timeout, args, kwargs)
 
@@ -72,8 +76,15 @@ def _start(core: Any) -> None:
 
 
 def _mark(core: Any, request: Any, options: Options) -> None:
-    label = asked(request.sampling_params)
-    spec = options.named.get(label, label)
-    exact = not _may_remap[core] if options.asks_server(label) else spec == EXACT or make_policy(spec).is_identity
-    if not exact:
+    queued = (update.sampling_params for update in getattr(request, "streaming_queue", None) or () if update)
+    specs = [wishes.understood(params, options, aloud=False) for params in (request.sampling_params, *queued)]
+    if not all(not _may_remap[core] if spec is None else spec == EXACT or _is_identity(spec) for spec in specs):
         setattr(request, SINCE, request.num_prompt_tokens)
+
+
+def _is_identity(spec: Any = None) -> bool:
+    """Whether this surely remaps nothing; what is no policy is refused by the workers."""
+    try:
+        return make_policy(spec).is_identity
+    except ValueError:
+        return False

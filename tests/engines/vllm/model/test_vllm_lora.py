@@ -9,8 +9,8 @@ import json
 
 import pytest
 import torch
+from asking import BLOCK, logprobs
 from safetensors.torch import save_file
-from test_vllm_control import BLOCK, logprobs
 from tiny_vllm import engine, model_of, tokens
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest

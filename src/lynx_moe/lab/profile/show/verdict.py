@@ -3,8 +3,8 @@
 from typing import Any
 
 from lynx_moe.lab.profile.check import kept_enough, suggested
-from lynx_moe.lab.profile.findings import protected
 from lynx_moe.lab.profile.measure import part
+from lynx_moe.lab.profile.show.findings import protected
 from lynx_moe.lab.profile.show.words import mnats, more, percent
 
 Line = dict[str, Any]

@@ -7,8 +7,8 @@ import torch
 from lynx_moe.calibration.artifact import Artifact, Provenance, save
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.shared.metrics import Counters, HostCounters
-from lynx_moe.engines.vllm.build.operator import decided, reroute
 from lynx_moe.engines.vllm.launch.options import Options
+from lynx_moe.engines.vllm.model.operator import decided, reroute
 from lynx_moe.engines.vllm.step.plan import Plan
 from lynx_moe.policies import ModelShape, make_policy
 from lynx_moe.routing import RouterSpec, Routing, Rows, select
@@ -221,8 +221,8 @@ def test_the_log_line_comes_when_due_and_only_after_decode_steps():
 
 
 def test_without_an_engine_the_functions_say_so(monkeypatch):
-    from lynx_moe.engines.vllm.step import plan
     from lynx_moe.engines.vllm import stats
+    from lynx_moe.engines.vllm.step import plan
 
     monkeypatch.setattr(plan, "_active", [])
     with pytest.raises(RuntimeError, match="no vLLM engine with lynx_moe"):

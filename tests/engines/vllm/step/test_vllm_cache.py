@@ -12,7 +12,7 @@ from vllm.v1.core import kv_cache_utils
 from vllm.v1.request import Request
 
 from lynx_moe.engines.vllm import plugin
-from lynx_moe.engines.vllm.front import cache
+from lynx_moe.engines.vllm.step import cache
 
 SIZE = 4
 TOKENS = list(range(100, 140))

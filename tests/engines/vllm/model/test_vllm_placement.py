@@ -8,7 +8,7 @@ from vllm.model_executor.layers.fused_moe.expert_map_manager import determine_ex
 
 from lynx_moe.engines.shared.layers import Layer, fitted
 from lynx_moe.engines.shared.metrics import Counters, HostCounters
-from lynx_moe.engines.vllm.build.placement import placement_of
+from lynx_moe.engines.vllm.model.placement import placement_of
 from lynx_moe.policies import ONE_RANK, make_policy
 from lynx_moe.routing import RouterSpec, Routing
 

@@ -1,0 +1,81 @@
+"""A refusal ends in one line, in whatever process it is spoken.
+
+Some refusals need the built model, which lives in an engine's process: vLLM then ends the process that started it with
+"Engine core initialization failed", and the reason stands in a log far above. The reason travels as a file, in a
+directory that all processes know by an environment variable, and becomes what the starting process raises.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lynx_moe.engines.vllm.launch.options import KEY
+
+PLACE = "LYNX_MOE_REFUSAL_DIR"
+FILE = "reason.txt"
+_made: list[tuple[int, tempfile.TemporaryDirectory[str]]] = []  # the process that made it, and the directory
+
+
+class Refusal(ValueError):
+    """The engine does not start with what it was given. One line, for whoever gave it."""
+
+
+def expect() -> None:
+    """In a process that may start an engine, before it does: there is a place for its refusal, which a parent may have
+    made, and none of an engine before."""
+    if PLACE not in os.environ:
+        _made[:] = [(os.getpid(), tempfile.TemporaryDirectory(prefix="lynx_moe-refusal-"))]
+        os.environ[PLACE] = _made[0][1].name
+    if any(process == os.getpid() for process, _ in _made):  # a child leaves what the parent waits for
+        heard()
+
+
+def tell(reason: str) -> None:
+    """In an engine's process: what it is about to raise. The first reason stays."""
+    place = os.environ.get(PLACE)
+    if place is None:
+        return
+    try:
+        with (Path(place) / FILE).open("x", encoding="utf-8") as file:
+            file.write(reason)
+    except OSError:  # another worker was first, or nobody is there to hear
+        return
+
+
+def heard() -> str | None:
+    """The reason that an engine gave, once; None: it gave none."""
+    place = os.environ.get(PLACE)
+    if place is None:
+        return None
+    file = Path(place) / FILE
+    try:
+        reason = file.read_text(encoding="utf-8")
+        file.unlink()
+    except OSError:
+        return None
+    return reason
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Makes a ValueError of ours a Refusal, told to whoever started this process."""
+    try:
+        yield
+    except ValueError as error:
+        reason = str(error) if str(error).startswith(KEY) else f"{KEY}: {error}"
+        tell(reason)
+        raise Refusal(reason) from None
+
+
+def wait_for_engine_startup(original: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around vLLM's function of this name, which raises when an engine's process ends before it is ready."""
+    try:
+        return original(*args, **kwargs)
+    except RuntimeError:
+        reason = heard()
+        if reason is None:
+            raise
+        raise Refusal(reason) from None

@@ -1,0 +1,75 @@
+"""What a request's wish means, in every process: what is not understood here is refused by the front end, and is exact
+in the engine, which does not end for one request.
+
+A request asks by `SamplingParams.extra_args["lynx_moe"]`, which is `vllm_xargs: {"lynx_moe": ...}` of vLLM's server:
+"exact", a name (`Options.named`), or a spec string of its own.
+"""
+
+import difflib
+import logging
+import re
+from typing import Any
+
+from lynx_moe.engines.vllm.launch.options import EXACT, KEY, Options
+from lynx_moe.policies import make_policy
+
+LONGEST = 300  # characters of a wish
+SHORT = KEY.partition("_")[0]
+CLOSE = {KEY: 0.8, SHORT: 0.75}  # how alike two words must be: one wrong letter of a short word is much of it
+
+logger = logging.getLogger(f"vllm.{KEY}")
+
+
+def asked(sampling_params: Any) -> Any:
+    """What a request asks for, `extra_args["lynx_moe"]`; None: nothing."""
+    extra = getattr(sampling_params, "extra_args", None)
+    return extra.get(KEY) if extra else None
+
+
+def misspelt(names: Any) -> str | None:
+    """The first of these names that is not the key but was meant to be; None: there is none."""
+    return next((name for name in names or () if isinstance(name, str) and name != KEY and _is_near(name)), None)
+
+
+def check_keys(sampling_params: Any) -> None:
+    """Raises ValueError if a request asks by a misspelt key; those of other plug-ins pass."""
+    wrong = misspelt(getattr(sampling_params, "extra_args", None))
+    if wrong is not None:
+        raise ValueError(f"{KEY}: the key {wrong[:50]!r} asks for nothing; write {KEY!r}, or leave it out")
+
+
+def spec_of(wish: Any, options: Options) -> str | None:
+    """The spec that a wish means, or EXACT; None: the server's policy, whatever it is at the time. Raises ValueError
+    for what is no wish, or one that a request may not have."""
+    if not isinstance(wish, str):
+        raise ValueError(f"{repr(wish)[:50]} must be a string")
+    if len(wish) > LONGEST:
+        raise ValueError(f"{wish[:20]!r}... is longer than {LONGEST} characters")
+    if wish == EXACT or wish in options.named:
+        return options.named.get(wish, EXACT)
+    if make_policy(wish).calibration_file is not None:
+        raise ValueError(f"{wish!r}: only the operator's presets may name files")
+    return wish
+
+
+def understood(sampling_params: Any, options: Options, *, aloud: bool = True) -> str | None:
+    """`spec_of` what a request asks for, in the engine's process: never raises, EXACT for what is not understood.
+    `aloud`: with a warning."""
+    try:
+        check_keys(sampling_params)
+        wish = asked(sampling_params)
+        return None if wish is None else spec_of(wish, options)
+    except Exception as error:  # whatever it is: an engine does not end for one request
+        if aloud:
+            logger.warning("%s: a request stays exact: %s", KEY, str(error).partition("\n")[0])
+        return EXACT
+
+
+def _is_near(name: str) -> bool:
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+", name)]
+    if SHORT in words or KEY.replace("_", "") in "".join(words):
+        return True
+    whole = "".join(words)
+    return any(
+        difflib.SequenceMatcher(None, whole, ours.replace("_", "")).ratio() >= close for ours, close in CLOSE.items()
+    )

@@ -1,0 +1,45 @@
+"""A text over HTTP, by the proxy of the environment where the address is not of this machine."""
+
+import ipaddress
+import urllib.request
+from http.client import HTTPException
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+
+
+def fetch(address: str, timeout: float) -> str:
+    """What is at an address. Raises ValueError where it cannot be read."""
+    direct = is_local(address)
+    opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] if direct else [])
+    way = "" if direct or not _proxy(address) else ", by the proxy of the environment (no_proxy names who needs none)"
+    try:
+        with opener.open(address, timeout=timeout) as answer:
+            text: str = answer.read().decode()
+    except HTTPError as error:
+        raise ValueError(
+            f"{address} answers {error.code} {error.reason}{way}; is it the address of a vLLM server?"
+        ) from None
+    except (OSError, ValueError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        raise ValueError(
+            f"{address} cannot be read ({reason}){way}; is the server up, and the address right?"
+        ) from None
+    return text
+
+
+def is_local(address: str) -> bool:
+    """Whether it names this machine: a proxy elsewhere would not find there what is meant."""
+    try:
+        host = (urlsplit(address).hostname or "").rstrip(".")
+        if host == "localhost" or host.endswith(".localhost"):
+            return True
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return ip.is_loopback or ip.is_unspecified
+
+
+def _proxy(address: str) -> bool:
+    parts = urlsplit(address)
+    return parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.hostname or "")
