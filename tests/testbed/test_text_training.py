@@ -20,7 +20,7 @@ from lynx_moe.testbed.text.page import render
 from lynx_moe.testbed.text.recipe import TEXT, TextCourse
 from lynx_moe.testbed.text.sources import KINDS
 from lynx_moe.testbed.training.schedule import PLAN, Schedule, finish, planned
-from lynx_moe.testbed.training.train import Run, build_model, train
+from lynx_moe.testbed.training.train import Run, agreed, build_model, train
 
 TINY = replace(
     TEXT,
@@ -98,6 +98,28 @@ def test_an_early_end_is_settled_once_and_kept(tmp_path: Path) -> None:
     assert [settled.rate(step) for step in (49, 50, 55, 60)] == pytest.approx([1, 1, 0.51, 0.02])
 
 
+def test_the_first_worker_alone_reads_the_plan(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[torch.Tensor] = []
+
+    def broadcast(numbers: torch.Tensor, source: int) -> None:
+        assert source == 0
+        if sent:
+            numbers.copy_(sent[0])
+        sent.append(numbers.clone())
+
+    monkeypatch.setattr("lynx_moe.testbed.training.train.distributed.broadcast", broadcast)
+    run = Run(TINY, tokenizer, tmp_path)
+    run.save()
+    finish(tmp_path, 10)
+    first = agreed(run, 0, 2)
+    assert first == Schedule(0, 10)
+    finish(tmp_path, 20)
+    assert agreed(run, 1, 2) == first
+    assert json.loads((tmp_path / PLAN).read_text()) == {"decay_steps": 20}
+
+
 def test_a_run_is_ended_early_and_goes_on_where_it_stopped(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     work, course = folder / "run", TextCourse(folder, TINY, log_every=1, evaluate_every=2)
     train(TINY, tokenizer, work, course=course, stop_after=2)
@@ -160,6 +182,19 @@ def test_the_card_tells_what_was_measured(finished: Path) -> None:
     assert scores["parameters"] == sum(p.numel() for p in model.parameters())
     experts = 2 * 64 * 3 * 16 * 8
     assert scores["active"] == scores["parameters"] - experts * 7 // 8 - model.get_input_embeddings().weight.numel()
+
+
+def test_the_command_saves_a_model_and_draws_the_table_anew(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("lynx_moe.testbed.text.card.Run", lambda family, *rest: Run(TINY, *rest))
+    finish(finished / "run", 4)
+    result = CliRunner().invoke(app, ["text", "card", "--out", str(finished), "--models", str(tmp_path / "m")])
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "m" / "text" / "README.md").read_text()
+    assert "(2 steps" in page
+    assert "The learning rate never fell." in page
+    assert "[text](text/README.md)" in (tmp_path / "m" / "README.md").read_text()
 
 
 def test_the_command_refuses_what_is_not_there(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from lynx_moe.testbed.text.page import render
 from lynx_moe.testbed.text.recipe import TEXT
 from lynx_moe.testbed.training.evaluate import nats
 from lynx_moe.testbed.training.loss import Routed
+from lynx_moe.testbed.training.schedule import planned
 from lynx_moe.testbed.training.train import Run, save_model
 
 SHAPE = (
@@ -95,19 +96,12 @@ def write_model(out: Path, folder: Path, family: Family = TEXT, num_workers: int
     tokenizer.save_pretrained(folder)
     shutil.copy(out / "run" / "log.jsonl", folder / "training.jsonl")
     held_out.write(held_out.to_ship(found), folder)
-    plan = out / "run" / "plan.json"
     training = training_record(folder / "training.jsonl", family) | {"steps": run.step}
     training["tokens"] = run.step * family.batch_rows * family.row_length
-    training |= {"decay_steps": _decay_steps(plan, family), "workers": num_workers}
+    fell = run.step - planned(family, out / "run", run.step).decay_from
+    training |= {"decay_steps": max(0, round(fell)), "workers": num_workers}
     facts = {"text_float32": before, "training": training, "sources": json.loads((out / "sources.json").read_text())}
     write_card(folder, found, **facts)
-
-
-def _decay_steps(plan: Path, family: Family) -> int:
-    if plan.is_file():
-        settled = json.loads(plan.read_text())
-        return int(settled["num_steps"] - settled["decay_from"])
-    return round(family.num_steps * (1 - family.flat_until))
 
 
 def write_card(folder: Path, found: dict[str, list[held_out.Document]], **extra: Any) -> None:

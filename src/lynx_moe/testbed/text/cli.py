@@ -73,10 +73,15 @@ def card(
     workers: Annotated[int, typer.Option(help="processes that trained, for the hours on the card")] = 2,
 ) -> None:
     """Save the run as it stands as a model, measure it on held-out documents and write its card."""
+    from lynx_moe.testbed.report.summary import summary
     from lynx_moe.testbed.text.card import write_model
     from lynx_moe.testbed.text.recipe import NAME
 
-    if not (out / "run" / "checkpoint.pt").is_file():
-        raise typer.BadParameter(f"{out / 'run'} holds no checkpoint.pt; `lynx-moe testbed text train` makes one")
+    files = [out / "run" / name for name in ("checkpoint.pt", "log.jsonl")]
+    if not all(file.is_file() and file.stat().st_size for file in files):
+        raise typer.BadParameter(
+            f"{out / 'run'} holds no checkpoint.pt and log; `lynx-moe testbed text train` makes them"
+        )
     write_model(out, models / NAME, num_workers=workers)
+    (models / "README.md").write_text(summary(models))
     typer.echo(f"saved {models / NAME}")

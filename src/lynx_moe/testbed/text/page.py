@@ -28,7 +28,7 @@ Remake it with `lynx-moe testbed text train`, and this page with `lynx-moe testb
 ## Training
 
 {tokens:.1f} M tokens ({steps:,} steps of {batch_rows} rows of {row_length}), half prose and half code, seed {seed},
-{hours:.1f} processor hours{workers} of an {machine}. The learning rate fell over the last {decay_steps:,} steps.
+{hours:.1f} processor hours{workers} of an {machine}. The learning rate {fell}.
 Load-balancing loss with weight {balance:g} in each layer. Trained in float32, saved in bfloat16.
 
 ## Loss on held-out documents
@@ -107,7 +107,7 @@ def render(name: str, scores: dict[str, Any]) -> str:
         "balance": TEXT.balance_coef,
         "tokens": training["tokens"] / 1e6,
         "steps": training["steps"],
-        "decay_steps": training["decay_steps"],
+        "fell": f"fell over the last {training['decay_steps']:,} steps" if training["decay_steps"] else "never fell",
         "seed": training["seed"],
         "hours": training["seconds"] * training["workers"] / 3600,
         "workers": f" ({training['workers']} processes of one thread)",

@@ -116,8 +116,9 @@ def sum_gradients(model: nn.Module) -> None:
         gradient.copy_(summed.view_as(gradient))
 
 
-def agreed(schedule: Schedule, num_workers: int) -> Schedule:
-    """The first worker's schedule, for all of them: the others may have read the plan a moment earlier."""
+def agreed(run: Run, worker: int, num_workers: int) -> Schedule:
+    """The schedule as the first worker reads it, for all: the plan may change between two of them reading it."""
+    schedule = planned(run.family, run.work, run.step) if worker == 0 else Schedule(0, 0)
     if num_workers == 1:
         return schedule
     numbers = torch.tensor([schedule.decay_from, schedule.num_steps], dtype=torch.float64)
@@ -147,7 +148,7 @@ def work_through(
         bar = progress.add_task("training", total=family.num_steps, completed=run.step)
         saved, started = time.monotonic(), time.process_time()
         while run.step < stop:
-            schedule = agreed(planned(family, work, run.step), num_workers)
+            schedule = agreed(run, worker, num_workers)
             if run.step >= schedule.num_steps:
                 break
             loss, balance = run.advance(batches, worker, num_workers, schedule)
