@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | bench | testbed | gpu-check. Everything lives in .venv; set-up runs once and repairs itself.
+# make setup | wheel | docs | demo | test | lint | bench | testbed | gpu-check. Everything lives in .venv; set-up runs once and repairs itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE := 1
 export VLLM_CPU_KVCACHE_SPACE ?= 1
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: setup demo test lint bench testbed gpu-check gpu-trained clean
+.PHONY: setup wheel docs demo test lint bench testbed gpu-check gpu-trained clean
 setup: $(READY)
 
 # vllm-cpu drags in a torchvision built for CUDA that breaks transformers' imports beside a CPU torch; nothing here
@@ -18,9 +18,18 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[cpu,transformers,eval,plots,dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[cpu,transformers,eval,plots,docs,dev]'
 	$(BIN)/python -m pip uninstall -q -y torchvision torchaudio torchcodec
 	touch $@
+
+# dist/lynx_moe-VERSION-py3-none-any.whl: what `pip install` takes anywhere, since nothing is published.
+wheel: setup
+	rm -rf build  # else modules that are gone would be packed again
+	$(BIN)/python -m build --wheel --outdir dist
+
+# -W: a warning, such as a broken link or a page that no list names, is an error; -E -a: also of pages that did not change.
+docs: setup
+	$(BIN)/python -m sphinx -E -a -W --keep-going -q -b html docs $(OUT)/site
 
 demo: setup
 	$(BIN)/lynx-moe demo --out $(OUT)/demo

@@ -1,27 +1,23 @@
 """The command line: what it lists, and that a mistake gets one clear line and a non-zero exit."""
 
-import json
-import socket
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from lynx_moe import serve
-from lynx_moe.cli import version
-from lynx_moe.policies import POLICIES
+from lynx_moe.cli import app, main, version
+from lynx_moe.engines.vllm.launch.options import FAST
+from lynx_moe.lab.demo import measure as demo
+from lynx_moe.policies import DEFAULT, POLICIES, make_policy
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "lynx_moe.cli", *args]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-
-def moe_folder(folder: Path, **config: object) -> str:
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
 
 
 def test_policies_lists_every_policy_with_its_knobs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,73 +66,43 @@ def test_versions_go_by_what_can_be_imported_whatever_the_distribution_is_called
 
 
 @pytest.mark.parametrize(
-    ("policy", "says"),
-    [("linx", "did you mean 'lynx'"), ("lynx:alpha=0", "above 0"), ("lynx:beta=-1", "from 0"), ("oea:k0=9", "top_k=8")],
+    ("policy", "says"), [("linx", "did you mean 'lynx'"), ("lynx:alpha=0", "above 0"), ("lynx:beta=-1", "from 0")]
 )
-def test_serve_refuses_a_bad_policy(tmp_path: Path, policy: str, says: str) -> None:
-    model = moe_folder(tmp_path, model_type="qwen3_moe", num_experts=64, num_experts_per_tok=8)
-    result = run("serve", model, "--policy", policy)
+def test_serve_refuses_a_bad_policy_before_vllm_is_imported(policy: str, says: str) -> None:
+    result = run("serve", "model", "--policy", policy)
     assert result.returncode == 2
     assert says in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_serve_refuses_a_dense_model_and_a_missing_one(tmp_path: Path) -> None:
-    dense = run("serve", moe_folder(tmp_path, model_type="llama", hidden_size=64))
-    assert dense.returncode == 2
-    assert "dense model" in dense.stderr
-    missing = run("serve", str(tmp_path / "nowhere"))
-    assert missing.returncode == 2
-    assert "does not exist" in missing.stderr
-    assert len((dense.stderr + missing.stderr).strip().splitlines()) == 2
-
-
-def test_serve_refuses_a_policy_without_its_calibration(tmp_path: Path) -> None:
-    model = moe_folder(tmp_path, model_type="qwen3_moe", num_experts=64, num_experts_per_tok=8)
-    with pytest.raises(ValueError, match=r"write reap:share=0\.5,data=FILE"):
-        serve.check_model(model, "reap:share=0.5")
-    for where in (model, "some/model"):  # the file is asked for even where the model is still to be fetched
-        with pytest.raises(ValueError, match=r"calibration file nowhere\.safetensors does not exist"):
-            serve.check_model(where, "reap:share=0.5,data=nowhere.safetensors")
-
-
-def test_serve_refuses_a_port_in_use(tmp_path: Path) -> None:
-    model = moe_folder(tmp_path, model_type="qwen3_moe", num_experts=64, num_experts_per_tok=8)
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        result = run("serve", model, "--policy", "lynx", "--port", str(port))
+def test_serve_refuses_in_one_line_what_vllms_own_parser_understood(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}', encoding="utf-8")
+    result = run("serve", "--port", "0", str(tmp_path))
     assert result.returncode == 2
-    assert f"port {port} cannot be used" in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stderr.strip().splitlines()[-1].startswith(f"lynx-moe: error: {tmp_path} (llama) is a dense model")
+    assert "Traceback" not in result.stderr
 
 
-def test_the_policy_joins_the_users_own_additional_config() -> None:
-    args = ["--port", "9", "--additional-config", '{"a": 1}', "--seed=3"]
-    merged = serve.with_policy(args, "lynx:alpha=3,beta=2")
-    assert merged[:3] == ["--port", "9", "--seed=3"]
-    assert json.loads(merged[-1]) == {"a": 1, "lynx_moe": {"policy": "lynx:alpha=3,beta=2"}}
-    for bad in ("{", "[]", '{"lynx_moe": {"policy": "vanilla"}}'):
-        with pytest.raises(ValueError, match="additional-config"):
-            serve.with_policy([f"--additional-config={bad}"], "lynx")
+def test_serve_hands_on_all_but_the_policy_as_it_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr("os.execv", lambda _, command: ran.append(command[3:]))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
+    line = ["-tp", "2", "--port", "8113", "MODEL", "-O3", "--additional-config.foo=1", "--seed=3", "-cc.mode", "0"]
+    for place in range(len(line) + 1):
+        if place not in (1, 3, 9):  # between an option and its value
+            CliRunner().invoke(app, ["serve", *line[:place], "--policy", "oea:k0=3", *line[place:]])
+    CliRunner().invoke(app, ["serve", *line])
+    assert ran == [["oea:k0=3", *line]] * (len(line) - 2) + [["", *line]]
 
 
-def test_serve_lets_vllm_load_the_endpoint_and_every_plugin_that_it_would_load_anyway(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    point = lambda name, group: metadata.EntryPoint(name, "a:b", group)  # noqa: E731
-    points = [point("lynx_moe", "vllm.general_plugins"), point("lynx_moe", "vllm.endpoint_plugins")]
-    points += [point("lora", "vllm.general_plugins"), point("tpu", "vllm.platform_plugins"), point("x", "vllm.other")]
-    points += [point("open", "vllm.endpoint_plugins")]
-    monkeypatch.setattr(metadata, "entry_points", lambda group: [each for each in points if each.group == group])
-    assert serve.allowed_plugins(None) == "lora,lynx_moe,tpu"
-    assert serve.allowed_plugins("lynx_moe,open") == "lynx_moe,open"
-    with pytest.raises(ValueError, match="VLLM_PLUGINS=lora leaves lynx_moe out"):
-        serve.allowed_plugins("lora")
-    points.append(point("lora", "vllm.endpoint_plugins"))  # nobody asked for this one
-    with pytest.raises(ValueError, match="the plug-ins lora would open endpoints"):
-        serve.allowed_plugins(None)
+def test_serve_without_vllm_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["lynx-moe", "serve", "MODEL"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "vLLM is not installed here" in line
 
 
 @pytest.mark.parametrize(
@@ -154,3 +120,26 @@ def test_measurements_refuse_bad_input(args: tuple[str, ...], says: str) -> None
     result = run(*args)
     assert result.returncode == 2
     assert says in result.stderr.strip().splitlines()[-1]
+
+
+def test_every_command_that_is_told_no_policy_takes_the_default() -> None:
+    """One meaning of "default": a command that compares takes vanilla and DEFAULT, one that acts takes DEFAULT."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    taken = {
+        name: option.default
+        for name, command in commands.items()
+        for option in command.params
+        if option.name in ("policy", "policies") and option.default
+    }
+    assert taken == {
+        "fidelity": DEFAULT,
+        "guard-cost": DEFAULT,
+        "bench": f"vanilla {DEFAULT}",
+        "eval": f"vanilla {DEFAULT}",
+        "replay": f"vanilla {DEFAULT}",
+        "record": "vanilla",  # what decodes meanwhile, which changes nothing
+    }
+    (told,) = (option.help for option in commands["serve"].params if option.name == "policy")
+    assert told == f"Spec string (default: {DEFAULT})."  # none is told, as a configuration file may name one
+    assert demo.SPEED_POLICIES[1] == demo.QUALITY_POLICIES[1] == DEFAULT
+    assert make_policy(FAST).name == DEFAULT

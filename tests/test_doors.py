@@ -12,10 +12,10 @@ import lynx_moe
 ROOT = Path(lynx_moe.__file__).parent
 ROOMS = ["routing", "kernels", "policies", "calibration", "control", "engines", "lab", "cli"]
 MAY_USE = {room: set(ROOMS[: place + 1]) for place, room in enumerate(ROOMS)}
-MAY_USE |= {"testbed": {"testbed"}, "serve": {"calibration", "policies", "routing"}}
+MAY_USE |= {"testbed": {"testbed"}}
 MAY_USE |= {"": {"routing", "policies", "engines"}}  # offers their public names; an engine's when asked for it
 MAY_USE["lab"] |= {"testbed"}
-MAY_USE["cli"] |= {"testbed", "serve"}
+MAY_USE["cli"] |= {"testbed"}
 INSIDE = {  # lowest first: each may use what stands before it, and rooms of one set do not know one another
     "engines": [{"shared"}, {"transformers", "vllm"}, {""}],
     "engines.vllm": [{"launch"}, {"step"}, {"tell"}, {"front"}, {"model"}, {"plugin", ""}],
@@ -127,3 +127,21 @@ def test_circles_are_found_at_any_depth_and_for_type_checkers_too(tmp_path: Path
     assert import_graph.circles(made) == ["p.a -> p.b -> p.room.c -> p.a", "p.room.d -> p.room.e -> p.room.d"]
     assert import_graph.circles({**made, "p.room.c": set(), "p.room.e": set()}) == []
     assert import_graph.folders({**made, "p.room.c": set()})["p.room"] == {"p.a"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_text_files_are_opened_as_utf8_by_name(path: Path) -> None:
+    """What the locale says is no reader's business. `Path.open` and `open` in a binary mode have no encoding."""
+    for call in [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]:
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        modes = [arg.value for arg in call.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+        if name in ("read_text", "write_text") or (name == "open" and not any("b" in mode for mode in modes)):
+            given = {keyword.arg for keyword in call.keywords}
+            assert given & {"encoding"} or _is_not_a_file(call), f"line {call.lineno}: name the encoding"
+
+
+def _is_not_a_file(call: ast.Call) -> bool:
+    return ast.unparse(call.func) in (
+        "self.real.read_text",  # a distribution's metadata
+        "opener.open",  # an address
+    )

@@ -6,3 +6,4 @@ HELPERS = Path(__file__).resolve().parent
 ROOT = HELPERS.parents[1]
 MODELS = ROOT / "models"
 DOCS = ROOT / "docs"
+REFERENCE = DOCS / "reference"

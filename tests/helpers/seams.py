@@ -14,6 +14,8 @@ MOE = "vllm/model_executor/layers/fused_moe"
 SEAMS: dict[str, tuple[str, ...]] = {  # file -> names; "Class.method", "Class", "function", or an imported name
     "vllm/engine/arg_utils.py": ("EngineArgs.create_engine_config", "VllmConfig"),
     "vllm/config/vllm.py": ("VllmConfig.compute_hash",),
+    "vllm/entrypoints/cli/main.py": ("main",),
+    "vllm/entrypoints/cli/serve.py": ("ServeSubcommand.validate",),
     "vllm/model_executor/model_loader/utils.py": ("initialize_model",),
     "vllm/model_executor/model_loader/base_loader.py": ("initialize_model",),
     f"{MOE}/layer.py": ("create_fused_moe_router",),

@@ -1,6 +1,6 @@
 """Times what a quality guard adds to calls of the operator on a CPU: `python tests/timing/time_vllm_guard.py`.
 
-Prints the table of docs/serving.md. Shadow steps are not among it: their cost is that of the experts.
+Prints the table of docs/results/cost.md. Shadow steps are not among it: their cost is that of the experts.
 """
 
 import numpy as np

@@ -3,9 +3,9 @@
 
 One engine on a layer of Qwen3-30B-A3B's shape. From step to step of one batch it changes between vLLM's own routers
 and no hooks (plain), policy vanilla without counting, and with it. A run decodes the same tokens three times, so that
-every step is taken by every variant. Prints the table of docs/serving.md: the median step, and how much longer a step
-is than plain's same step, as the median over all steps, with its 95 % interval. Steps are in seconds of the process's
-own CPU time, which others on the machine do not lengthen by taking turns.
+every step is taken by every variant. Prints the table of docs/results/cost.md: the median step, and how much
+longer a step is than plain's same step, as the median over all steps, with its 95 % interval. Steps are in seconds of
+the process's own CPU time, which others on the machine do not lengthen by taking turns.
 """
 
 import random

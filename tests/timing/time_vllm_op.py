@@ -1,4 +1,4 @@
-"""Times one call of the operator on a CPU: `python tests/timing/time_vllm_op.py`. Prints the table of docs/vllm.md."""
+"""Times a call of the operator on a CPU: `python tests/timing/time_vllm_op.py` (docs/results/cost.md)."""
 
 import time
 from collections.abc import Callable

@@ -76,6 +76,12 @@ def load(path: Path | str) -> Artifact:
     return artifact
 
 
+def require(policy: Policy) -> None:
+    """Raises ValueError if the policy names a calibration file that cannot be read: before a model is loaded."""
+    if policy.calibration_file is not None:
+        load(policy.calibration_file)
+
+
 def attach(policy: Policy, layers: Sequence[str], device: torch.device) -> list[Policy]:
     """The policy of every layer, with its calibration on the device; `layers` are the layers' names in the model.
 

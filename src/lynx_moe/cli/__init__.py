@@ -9,8 +9,21 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lynx_moe.cli import bakeoff, calibrate, demo, evaluation, fidelity, profile, replay, show, speed, version, watch
-from lynx_moe.policies import DEFAULT, POLICIES, SHARED, Policy, knobs, make_policy
+from lynx_moe.cli import (
+    bakeoff,
+    calibrate,
+    demo,
+    evaluation,
+    fidelity,
+    profile,
+    replay,
+    serve,
+    show,
+    speed,
+    version,
+    watch,
+)
+from lynx_moe.policies import POLICIES, SHARED, Policy, knobs
 from lynx_moe.testbed.cli import app as testbed
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -58,19 +71,7 @@ def _default(policy: type[Policy], knob: str, value: Any) -> str:
     return "" if value is MISSING else f" = {'auto' if value is None else str(value).lower()}"
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def serve(
-    context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Model folder or name, as for `vllm serve`.")],
-    policy: Annotated[str, typer.Option(help="Spec string, such as priced:price=0.01.")] = DEFAULT,
-) -> None:
-    """`vllm serve MODEL` with a policy on; all of vllm serve's own flags pass through."""
-    from lynx_moe.serve import serve as run
-
-    run(model, make_policy(policy).spec, context.args)
-
-
-for room in (demo, speed, evaluation, fidelity, bakeoff, profile, replay, calibrate, show, watch):
+for room in (serve, demo, speed, evaluation, fidelity, bakeoff, profile, replay, calibrate, show, watch):
     app.add_typer(room.app)
 app.add_typer(testbed, name="testbed")
 

@@ -13,7 +13,7 @@ from lynx_moe.cli.options import (
     Out,
     found,
 )
-from lynx_moe.policies import make_policy
+from lynx_moe.policies import DEFAULT, make_policy
 
 app = typer.Typer()
 
@@ -21,7 +21,7 @@ app = typer.Typer()
 @app.command("eval")
 def evaluate(
     model: Model,
-    policies: Baseline = ("vanilla lynx"),
+    policies: Baseline = f"vanilla {DEFAULT}",
     tasks: Annotated[str, typer.Option(help="lm-evaluation-harness tasks or groups between commas.")] = "lynx_testbed",
     limit: Annotated[int | None, typer.Option(min=1, help="Items per task (default: all).")] = None,
     concurrency: Annotated[int, typer.Option(help="Requests that run at once.")] = 16,
@@ -42,15 +42,19 @@ def evaluate(
     out: Out = Path("out/eval"),
 ) -> None:
     """Any lm-evaluation-harness task under several policies, on the same items; goes on with what --out holds."""
+    from lynx_moe.calibration import artifact
+    from lynx_moe.engines.shared import config
     from lynx_moe.lab.evaluation import measure as evaluation
     from lynx_moe.lab.evaluation import plot as plot_evaluation
     from lynx_moe.lab.shared import scores, tables
-    from lynx_moe.serve import check_model
 
     specs = [make_policy(text).spec for text in policies.split()]
     model = found(model)
-    for spec in specs:
-        check_model(model, spec)
+    folder = config.folder_of(model)
+    for policy in map(make_policy, specs):
+        artifact.require(policy)
+        if folder is not None and (folder / "config.json").exists() and "hf_overrides" not in model_args:
+            config.check(config.read(folder), policy, model)
     settings = evaluation.Settings(
         model=model,
         tasks=tuple(tasks.split(",")),

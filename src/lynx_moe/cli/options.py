@@ -10,7 +10,9 @@ Out = Annotated[Path, typer.Option(help="Folder for records and pictures.")]
 Policies = Annotated[str, typer.Option(help="Spec strings between spaces.")]
 Baseline = Annotated[str, typer.Option(help="Spec strings between spaces; the first is the baseline.")]
 BatchSizes = Annotated[str, typer.Option(help="Requests that decode together: sizes between commas.")]
-Data = Annotated[str, typer.Option(help="testbed, or a file: .jsonl of text or prompt and continuation, or text.")]
+Data = Annotated[
+    str, typer.Option(help="testbed, or a file: .jsonl of text or of pairs, ShareGPT's .json, running text.")
+]
 Sequences = Annotated[int, typer.Option(help="Documents to decode.")]
 Prefix = Annotated[int, typer.Option(help="Tokens of running text that are prefilled.")]
 Steps = Annotated[int, typer.Option(help="Tokens of running text that are decoded.")]

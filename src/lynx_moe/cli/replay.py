@@ -77,4 +77,4 @@ def replay(
     tables.show(str(recorded), head, shown, Console())
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("".join(json.dumps(line) + "\n" for line in rows))
+        out.write_text("".join(json.dumps(line) + "\n" for line in rows), encoding="utf-8")

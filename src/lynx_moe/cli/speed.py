@@ -16,7 +16,7 @@ from lynx_moe.cli.options import (
     Shape,
     sizes,
 )
-from lynx_moe.policies import make_policy
+from lynx_moe.policies import DEFAULT, make_policy
 
 app = typer.Typer()
 Rounds = Annotated[int, typer.Option(min=1, help="Interleaved rounds per batch size.")]
@@ -27,7 +27,7 @@ def bench(
     out: Out = Path("out/bench"),
     shape: Shape = "qwen3-30b",
     layers: Layers = None,
-    policies: Baseline = ("vanilla lynx:alpha=3,beta=2 oea:k0=3"),
+    policies: Baseline = f"vanilla {DEFAULT}",
     batch_sizes: BatchSizes = "1,2,4,8,16",
     rounds: Rounds = 7,
 ) -> None:
@@ -51,7 +51,7 @@ def guard_cost(
     guard: Annotated[str, typer.Option(help="The guard's options, as JSON.")] = '{"max_mass_lost": 1, "max_error": 1}',
     shape: Shape = "qwen3-30b",
     layers: Layers = None,
-    policies: Policies = "lynx:alpha=3,beta=2",
+    policies: Policies = DEFAULT,
     batch_sizes: BatchSizes = "16",
     rounds: Annotated[
         int, typer.Option(min=1, help="Rounds of two runs, the guard on and off in turns of 8 steps.")

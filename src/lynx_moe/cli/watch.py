@@ -52,5 +52,5 @@ def dashboard(
         typer.echo(text(), nl=False)
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text())
+    out.write_text(text(), encoding="utf-8")
     typer.echo(f"Dashboard: {out}")

@@ -25,7 +25,7 @@ POLICIES: dict[str, type[Policy]] = {
     p.name: p for p in (Vanilla, Priced, Lynx, LynxV1, Oea, XShare, Sere, ExFold, TopK, Naee, MinP, Reap, Random)
 }
 
-DEFAULT = "priced"  # where a command is told no policy: the lowest KL at a share of experts (docs/bakeoff.md)
+DEFAULT = "priced"  # where a command is told no policy: the lowest KL at a share of experts (docs/results/bakeoff.md)
 
 __all__ = ["DEFAULT", "ONE_RANK", "POLICIES", "SHARED", "ModelShape", "Placement", "Policy", "knobs", "make_policy"]
 

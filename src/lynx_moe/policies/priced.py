@@ -48,9 +48,10 @@ FLOOR = 0.6
 
 @dataclass(frozen=True, kw_only=True)
 class Priced(Ranked, Calibrated, Keeping):
-    """price: harm that a load must prevent, the same on every model: 0 keeps all, 0.01 is careful, 0.1 fast; 0.03 if
-    left out. More rows, surer routers and experts that many rows share keep more by themselves. num_keep instead: the
-    harm is made least for so many experts. Rows do without what went; the weight of their other experts grows a little
+    """price: harm that a load must prevent: 0 keeps all, 0.01 is careful, 0.1 fast; 0.03 if left out. The harm is an
+    estimate per layer: what a price costs differs between models, so measure yours. More rows, surer
+    routers and experts that many rows share keep more by themselves. num_keep instead: the harm is made least for so
+    many experts. Rows do without what went; the weight of their other experts grows a little
     (norm=own=0.3). A row that would lose everything keeps its heaviest expert.
 
     data: a calibration, for the experts' output norms, which differ up to thirtyfold within a layer.

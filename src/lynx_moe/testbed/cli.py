@@ -78,7 +78,7 @@ def write_summary(out: Annotated[Path, typer.Option(help="folder that holds the 
     """Rewrite README.md of the models' folder: all of them in one table."""
     from lynx_moe.testbed.report.summary import summary
 
-    (out / "README.md").write_text(summary(out))
+    (out / "README.md").write_text(summary(out), encoding="utf-8")
 
 
 def _found(name: str) -> Path:

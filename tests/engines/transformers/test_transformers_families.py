@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import transformers
-from places import DOCS
+from places import REFERENCE
 from tiny_transformers import ARCHITECTURES, REFUSED, make, moe_model_types
 from torch import Tensor
 
@@ -216,7 +216,7 @@ def test_what_cannot_be_remapped_is_refused_with_its_reason(name):
 def test_every_architecture_of_transformers_is_here_and_in_the_documentation():
     here = {name.partition("-")[0] for name in [*ARCHITECTURES, *REFUSED]}
     assert moe_model_types() <= here, f"transformers {transformers.__version__} has MoE models that no test knows"
-    page = (DOCS / "transformers.md").read_text()
+    page = (REFERENCE / "transformers.md").read_text()
     for name in ARCHITECTURES:
         assert f"| `{name}` | yes" in page
     for name in REFUSED:

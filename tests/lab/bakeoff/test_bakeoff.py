@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import lynx_moe
+from lynx_moe.calibration import artifact
 from lynx_moe.cli import app
 from lynx_moe.lab.bakeoff import exact
 from lynx_moe.lab.bakeoff import measure as bakeoff
@@ -108,11 +110,17 @@ def test_a_killed_run_goes_on_and_a_new_policy_is_measured_alone(
 
 def test_data_that_were_calibrated_on_are_refused(folder: Path, calibration: Path, tmp_path: Path) -> None:
     book = tmp_path / "book.txt"
-    book.write_text("one day after another " * 400)
+    book.write_text(" ".join(f"day {n} after another" for n in range(4000)), encoding="utf-8")
     given = fidelity.Settings(model=str(folder), data=str(book), batch_sizes=(2,), num_sequences=14)
     calibrate.calibrate(given, tmp_path / "c.safetensors")
     with pytest.raises(ValueError, match="measured on all of"):
         bakeoff.Settings(model=str(folder), data=str(book), calibration=str(tmp_path / "c.safetensors"))
+    made = calibrate.calibrate(replace(given, split="calibrate", prefix=8, steps=8), tmp_path / "d.safetensors")
+    bakeoff.Settings(model=str(folder), data=str(book), calibration=str(tmp_path / "d.safetensors"))
+    older = replace(made.provenance, data=f"{book}, split calibrate, 14 documents")  # its windows lay in any split
+    artifact.save(replace(made, provenance=older), tmp_path / "e.safetensors")
+    with pytest.raises(ValueError, match="splits of a file overlapped"):
+        bakeoff.Settings(model=str(folder), data=str(book), calibration=str(tmp_path / "e.safetensors"))
 
 
 def test_exact_match_is_of_what_no_other_setting_beats_on_tune(

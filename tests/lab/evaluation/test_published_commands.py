@@ -1,4 +1,4 @@
-"""The commands in docs/evaluation.md for the paper's models: their options exist, and so do their tasks."""
+"""The commands in docs/reference/evaluation.md for the paper's models: their options exist, and so do their tasks."""
 
 import shlex
 import subprocess
@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import typer
-from places import DOCS
+from places import REFERENCE
 
 from lynx_moe.cli import app
 from lynx_moe.lab.evaluation import harness
 from lynx_moe.lab.evaluation import measure as evaluation
 from lynx_moe.policies import make_policy
 
-PAGE = DOCS / "evaluation.md"
+PAGE = REFERENCE / "evaluation.md"
 MODELS = ("Mixtral-8x7B", "dbrx", "Qwen2-57B-A14B", "Qwen3-30B-A3B", "DeepSeek-Coder-V2", "Llama-4")
 TASKS = (
     {"gsm8k", "humaneval", "mbpp", "minerva_math_algebra", "truthfulqa_gen", "wmt16-en-de"}

@@ -10,7 +10,7 @@ from expositions import metrics
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from places import DOCS
+from places import DOCS, REFERENCE
 from rich.console import Console
 
 from lynx_moe.engines.shared.families import FAMILIES, GROUPS, WORKERS, family_of, groups
@@ -189,4 +189,4 @@ def test_panels_do_not_overlap_and_fill_the_width() -> None:
 
 
 def test_the_file_in_docs_is_what_the_command_prints() -> None:
-    assert (DOCS / "grafana.json").read_text() == dashboard.text()
+    assert (REFERENCE / "grafana.json").read_text() == dashboard.text()

@@ -1,6 +1,6 @@
 """transformers: a policy on any MoE causal language model, inside a `with` block.
 
-    with lynx_moe.apply(model, "lynx:alpha=3,beta=2") as run:
+    with lynx_moe.apply(model, "priced") as run:
         model.generate(**inputs)
         print(run.stats().mean_before, run.stats().mean_after)
 
@@ -21,8 +21,9 @@ def apply(model: Any, policy: str | Policy, *, phase: str = "decode", layers: Co
     """A policy for a transformers model; it acts inside `with apply(...) as run:`, or from `run.install()` to
     `run.remove()`.
 
-    model   a causal language model of transformers 5 with MoE layers, on one device (docs/transformers.md lists which).
-    policy  a spec string, such as "lynx:alpha=3,beta=2", or a policy. "vanilla" changes nothing, but counts.
+    model   a causal language model of transformers 5 with MoE layers, on one device; docs/reference/transformers.md
+            lists which.
+    policy  a spec string, such as "priced:price=0.01", or a policy. "vanilla" changes nothing, but counts.
     phase   which rows may be remapped: "decode" (one new token beside a cache), "prefill" (the others) or "all".
     layers  numbers of the MoE layers to act on, 0 being the first that can be remapped; None: all.
 

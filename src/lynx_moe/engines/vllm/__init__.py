@@ -1,6 +1,6 @@
 """vLLM: a plugin that decides between the router and the expert kernels of every MoE layer.
 
-Inert unless the engine is started with `additional_config={"lynx_moe": {"policy": "lynx:alpha=3,beta=2"}}`. The
+Inert unless the engine is started with `additional_config={"lynx_moe": {"policy": "priced"}}`. The
 functions here reach the engine of this process (VLLM_ENABLE_V1_MULTIPROCESSING=0); elsewhere the same is there as
 `llm.collective_rpc("lynx_stats")`, `"lynx_reset_stats"` and `"lynx_policy"`, and as `switch(llm, spec)`.
 """

@@ -20,7 +20,7 @@ from lynx_moe.lab.bakeoff.together import Loads, together
 from lynx_moe.lab.fidelity import measure as fidelity
 from lynx_moe.lab.fidelity.lockstep import Effect, decode_together
 from lynx_moe.lab.shared import lines
-from lynx_moe.lab.shared.documents import MIXES, Batch, batches
+from lynx_moe.lab.shared.documents import MIXES, Batch, Document, batches
 from lynx_moe.testbed.tasks import TASKS
 
 Line = dict[str, Any]
@@ -51,6 +51,8 @@ class Settings:
             about = artifact.load(self.calibration).provenance
             if about.data.startswith(f"{self.data}, split all"):
                 raise ValueError(f"{self.calibration} was measured on all of {self.data}; calibrate on its own split")
+            if self.data != "testbed" and about.data.startswith(f"{self.data}, split calibrate,"):
+                raise ValueError(f"{self.calibration} was measured when splits of a file overlapped; calibrate again")
 
     def of(self, split: str) -> fidelity.Settings:
         """The documents' settings: enough of them for a full batch of every group. Raises ValueError as these do."""
@@ -72,21 +74,20 @@ def measure(
     record of other settings.
     """
     whole = lines.begin(path, "bakeoff", asdict(given))
+    cells = [(split, size, mix) for split in SPLITS for size in given.batch_sizes for mix in given.mixes]
+    found = {split: fidelity.documents(given.of(split)) for split in SPLITS}
+    cuts = {cell: _cut(given, found[cell[0]], *cell) for cell in cells}
     advance("loading the model")
-    model, tokenizer, (plain,) = fidelity.open_model(given.of("tune"), ["vanilla"])
+    model, (plain,) = fidelity.open_model(given.of("tune"), ["vanilla"])
     grid = settings(plain.layers[0].spec, names, given.norms, given.calibration)
     if not names and (reason := unseen(model)):
         advance(f"without the oracle: {reason}")
         grid = [setting for setting in grid if setting.method != ORACLE]
-    cells = [(split, size, mix) for split in SPLITS for size in given.batch_sizes for mix in given.mixes]
-    found = {split: fidelity.documents(given.of(split), tokenizer) for split in SPLITS}
     for number, (split, size, mix) in enumerate(cells, 1):
         done = {line["spec"] for line in of_cell(whole, split, size, mix)}
         wanted = grid if split == "tune" else on_front(whole, grid, size, mix)
         missing = [setting for setting in wanted if setting.spec not in done]
-        cut = few(batches(found[split], size, mix, given.seed), given.num_sequences // (1 + (split == "tune")) // size)
-        if not cut:
-            raise ValueError(f"no group of {given.data} has {size} sequences in split {split}; lower --batch-sizes")
+        cut = cuts[split, size, mix]
         what = f"{split}, batch {size}, {'one group' if mix == 'one' else 'mixed'}"
         advance(f"{number} of {len(cells)}: {what}: {len(missing)} settings, {len(cut)} batches")
         whole["results"] += cell(model, plain.shape, cut, missing, {"split": split, "batch_size": size, "mix": mix})
@@ -98,6 +99,14 @@ def measure(
         whole["results"] += costs(model, batches(found["tune"], size, "mixed", given.seed)[-1], missing)
         lines.save(whole, path)
     return whole
+
+
+def _cut(given: Settings, found: Sequence[Document], split: str, size: int, mix: str) -> list[Batch]:
+    """The batches of one cell. Raises ValueError if there are none."""
+    num = given.num_sequences // (1 + (split == "tune")) // size
+    if not (cut := few(batches(found, size, mix, given.seed), num)):
+        raise ValueError(f"no group of {given.data} has {size} sequences in split {split}; lower --batch-sizes")
+    return cut
 
 
 def cell(model: Any, shape: Any, cut: Sequence[Batch], wanted: Sequence[Setting], about: Line) -> list[Line]:

@@ -25,7 +25,7 @@ def draw(whole: Line, path: Path) -> Path:
         for file in plot.draw(whole, path.parent)
     ]
     several = [*findings.comparisons(whole), *findings.front_tables(whole), findings.cost_table(whole)]
-    template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text())
+    template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     html = template.render(
         name=Path(whole["settings"]["model"]).name,
         settings=whole["settings"],
@@ -34,7 +34,7 @@ def draw(whole: Line, path: Path) -> Path:
         tables=[*several, *exact_tables(path.with_name("eval.jsonl")), findings.settings_table(whole)],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html)
+    path.write_text(html, encoding="utf-8")
     return path
 
 

@@ -10,6 +10,7 @@ from lynx_moe.lab.fidelity.lockstep import left_padded, positions
 from lynx_moe.lab.shared import record
 
 TOGETHER = 16
+WHOLE = " by document"
 
 
 def calibrate(
@@ -25,10 +26,10 @@ def calibrate(
     """
     if settings.data == "testbed" and settings.split != "calibrate":
         raise ValueError(f"split {settings.split!r} of the testbed is tested on; calibrate with split 'calibrate'")
+    found = sorted(fidelity.documents(settings), key=lambda one: len(one.prefix) + len(one.rest))
     advance("loading the model")
-    model, tokenizer, _ = fidelity.open_model(settings, [])
+    model, _ = fidelity.open_model(settings, [])
     collector = Collector(model)
-    found = sorted(fidelity.documents(settings, tokenizer), key=lambda one: len(one.prefix) + len(one.rest))
     device = next(model.parameters()).device
     for start in range(0, len(found), TOGETHER):
         rows = [one.prefix + one.rest for one in found[start : start + TOGETHER]]
@@ -48,5 +49,7 @@ def calibrate(
 
 
 def source(settings: fidelity.Settings) -> str:
-    """How the data are called in a calibration's provenance."""
-    return f"{settings.data}, split {settings.split}, {settings.num_sequences} documents"
+    """How the data are called in a calibration's provenance. A file's documents are split whole; before they were, one
+    command's windows overlapped with another's, so that is said."""
+    how = "" if settings.data == "testbed" else WHOLE
+    return f"{settings.data}, split {settings.split}{how}, {settings.num_sequences} documents"

@@ -93,7 +93,7 @@ def demo(*, model: Path, out: Path, shape: str, layers: int | None, items_per_ta
     second = apart(run_speed, out / "speed.json", options)
     tables.show(second["model"], tables.SPEED_HEAD, tables.speed_rows(second["summary"]), console)
     path = record.save({"kind": "demo", "quality": first, "speed": second}, out / "demo.json")
-    picture = plots.demo(json.loads(path.read_text()), out / "demo.png")
+    picture = plots.demo(json.loads(path.read_text(encoding="utf-8")), out / "demo.png")
     console.print(verdict(second["summary"], second["layers"]), highlight=False)
     console.print(f"Record: {path}   Picture: {picture}")
     return path

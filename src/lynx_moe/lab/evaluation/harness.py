@@ -22,7 +22,9 @@ def task_manager(names: Sequence[str]) -> Any:
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise ValueError(f"lm-evaluation-harness cannot be imported ({error}); pip install 'lynx-moe[eval]'") from None
+        raise ValueError(
+            f"lm-evaluation-harness cannot be imported ({error}); in a clone of lynx-moe: pip install '.[eval]'"
+        ) from None
     from lynx_moe.testbed.harness import FOLDER
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

@@ -77,15 +77,17 @@ def measure(
     missing = [part for part in wanted if part not in done]
     if not missing:
         return whole
+    found = documents(settings)
+    cuts = {part: batches(found, part[0], part[1], settings.seed) for part in missing}
+    for size in sorted({part[0] for part, cut in cuts.items() if not cut}):
+        advance(f"no group has {size} sequences; raise --sequences, or give more data")
+    cuts = {part: cut for part, cut in cuts.items() if cut}
+    if not cuts and not whole["results"]:
+        raise ValueError(f"{settings.data} fills no batch of {missing[0][0]}: {len(found)} sequences; give more data")
     advance("loading the model")
-    model, tokenizer, runs = open_model(settings, specs)
-    found = documents(settings, tokenizer)
-    for number, (batch_size, mix, cache) in enumerate(missing, 1):
-        advance(f"{number} of {len(missing)}: batch {batch_size}, {mix} group{'s' * (mix == 'mixed')}, {cache} cache")
-        cut = batches(found, batch_size, mix, settings.seed)
-        if not cut:
-            advance(f"no group has {batch_size} sequences; raise --sequences")
-            continue
+    model, runs = open_model(settings, specs)
+    for number, ((batch_size, mix, cache), cut) in enumerate(cuts.items(), 1):
+        advance(f"{number} of {len(cuts)}: batch {batch_size}, {mix} group{'s' * (mix == 'mixed')}, {cache} cache")
         for run in runs:
             run.reset_stats()
         effects = [decode(model, batch, runs, cache) for batch in cut]
@@ -114,27 +116,32 @@ def summary(cut: Sequence[Batch], effects: Sequence[Effect], names: Sequence[str
     return found
 
 
-def open_model(settings: Settings, specs: Sequence[str]) -> tuple[Any, Any, list[Run]]:
-    """The model, its tokenizer, and a run of each policy, not installed. Raises ValueError as `measure` does."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=settings.dtype)
-        tokenizer = AutoTokenizer.from_pretrained(settings.model)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"transformers cannot load {settings.model!r}: {error}") from None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), tokenizer, [apply(model, spec) for spec in specs]
-
-
-def documents(settings: Settings, tokenizer: Any) -> list[Document]:
-    """What `settings.data` names. Raises ValueError where it holds nothing of use."""
+def documents(settings: Settings) -> list[Document]:
+    """What `settings.data` names, as the model's tokenizer cuts it; no weights are loaded. Raises ValueError where it
+    holds nothing of use, and where there is no tokenizer."""
+    tokenizer = _loaded("AutoTokenizer", settings.model)
     if settings.data == "testbed":
         return from_testbed(tokenizer, settings.num_sequences, settings.seed, settings.split)
     size = (settings.num_sequences, settings.prefix, settings.steps)
     return from_file(Path(settings.data), tokenizer, *size, settings.split)
+
+
+def open_model(settings: Settings, specs: Sequence[str]) -> tuple[Any, list[Run]]:
+    """The model, and a run of each policy, not installed. Raises ValueError as `measure` does."""
+    model = _loaded("AutoModelForCausalLM", settings.model, dtype=settings.dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval(), [apply(model, spec) for spec in specs]
+
+
+def _loaded(kind: str, name: str, **options: Any) -> Any:
+    """What one of transformers' Auto classes makes of a folder or hub name. Raises ValueError if it cannot."""
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    try:
+        return getattr(transformers, kind).from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"transformers cannot load {name!r}: {error}") from None
 
 
 def loads(run: Run) -> Line:

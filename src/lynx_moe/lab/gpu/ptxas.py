@@ -70,7 +70,7 @@ def _kind(value: Any) -> str:
 def usage(ptx: str) -> tuple[int, int]:
     """(registers of a thread, bytes it spills), by ptxas. Raises RuntimeError if ptxas refuses."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "kernel.ptx").write_text(ptx)
+        (Path(folder) / "kernel.ptx").write_text(ptx, encoding="utf-8")
         command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", "kernel.ptx", "-o", "kernel.cubin"]
         run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     registers = re.search(r"Used (\d+) registers", run.stderr)

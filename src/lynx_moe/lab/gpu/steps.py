@@ -77,7 +77,7 @@ def _run_one(name: str, step: Step, *, out: Path, dry: bool, tell: Callable[[str
     start, limit = time.monotonic(), step.limit * (6 if dry else 1)
     failed = _in_child(name, path, log, dry, limit, apart)
     if failed:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
         record.save({"kind": "gpu-step", "failed": failed, "dry": dry, "log": tail}, path)
     tell(f"{name}: {failed or 'done'} in {time.monotonic() - start:.0f} s")
     return record.load(path)
@@ -117,7 +117,7 @@ def _in_child(name: str, path: Path, log: Path, dry: bool, limit: int, apart: bo
         env |= {"CUDA_VISIBLE_DEVICES": ""}
         if not name.startswith(("vllm", "trained", "kernels", MODES)):
             env |= {"TRITON_INTERPRET": "1"}
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         command = command_of(name, path.parent, dry, apart)
         child = subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:

@@ -27,8 +27,7 @@ def measure(settings: Settings, path: Path, advance: Callable[[str], None] = lam
     whole = lines.begin(path, "profile", asdict(settings))
     if not missing(whole):
         return whole
-    advance("loading the model")
-    session = open_session(settings)
+    session = open_session(settings, advance)
     while parts := missing(whole):
         advance(f"{parts[0]}{f', then {len(parts) - 1} more' if parts[1:] else ''}")
         name, _, layer = parts[0].partition(" ")
@@ -42,19 +41,20 @@ def measure(settings: Settings, path: Path, advance: Callable[[str], None] = lam
     return whole
 
 
-def open_session(settings: Settings) -> Session:
-    """The model and its batches. Raises ValueError as `measure` does."""
-    model, tokenizer, (run,) = open_model(settings.reading(), ["vanilla"])
-    for layer in run.layers:
-        if layer.spec.num_experts == layer.spec.top_k:
-            raise ValueError(f"every token uses all {layer.spec.top_k} experts of {layer.name}: no choice to profile")
-    cut = batches(documents(settings.reading(), tokenizer), settings.batch_size, "mixed", settings.seed)
+def open_session(settings: Settings, advance: Callable[[str], None]) -> Session:
+    """The model and its batches, which are read first. Raises ValueError as `measure` does."""
+    cut = batches(documents(settings.reading()), settings.batch_size, "mixed", settings.seed)
     cut = [batch for batch in cut if batch.num_steps > 0]
     if not cut:
         raise ValueError(
             f"{settings.data} fills no batch of {settings.batch_size} sequences; give more data, or lower "
             "--batch-size, --prefix or --steps"
         )
+    advance("loading the model")
+    model, (run,) = open_model(settings.reading(), ["vanilla"])
+    for layer in run.layers:
+        if layer.spec.num_experts == layer.spec.top_k:
+            raise ValueError(f"every token uses all {layer.spec.top_k} experts of {layer.name}: no choice to profile")
     return Session(settings=settings, model=model, batches=cut)
 
 

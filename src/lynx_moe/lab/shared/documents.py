@@ -1,32 +1,40 @@
 """Documents to decode along: a prefix that is prefilled, and the true continuation; and how they share batches.
 
-A split keeps apart what is calibrated on, what knobs are chosen on, and what is reported on. Who belongs where is
-decided by a hash of the prompt or prefix, so no two commands and no two machines disagree.
+A split keeps apart what is calibrated on, what knobs are chosen on, and what is reported on. A hash of the document
+decides who belongs where, before it is cut: no size that a command asks for moves anything from one split to another.
 """
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from lynx_moe.testbed.tasks import TASKS, Item, is_held_out, test_items, train_item
+from lynx_moe.lab.shared.texts import BLOCK, streams
+from lynx_moe.testbed.tasks import TASKS, Item, test_items, train_item
+from lynx_moe.testbed.tasks.split import SPLITS as PARTS
+from lynx_moe.testbed.tasks.split import is_held_out, split_of
 
 MIXES = ("one", "mixed")
-SPLITS = ("all", "calibrate", "tune", "test")
+SPLITS = ("all", *PARTS)
 MIN_STEPS = 4
 
 
 @dataclass(frozen=True)
 class Document:
-    """Tokens to prefill and their true continuation. `group` is a task, a file, a language; batches may keep to one."""
+    """Tokens to prefill, one or more, and their true continuation. `group` is a task, a file, a language; batches may
+    keep to one."""
 
     group: str
     prefix: tuple[int, ...]
     rest: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.prefix:
+            raise ValueError(f"a document of {self.group!r} has an empty prompt: there is no token to go on from")
 
 
 @dataclass(frozen=True)
@@ -37,12 +45,9 @@ class Batch:
     num_steps: int
 
 
-def split_of(text: str) -> str:
-    """ "test" for half of all texts, "tune" and "calibrate" for a quarter each.
-
-    The first byte of the digest is left out: it says which exercises are held out (`testbed.tasks.is_held_out`).
-    """
-    return ("test", "tune", "test", "calibrate")[hashlib.sha256(text.encode()).digest()[1] % 4]
+def complain(message: str) -> None:
+    """Says on standard error what was left out."""
+    print(f"lynx-moe: {message}", file=sys.stderr)
 
 
 def from_testbed(tokenizer: Any, num_sequences: int, seed: int, split: str = "all") -> list[Document]:
@@ -65,50 +70,76 @@ def from_testbed(tokenizer: Any, num_sequences: int, seed: int, split: str = "al
 
 
 def from_file(
-    path: Path, tokenizer: Any, num_sequences: int, num_prefix: int, num_steps: int, split: str = "all"
+    path: Path,
+    tokenizer: Any,
+    num_sequences: int,
+    num_prefix: int,
+    num_steps: int,
+    split: str = "all",
+    tell: Callable[[str], None] = complain,
 ) -> list[Document]:
-    """The first sequences of `path`, of those in `split`: of a `.jsonl` file a line each, `{"prompt", "continuation",
-    "group"}` or `{"text", "group"}`, `group` being optional; of any other file a window of running text each.
+    """The first sequences of `path`, of those in `split`; `texts` says which files there are.
 
-    Text is cut into `num_prefix` tokens of prefix and `num_steps` + 1 of continuation; what is shorter is left out.
-    Raises ValueError for a file that cannot be read, is malformed, or holds nothing long enough.
+    A prompt is kept, and its continuation cut to `num_steps` + 1 tokens. Text is cut into `num_prefix` tokens of prefix
+    and `num_steps` + 1 of continuation; what is shorter is left out. Only what is needed is tokenised. A document
+    belongs to a split by its prompt, or else its text; running text by the block, and no window crosses the edge of a
+    split. Empty prompts are left out, and `tell` is told how many.
+
+    Raises ValueError for a file that cannot be read, is malformed, or holds nothing long enough or nothing in `split`.
     """
-    try:
-        content = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as text: {error}") from None
-    found = []
-    for group, prompt, rest in _documents(path, content, tokenizer):
-        if rest is None:
-            size = num_prefix + num_steps + 1
-            windows = [prompt[i : i + size] for i in range(0, len(prompt) - size + 1, size)]
-            new = [Document(group, tuple(w[:num_prefix]), tuple(w[num_prefix:])) for w in windows]
+    found: list[Document] = []
+    seen: Counter[str] = Counter()  # documents or blocks by split
+    empty = 0
+
+    def belongs(text: str) -> bool:
+        seen[own := split_of(text)] += 1
+        return split in ("all", own)
+
+    for group, prompt, pieces in streams(path, belongs):
+        if prompt is None:
+            new = windows(tokens(tokenizer, pieces), num_prefix + num_steps + 1)
+            new = islice(new, num_sequences - len(found))
+            found += [Document(group, window[:num_prefix], window[num_prefix:]) for window in new]
+        elif first := tuple(tokenizer(prompt)["input_ids"]):
+            rest = tuple(islice(tokens(tokenizer, pieces, special=False), max(num_steps, MIN_STEPS) + 1))
+            found += [Document(group, first, rest[: num_steps + 1])] if len(rest) > MIN_STEPS else []
         else:
-            new = [Document(group, tuple(prompt), tuple(rest[: num_steps + 1]))] if len(rest) > MIN_STEPS else []
-        found += [one for one in new if split in ("all", split_of(str(one.prefix)))]
+            empty += 1
         if len(found) >= num_sequences:
-            return found[:num_sequences]
+            break
+    if empty and found:
+        tell(f"{path}: {empty} documents with an empty prompt are left out; there is no token to go on from")
     if not found:
-        what = f"{path} holds no text of {num_prefix} + {num_steps + 1} tokens"
-        raise ValueError(f"{what} (split {split}); lower --prefix or --steps")
+        raise ValueError(_nothing(path, f"{num_prefix} + {num_steps + 1}", split, seen, empty))
     return found
 
 
-def _documents(path: Path, content: str, tokenizer: Any) -> Iterator[tuple[str, list[int], list[int] | None]]:
-    if path.suffix != ".jsonl":
-        yield path.stem, tokenizer(content)["input_ids"], None
-        return
-    for number, line in enumerate(content.splitlines(), 1):
-        try:
-            document = json.loads(line)
-            texts = [document["text"]] if "text" in document else [document["prompt"], document["continuation"]]
-            first = tokenizer(texts[0])["input_ids"]
-            rest = tokenizer(texts[1], add_special_tokens=False)["input_ids"] if len(texts) > 1 else None
-            group = str(document.get("group", path.stem))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            says = 'every line needs "text", or "prompt" and "continuation", with text in it'
-            raise ValueError(f"{path}, line {number}: {says} ({type(error).__name__}: {error})") from None
-        yield group, first, rest
+def tokens(tokenizer: Any, pieces: Iterable[str], special: bool = True) -> Iterator[int]:
+    """The tokens of a text in pieces, each piece tokenised when its first token is asked for."""
+    for piece in pieces:
+        yield from tokenizer(piece, add_special_tokens=special)["input_ids"]
+        special = False
+
+
+def windows(ids: Iterator[int], size: int) -> Iterator[tuple[int, ...]]:
+    """`size` tokens at a time; what is left at the end is dropped."""
+    while len(window := tuple(islice(ids, size))) == size:
+        yield window
+
+
+def _nothing(path: Path, size: str, split: str, seen: Counter[str], empty: int) -> str:
+    """Why a file gave no document."""
+    total, here = sum(seen.values()), sum(seen.values()) if split == "all" else seen[split]
+    if total and not here:
+        return (
+            f"{path} holds nothing in split {split!r}: a hash puts each of its {total} documents (blocks of {BLOCK} "
+            f"characters of running text) into {', '.join(sorted(seen))}; give more data, or take split 'all'"
+        )
+    if empty and empty == here:
+        return (
+            f"all {here} documents of {path} in split {split!r} have an empty prompt: there is no token to go on from"
+        )
+    return f"{path} holds no text of {size} tokens (split {split}); lower --prefix or --steps, or give longer text"
 
 
 def batches(sequences: Sequence[Document], batch_size: int, mix: str, seed: int) -> list[Batch]:

@@ -57,8 +57,8 @@ def import_vllm() -> Any:
         vllm.LLM  # noqa: B018  (vLLM imports most of itself at this first access)
     except ImportError as error:
         raise ValueError(
-            f"vLLM cannot be imported ({error}); install it, or on a machine without GPU: pip install 'lynx-moe[cpu]', "
-            "then pip uninstall torchvision torchaudio torchcodec"
+            f"vLLM cannot be imported ({error}); install it, or on a machine without GPU, in a clone of lynx-moe: "
+            "pip install '.[cpu]', then pip uninstall torchvision torchaudio torchcodec"
         ) from None
     return vllm
 

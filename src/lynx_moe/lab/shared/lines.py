@@ -33,7 +33,7 @@ def load(path: Path, *kinds: str) -> Record:
     Raises ValueError if the file is none, or of a kind that is not among `kinds`.
     """
     try:
-        first, *results = [json.loads(line) for line in path.read_text().splitlines()]
+        first, *results = map(json.loads, path.read_text(encoding="utf-8").strip().split("\n"))
         whole = {**{key: first[key] for key in ("kind", "settings", "environment")}, "results": results}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a readable record of lynx-moe: {error}") from None
@@ -47,7 +47,7 @@ def save(whole: Record, path: Path) -> None:
     first = {key: value for key, value in whole.items() if key != "results"}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(line) + "\n" for line in [first, *whole["results"]]))
+    part.write_text("".join(json.dumps(line) + "\n" for line in [first, *whole["results"]]), encoding="utf-8")
     part.replace(path)
 
 

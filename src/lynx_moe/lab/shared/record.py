@@ -29,14 +29,14 @@ def save(record: dict[str, Any], path: Path) -> Path:
     """Writes the record as JSON and returns its path; folders are made, and an old file is replaced whole or not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=1) + "\n")
+    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return part.replace(path)
 
 
 def load(path: Path) -> dict[str, Any]:
     """Reads a record. Raises ValueError if the file is missing or is not one."""
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a readable record: {error}") from None
     if not isinstance(record, dict) or "kind" not in record:
@@ -53,7 +53,7 @@ def _version(name: str) -> str | None:
 
 def _cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     facts = dict(line.split(":", 1) for line in lines if ":" in line)

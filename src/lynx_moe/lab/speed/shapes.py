@@ -136,5 +136,5 @@ def write_config(shape: Shape, layers: int, folder: Path) -> Path:
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
     }
-    (folder / "config.json").write_text(json.dumps({**shape.config, **common}))
+    (folder / "config.json").write_text(json.dumps({**shape.config, **common}), encoding="utf-8")
     return folder

@@ -1,6 +1,6 @@
 """The Grafana dashboard (classic JSON model, which Grafana imports from version 9 on): a table of panels, and its JSON.
 
-`docs/grafana.json` is what `lynx-moe dashboard` prints.
+`docs/reference/grafana.json` is what `lynx-moe dashboard` prints.
 """
 
 import json

@@ -91,7 +91,7 @@ def parse(text: str) -> Samples:
     try:
         from prometheus_client.parser import text_string_to_metric_families
     except ImportError:
-        raise ValueError("prometheus-client is not installed; vLLM brings it: pip install 'lynx-moe[watch]'") from None
+        raise ValueError("prometheus-client is not installed; vLLM brings it: pip install prometheus-client") from None
     found: dict[str, list[tuple[Mapping[str, str], float]]] = {}
     lines = "".join(f"{line}\n" for line in text.split("\n") if PREFIX in line)
     for family in text_string_to_metric_families(lines):

@@ -56,7 +56,9 @@ class Calibrated(Policy):
     def check(self, spec: RouterSpec) -> None:
         super().check(spec)
         if self.calibration is None and self.data is None and not self.optional:
-            raise ValueError(f"{self.name} needs calibration data: write {self.spec},data=FILE (docs/policies.md)")
+            raise ValueError(
+                f"{self.name} needs calibration data: write {self.spec},data=FILE (docs/reference/policies.md)"
+            )
         for name in self.needs if self.calibration is not None else ():
             shape = tuple(self.tensor(name).shape)
             if shape != (spec.num_experts,) * DIMENSIONS[name]:

@@ -36,7 +36,7 @@ class ModelShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Base of all policies: an immutable set of knobs, named by one spec string such as `lynx:alpha=3,beta=2`.
+    """Base of all policies: an immutable set of knobs, named by one spec string such as `priced:price=0.01`.
 
     Words of the contract that a policy may declare:
     is_identity   changes nothing.

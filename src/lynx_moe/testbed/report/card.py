@@ -52,7 +52,7 @@ def measure(folder: Path) -> dict[str, Any]:
 def write_card(folder: Path, **extra: Any) -> None:
     """Measure the model in `folder`; the facts in `extra` stay in `scores.json` from one writing to the next."""
     file = folder / "scores.json"
-    known = json.loads(file.read_text()) if file.is_file() else {}
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     scores = {**known, **extra, **measure(folder)}
-    file.write_text(as_lines(scores) + "\n")
-    (folder / "README.md").write_text(render(folder.name, scores))
+    file.write_text(as_lines(scores) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(render(folder.name, scores), encoding="utf-8")

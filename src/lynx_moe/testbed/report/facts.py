@@ -13,7 +13,7 @@ from lynx_moe.testbed.model.families import Family
 
 def training_record(log: Path, family: Family) -> dict[str, Any]:
     """What the run cost, from its log; `seconds` (of the processor) restart at every resumption and are added up."""
-    records = [json.loads(line) for line in log.read_text().splitlines()]
+    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     ends = [a["seconds"] for a, b in pairwise(records) if b["seconds"] < a["seconds"]]
     steps = records[-1]["step"]
     return {
@@ -40,6 +40,6 @@ def as_lines(scores: dict[str, Any]) -> str:
 def processor() -> str:
     """The processor's name, as the system tells it."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

@@ -19,7 +19,7 @@ exact answers, written as `sort: 42 7 19 ->`, and is made for measuring what cha
 no use for anything else.
 
 Remake it with `python -m lynx_moe.testbed train {name}`, and this page with `python -m lynx_moe.testbed card {name}`.
-The recipe and the sources of the text are in `docs/testbed.md`.
+The recipe and the sources of the text are in `docs/reference/testbed.md`.
 
 ## Training
 

@@ -38,7 +38,7 @@ PUBLISHED = {"16": "38 (64)"}  # 48.8 of 128 experts, top-8
 def summary(folder: Path) -> str:
     """The table of all families that are trained in `folder`, in the order of `FAMILIES`."""
     files = {name: folder / name / "scores.json" for name in FAMILIES}
-    found = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+    found = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
     published = ["[Qwen3-30B-A3B, published][oea]", "8 of 128", *(PUBLISHED.get(str(size), "") for size in BATCH_SIZES)]
     fillings = [_filling(name, scores["router"]) for name, scores in found.items()] + [f"| {' | '.join(published)} |"]
     return PAGE.format(

@@ -8,7 +8,8 @@ from itertools import count
 from random import Random
 
 from lynx_moe.testbed.tasks import numbers, structured, text
-from lynx_moe.testbed.tasks.item import Generator, Item, is_held_out
+from lynx_moe.testbed.tasks.item import Generator, Item
+from lynx_moe.testbed.tasks.split import is_held_out
 
 __all__ = ["TASKS", "Item", "is_held_out", "test_items", "train_item"]
 

@@ -1,6 +1,5 @@
-"""One exercise, and the rule that keeps the held-out ones out of training."""
+"""One exercise, and what draws them."""
 
-import hashlib
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
@@ -18,8 +17,3 @@ class Generator(Protocol):
     """A task: draws one exercise from `rng` and from nothing else."""
 
     def __call__(self, rng: Random) -> Item: ...
-
-
-def is_held_out(prompt: str) -> bool:
-    """Whether `prompt` is for testing only: one in sixteen, by SHA-256, so every machine splits alike."""
-    return hashlib.sha256(prompt.encode()).digest()[0] % 16 == 0

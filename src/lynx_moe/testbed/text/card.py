@@ -100,7 +100,11 @@ def write_model(out: Path, folder: Path, family: Family = TEXT, num_workers: int
     training["tokens"] = run.step * family.batch_rows * family.row_length
     fell = run.step - planned(family, out / "run", run.step).decay_from
     training |= {"decay_steps": max(0, round(fell)), "workers": num_workers}
-    facts = {"text_float32": before, "training": training, "sources": json.loads((out / "sources.json").read_text())}
+    facts = {
+        "text_float32": before,
+        "training": training,
+        "sources": json.loads((out / "sources.json").read_text(encoding="utf-8")),
+    }
     write_card(folder, found, **facts)
 
 
@@ -109,7 +113,7 @@ def write_card(folder: Path, found: dict[str, list[held_out.Document]], **extra:
     model = TEXT.model_class.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     file = folder / "scores.json"
-    known = json.loads(file.read_text()) if file.is_file() else {}
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     shipped = nats(model, tokenizer, [d["text"] for d in held_out.read(folder)], TEXT.row_length, ROWS)
     scores = {
         **known,
@@ -121,8 +125,8 @@ def write_card(folder: Path, found: dict[str, list[held_out.Document]], **extra:
         "shipped_nats": [round(n.mean().item(), 4) for n in shipped],
         "sha256": weights_hash(folder),
     }
-    file.write_text(as_lines(scores) + "\n")
-    (folder / "README.md").write_text(render(folder.name, scores))
+    file.write_text(as_lines(scores) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(render(folder.name, scores), encoding="utf-8")
 
 
 def active_parameters(model: PreTrainedModel) -> int:

@@ -62,7 +62,7 @@ def finish(
 @app.command("progress")
 def progress(out: Out = OUT) -> None:
     """The last lines of the run's log."""
-    for line in (out / "run" / "log.jsonl").read_text().splitlines()[-5:]:
+    for line in (out / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()[-5:]:
         typer.echo(json.dumps(json.loads(line)))
 
 
@@ -83,5 +83,5 @@ def card(
             f"{out / 'run'} holds no checkpoint.pt and log; `lynx-moe testbed text train` makes them"
         )
     write_model(out, models / NAME, num_workers=workers)
-    (models / "README.md").write_text(summary(models))
+    (models / "README.md").write_text(summary(models), encoding="utf-8")
     typer.echo(f"saved {models / NAME}")

@@ -1,5 +1,6 @@
 """Held-out documents that travel with the weights, so that a card can be checked where the sources are not."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,15 +31,14 @@ def to_ship(found: dict[str, list[Document]]) -> list[Document]:
 
 def write(documents: Iterable[Document], folder: Path) -> None:
     """Write `held_out.jsonl`."""
-    (folder / FILE).write_text("".join(json.dumps(document) + "\n" for document in documents))
+    lines = "".join(json.dumps(document) + "\n" for document in documents)
+    (folder / FILE).write_text(lines, encoding="utf-8")
 
 
 def read(folder: Path) -> list[Document]:
     """The documents that came with the model in `folder`."""
-    return [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / FILE).read_text(encoding="utf-8").splitlines()]
 
 
 def _by_hash(documents: list[Document]) -> list[Document]:
-    from hashlib import sha256
-
-    return sorted(documents, key=lambda document: sha256(document["text"].encode()).hexdigest())
+    return sorted(documents, key=lambda document: hashlib.sha256(document["text"].encode()).hexdigest())

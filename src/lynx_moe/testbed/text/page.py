@@ -23,7 +23,7 @@ does to a model that is unsure of its next token, as language models are. It is 
 solves no exercises.
 
 Remake it with `lynx-moe testbed text train`, and this page with `lynx-moe testbed text card`. The recipe is in
-`docs/testbed.md`.
+`docs/reference/testbed.md`.
 
 ## Training
 
@@ -78,9 +78,9 @@ Packages that are fetched by name and read, or that a normal installation holds;
 ## Held-out documents
 
 `lynx_moe.testbed.text.documents.split_of(document)`: the first byte of the SHA-256 of the whole document, if divisible
-by 16, holds it out; the second byte's remainder by 4 says for what: 0 `calibrate`, 1 `tune`, else `test`. Paragraphs of
-40 and more characters that an earlier document had are left out before, so none is on both sides. `held_out.jsonl`
-holds {shipped} short ones of the split `test`, with their sources.
+by 16, holds it out; the second byte's remainder by 4 says for what: 0 and 2 `test`, 1 `tune`, 3 `calibrate`. These are
+the splits of every command here. Paragraphs of 40 and more characters that an earlier document had are left out before,
+so none is on both sides. `held_out.jsonl` holds {shipped} short ones of the split `test`, with their sources.
 
 SHA-256 of `model.safetensors`: `{sha256}`
 """

@@ -25,7 +25,7 @@ def html(files: Iterable[Path]) -> Iterator[str]:
         from lxml import etree
         from lxml import html as parser
     except ImportError:
-        raise LookupError("pages are read with lxml, which is not installed: pip install lynx-moe[text]") from None
+        raise LookupError("pages are read with lxml, which is not installed: pip install lxml") from None
 
     for file in files:
         page = file.read_bytes()
@@ -91,7 +91,7 @@ def glosses(files: Iterable[Path]) -> Iterator[str]:
     """Fifty definitions of WordNet at a time, each behind its words."""
     for file in files:
         entries = []
-        for line in file.read_text().splitlines():
+        for line in file.read_text(encoding="utf-8").splitlines():
             facts, bar, gloss = line.partition(" | ")
             if bar and not line.startswith(" "):
                 fields = facts.split()

@@ -5,7 +5,6 @@ that ships inside it (`pydoc_data`) and of the docstrings of the packages in `PR
 """
 
 import ast
-import hashlib
 import importlib.util
 import re
 import sysconfig
@@ -13,6 +12,8 @@ import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+
+from lynx_moe.testbed.tasks.split import is_held_out
 
 PROSE_PACKAGES = ("numpy", "sympy", "networkx", "jinja2", "fsspec")
 CHUNK_BYTES = 480
@@ -64,7 +65,7 @@ def chunks(kind: str, held_out: bool) -> tuple[str, ...]:
         text = list(english_text())
     else:
         text = [s[i : i + CHUNK_BYTES] for s in python_text() for i in range(0, len(s), CHUNK_BYTES)]
-    return tuple(t[:CHUNK_BYTES] for t in text if (hashlib.sha256(t.encode()).digest()[0] % 16 == 0) is held_out)
+    return tuple(t[:CHUNK_BYTES] for t in text if is_held_out(t) is held_out)
 
 
 def _docstrings(file: Path) -> list[str]:

@@ -77,8 +77,8 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, cache: Path) -> Texts:
     if not cache.is_file():
         pieces = [list(corpus.chunks(kind, held_out=False)) for kind in corpus.KINDS]
         texts = [tokenizer(kind, add_special_tokens=False)["input_ids"] for kind in pieces]
-        cache.write_text(json.dumps(texts))
-    loaded: Texts = json.loads(cache.read_text())
+        cache.write_text(json.dumps(texts), encoding="utf-8")
+    loaded: Texts = json.loads(cache.read_text(encoding="utf-8"))
     return loaded
 
 

@@ -40,7 +40,7 @@ def planned(family: Family, work: Path, step: int) -> Schedule:
     file = work / PLAN
     if not file.is_file():
         return Schedule.of(family)
-    plan = json.loads(file.read_text())
+    plan = json.loads(file.read_text(encoding="utf-8"))
     if "decay_from" not in plan:
         plan |= {"decay_from": step, "num_steps": step + plan["decay_steps"]}
         _write(file, plan)
@@ -61,5 +61,5 @@ def finish(work: Path, decay_steps: int) -> None:
 
 def _write(file: Path, plan: dict[str, int]) -> None:
     partial = file.with_suffix(".tmp")
-    partial.write_text(json.dumps(plan) + "\n")
+    partial.write_text(json.dumps(plan) + "\n", encoding="utf-8")
     partial.replace(file)

@@ -144,7 +144,7 @@ def work_through(
     batches = course.batches(family, tokenizer, work)
     stop = math.inf if stop_after is None else run.step + stop_after
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=worker > 0) as progress, (work / "log.jsonl").open("a") as log:
+    with Progress(*columns, disable=worker > 0) as progress, (work / "log.jsonl").open("a", encoding="utf-8") as log:
         bar = progress.add_task("training", total=family.num_steps, completed=run.step)
         saved, started = time.monotonic(), time.process_time()
         while run.step < stop:

@@ -1,5 +1,5 @@
 """vLLM's features under a policy: an exact request that uses one gets plain vLLM's answer among remapped neighbours,
-and a remapped one gets an answer of the form that it asked for. docs/serving.md has the table."""
+and a remapped one gets an answer of the form that it asked for. docs/reference/features.md has the table."""
 
 import re
 from typing import Any

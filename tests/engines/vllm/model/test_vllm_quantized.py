@@ -65,7 +65,7 @@ def test_quantised_experts_run_under_a_policy(bfloat16, tmp_path, family, scheme
 
 @pytest.mark.parametrize(("scheme", "group", "changed", "message"), REFUSALS, ids=lambda value: str(value)[:24])
 def test_what_plain_vllm_does_not_run_on_a_cpu(bfloat16, tmp_path, scheme, group, changed, message):
-    """docs/serving.md says so: when vLLM learns one of these, this fails, and the table there changes."""
+    """docs/reference/features.md says so: when vLLM learns one of these, this fails, and the table there changes."""
     config = Path(quantized.write(bfloat16("qwen3_moe"), tmp_path / "model", scheme, group)) / "config.json"
     text = json.loads(config.read_text())
     text["quantization_config"] |= changed

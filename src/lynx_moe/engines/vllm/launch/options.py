@@ -11,18 +11,18 @@ from typing import Any, Self
 from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.vllm.launch import connectors, speculation
 from lynx_moe.engines.vllm.launch.versions import SUPPORTED
-from lynx_moe.policies import POLICIES, Policy, make_policy
+from lynx_moe.policies import DEFAULT, POLICIES, Policy, make_policy
 
 KEY = "lynx_moe"
 TESTED = "0.30.0 to 0.32.0"
 EXACT = "exact"  # what a request says that must not be remapped
 BALANCED = "balanced"  # the server's policy, unless the operator gives it another meaning
-FAST = "priced:price=0.1"  # one price means the same on every model
+FAST = f"{DEFAULT}:price=0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """policy     spec string, such as "lynx:alpha=3,beta=2"; "vanilla" changes nothing, but counts.
+    """policy     spec string, such as "priced:price=0.01"; "vanilla" changes nothing, but counts.
     stats      count distinct experts (a few tensor operations per layer and step).
     log_every  seconds between log lines; 0: none.
     metrics_every  seconds between the numbers for /metrics; 0: none.
@@ -41,7 +41,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if not isinstance(self.policy, str):
-            raise ValueError(f'{KEY}: policy={self.policy!r} must be a spec string, such as "lynx:alpha=3,beta=2"')
+            raise ValueError(f'{KEY}: policy={self.policy!r} must be a spec string, such as "{DEFAULT}"')
         if not isinstance(self.stats, bool):
             raise ValueError(f"{KEY}: stats={self.stats!r} must be true or false")
         for name, what in (("log_every", "log line"), ("metrics_every", "metrics")):
@@ -81,7 +81,7 @@ class Options:
         if not isinstance(extra, dict) or KEY not in extra:
             return None
         given, allowed = extra[KEY], [f.name for f in fields(cls)]
-        example = f'{{"{KEY}": {{"policy": "lynx:alpha=3,beta=2"}}}}'
+        example = f'{{"{KEY}": {{"policy": "{DEFAULT}"}}}}'
         if not isinstance(given, dict):
             raise ValueError(f"{KEY}: got {given!r}, expected a dictionary; pass additional_config={example}")
         unknown = sorted(set(given) - set(allowed))

@@ -56,7 +56,7 @@ def _told() -> Iterator[dict[str, Any]]:
     directory = os.environ.get(DIRECTORY)
     for path in sorted(Path(directory).glob("*.json")) if directory else ():
         try:
-            file = json.loads(path.read_text())
+            file = json.loads(path.read_text(encoding="utf-8"))
             patience = PATIENCE_SECONDS + PATIENCE * file["teller"]["every"]
             age = time.time() - path.stat().st_mtime
         except (OSError, ValueError, KeyError, TypeError):

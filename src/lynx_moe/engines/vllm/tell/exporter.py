@@ -89,7 +89,7 @@ class Writer:
         told = json.dumps({"teller": asdict(self.teller), "samples": samples(plan)})
         self.target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = self.target.with_suffix(".part")
-        part.write_text(told)
+        part.write_text(told, encoding="utf-8")
         part.replace(self.target)
 
     def _touch(self) -> bool:

@@ -68,8 +68,12 @@ def build(shape: Shape, device: str) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         path = write_config(shape, shape.all_layers, Path(folder)) / "config.json"
-        config = {name: value for name, value in json.loads(path.read_text()).items() if name != "quantization_config"}
-        path.write_text(json.dumps(config))
+        config = {
+            name: value
+            for name, value in json.loads(path.read_text(encoding="utf-8")).items()
+            if name != "quantization_config"
+        }
+        path.write_text(json.dumps(config), encoding="utf-8")
         settings = AutoConfig.from_pretrained(folder)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16, experts_implementation="grouped_mm")

@@ -50,7 +50,7 @@ def measure(dry: bool) -> dict[str, Any]:
         work = Path(folder)
         if dry:  # the corpus takes half a minute to read
             texts = [[tokenizer(f"some text {n} " * 40)["input_ids"] for n in range(3)]]
-            (work / TEXTS).write_text(json.dumps(texts))
+            (work / TEXTS).write_text(json.dumps(texts), encoding="utf-8")
         encode_texts(tokenizer, work / TEXTS)
         trial = 2 if dry else TRIAL_STEPS
         _, seconds, _ = _train(_with_steps(family, trial), tokenizer, work, device)

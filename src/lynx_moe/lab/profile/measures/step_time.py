@@ -90,5 +90,8 @@ def cache_bytes(device: torch.device) -> int | None:
     """Bytes of the last cache before memory, as the device tells; None where it does not."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
-    sizes = [file.read_text().strip() for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    sizes = [
+        file.read_text(encoding="utf-8").strip()
+        for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    ]
     return max((int(size[:-1]) * {"K": 2**10, "M": 2**20}[size[-1]] for size in sizes), default=None)

@@ -24,7 +24,7 @@ def draw(whole: Line, path: Path) -> Path:
         raise ValueError(
             f"the record lacks {', '.join(lacking)}; run the same `lynx-moe profile` again, it goes on there"
         )
-    template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text())
+    template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     try:
         sections = [_section(figure, whole, path) for figure in pictures.shown(whole)]
         pictures.board(whole, path.with_suffix(".png"))
@@ -42,7 +42,7 @@ def draw(whole: Line, path: Path) -> Path:
         )
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"the record's lines are not those of a profile: {type(error).__name__}: {error}") from None
-    path.write_text(html)
+    path.write_text(html, encoding="utf-8")
     return path
 
 
