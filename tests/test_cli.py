@@ -4,12 +4,15 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from lynx_moe.cli import app, main, version
+from lynx_moe import cli
+from lynx_moe.cli import app, main
+from lynx_moe.cli.shared import errors, version
 from lynx_moe.engines.vllm.launch.options import FAST
 from lynx_moe.lab.demo import measure as demo
 from lynx_moe.policies import DEFAULT, POLICIES, make_policy
@@ -65,6 +68,7 @@ def test_versions_go_by_what_can_be_imported_whatever_the_distribution_is_called
     ]
 
 
+@pytest.mark.vllm
 @pytest.mark.parametrize(
     ("policy", "says"), [("linx", "did you mean 'lynx'"), ("lynx:alpha=0", "above 0"), ("lynx:beta=-1", "from 0")]
 )
@@ -103,6 +107,84 @@ def test_serve_without_vllm_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
         main()
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "vLLM is not installed here" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ValueError("a\n  b"), "a b"),
+        (KeyboardInterrupt, None),
+        (RuntimeError(""), "RuntimeError"),
+        (type("SafetensorError", (Exception,), {})("torn"), "SafetensorError: torn"),
+        (ModuleNotFoundError("No module named 'lm_eval'", name="lm_eval.tasks"), "this command needs lm_eval, which"),
+        (ModuleNotFoundError("No module named 'vllm'", name="vllm"), "vLLM is not installed here"),
+    ],
+    ids=str,
+)
+def test_what_a_user_can_mend_is_one_line(error: Any, says: str | None, monkeypatch: Any, capsys: Any) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.delenv(cli.TRACEBACK, raising=False)
+    monkeypatch.setattr(cli, "app", fail)
+    if says is None:
+        with pytest.raises(KeyboardInterrupt):
+            cli.main()
+        return
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"lynx-moe: error: {says}")
+    monkeypatch.setenv(cli.TRACEBACK, "1")
+    with pytest.raises(type(error)):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    "error", [AttributeError("x"), KeyError("x"), TypeError("x"), AssertionError(), ZeroDivisionError()]
+)
+def test_a_fault_of_ours_keeps_its_traceback(error: Exception, monkeypatch: Any) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(type(error)):
+        cli.main()
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: Any) -> None:
+    listed = ["torch>=2.6", 'lm-eval>=0.4.9; extra == "eval"', "jinja2>=3.1; extra == 'plots'"]
+    monkeypatch.setattr(errors, "_requirements", lambda: listed)
+    assert errors.missing("lm_eval.models").endswith("pip install 'lm-eval>=0.4.9', or the extra [eval]")
+    assert errors.missing("jinja2").endswith("pip install 'jinja2>=3.1', or the extra [plots]")
+    assert errors.missing("nowhere").endswith("pip install nowhere")
+
+
+def test_traceback_is_an_option_before_every_command(monkeypatch: Any) -> None:
+    monkeypatch.setenv(cli.TRACEBACK, "")
+    monkeypatch.setattr("sys.argv", ["lynx-moe", "--traceback", "bench", "--shape", "gpt-9"])
+    with pytest.raises(ValueError, match="unknown shape 'gpt-9'"):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("eval", "qwen3-moe", "--guard", "{"), "--guard '{' is not JSON"),
+        (("guard-cost", "--guard", "["), "--guard '[' is not JSON"),
+        (("eval", "qwen3-moe", "--model-args", '{"a": }'), "is not JSON"),
+        (("eval", "qwen3-moe", "--model-args", "max_model_len"), "is no name=value"),
+        (("eval", "qwen3-moe", "--include-path", "nowhere"), "--include-path nowhere is no folder"),
+    ],
+)
+def test_options_that_are_no_json_are_refused(args: tuple[str, ...], says: str, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr("sys.argv", ["lynx-moe", *args])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
 
 
 @pytest.mark.parametrize(

@@ -66,15 +66,18 @@ class RouterSpec:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
-    """Which rows of a step may change: bool masks of length T.
+    """Which rows of a step may change, and how dear that is: bool masks and prices of length T.
 
     valid  False for padding: it neither votes nor counts nor loads experts. None: every row is valid.
     remap  True where the policy may reroute (decode rows that are not exact). Valid rows that are not remap keep the
            model's routing and donate the experts that they load. None: every valid row.
+    price  float32, finite: how much harm a load must prevent for this row. 0: the row is as if it were not remap. What
+           other prices mean is the policy's (`Policy.knows_prices`). None: every row asks what the policy does.
     """
 
     valid: Tensor | None = None
     remap: Tensor | None = None
+    price: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,11 +217,11 @@ def reroute(
 
 
 def loaded(ids_TK: Tensor, num_experts: int, rows_T: Tensor | None = None) -> Tensor:
-    """bool [E]: the experts that the given rows (None: all) load."""
+    """bool [E]: the experts that the given rows (None: all) load; an id of -1 loads nothing."""
     if rows_T is not None:
         ids_TK = torch.where(rows_T[:, None], ids_TK, num_experts)
     flags = torch.zeros(num_experts + 1, dtype=torch.bool, device=ids_TK.device)
-    return flags.scatter(0, ids_TK.flatten().long(), True)[:num_experts]
+    return flags.scatter(0, ids_TK.flatten().long() % (num_experts + 1), True)[:num_experts]
 
 
 def distinct(ids_TK: Tensor, num_experts: int, valid_T: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +23,15 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+def eventually(read: Callable[[], float], tries: int = 50) -> float:
+    """What `read` gives as soon as it is not 0: numbers of the workers are a moment late."""
+    for _ in range(tries):
+        if found := read():
+            return found
+        time.sleep(0.2)
+    return read()
 
 
 @contextmanager

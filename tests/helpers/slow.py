@@ -13,6 +13,8 @@ from cases import Case
 
 from lynx_moe.routing import Routing
 
+EMPTY = -1  # a slot left over
+
 
 def f32(value: float) -> float:
     return float(np.float32(value))
@@ -118,7 +120,7 @@ def dropping(batch: Batch, live: Callable[[Row, int], bool], norm: str) -> dict[
         stay = [e for rank, e in enumerate(order) if live(row, rank)]
         if len(stay) < len(row.own):
             weights = dict(zip(stay, batch.weigh(row, stay, norm, "drop"), strict=True))
-            changed[t] = [e if e in stay else order[0] for e in row.own], [weights.get(e, 0.0) for e in row.own]
+            changed[t] = [e if e in stay else EMPTY for e in row.own], [weights.get(e, 0.0) for e in row.own]
     return changed
 
 
@@ -138,8 +140,20 @@ def merging(
                 sums[v] += weight * (scale[e][v] if norm == "fold" and scale and v != e else 1.0)
         else:
             sums = dict(zip(different, batch.weigh(row, different, norm, "merge"), strict=True))
-        changed[t] = ids, [sums.pop(v, 0.0) for v in ids]  # the first slot that names an expert takes it all
+        holders = [v if v not in ids[:slot] else EMPTY for slot, v in enumerate(ids)]
+        changed[t] = holders, [sums.pop(v, 0.0) for v in holders]  # the first slot that names an expert takes it all
     return changed
+
+
+def fill(ids: list[list[int]], own: list[list[int]], valid: list[bool]) -> list[list[int]]:
+    """Slots left over hold what the valid rows load."""
+    loaded = sorted({e for row, ok in zip(ids, valid, strict=True) if ok for e in row} - {EMPTY})
+    filled = []
+    for row, chosen in zip(ids, own, strict=True):
+        spare = sorted((e for e in loaded if e not in row), key=lambda e: (e in chosen, e))
+        lowest = min(e for e in row if e != EMPTY)
+        filled.append([e if e != EMPTY else spare.pop(0) if spare else lowest for e in row])
+    return filled
 
 
 def union(batch: Batch, num: int) -> set[int]:

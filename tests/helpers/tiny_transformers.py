@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
+from lynx_moe.engines.transformers.cache import cache_in, cache_name
+
 VOCAB, EXPERTS, TOP_K = 96, 8, 2
 COMMON: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -201,6 +203,15 @@ def make(architecture: Architecture, **config: Any) -> Any:
             elif any(part in name for part in ("gate.weight", "router", "wg.weight")) and weight.dim() == 2:
                 weight.normal_(std=2 * weight.shape[-1] ** -0.5)
     return made.eval()
+
+
+def beside(model: Any, cache: Any) -> dict[str, Any]:
+    """The argument that hands a cache to the model's forward, under its name in this transformers."""
+    return {str(cache_name(model.forward)): cache}
+
+
+def cache_of(output: Any) -> Any:
+    return cache_in(output.values())
 
 
 def moe_model_types() -> set[str]:

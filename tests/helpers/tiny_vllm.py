@@ -173,3 +173,22 @@ def model_of(llm: Any) -> Any:
 
 def runner_of(llm: Any) -> Any:
     return llm.llm_engine.model_executor.driver_worker.worker.model_runner
+
+
+def prompt_kv(llm: Any, prompt: Sequence[int], block: int) -> tuple[int, torch.Tensor]:
+    """An exact request for this prompt: how many of its tokens came from a cache, and the KV of its whole blocks that
+    its answer reads, float32 [layers, blocks, numbers], whoever wrote it."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True, extra_args={"lynx_moe": "exact"})
+    llm.llm_engine.add_request("reader", {"prompt_token_ids": list(prompt)}, params)
+    while not (outputs := llm.llm_engine.step()):  # chunks of the prompt
+        pass
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    (number,) = scheduler.requests
+    blocks = scheduler.kv_cache_manager.get_block_ids(number)[0][: len(prompt) // block]
+    total = scheduler.kv_cache_manager.block_pool.num_gpu_blocks
+    layers = [cache.movedim(cache.shape.index(total), 0)[blocks].float() for cache in runner_of(llm).kv_caches]
+    while llm.llm_engine.has_unfinished_requests():
+        llm.llm_engine.step()
+    return outputs[0].num_cached_tokens, torch.stack(layers).flatten(2)

@@ -41,7 +41,8 @@ SIZES = (
     [(7, 60), (3, 64), (16, 128), (64, 128), (5, 256), (256, 128)] if ON_GPU else [(7, 60), (2, 12), (3, 64), (5, 4)]
 )
 ROUTERS = [scheme for scheme in SCHEMES if "sparsemixer" not in scheme]
-MASKS = ("none", "some", "one_decodes", "no_valid", "no_remap")
+MASKS = ("none", "some", "one_decodes", "no_valid", "no_remap", "prices", "prices_alone")
+TIERS = torch.tensor([0.0, 0.01, 0.03, 0.1, 0.5, 50.0])
 # Every policy, size and scheme with several of the others; a GPU compiles each of them for seconds, so it has fewer.
 STEPS = [
     (policy, SIZES[n % len(SIZES)], ROUTERS[(n + n // len(ROUTERS)) % len(ROUTERS)])
@@ -60,7 +61,12 @@ def make_masks(kind: str, num_rows: int, rng: torch.Generator) -> Rows | None:
     if kind == "one_decodes":
         remap = torch.arange(num_rows + 9) == 1
     valid, remap = valid & (kind != "no_valid"), remap & (kind != "no_remap")
-    return Rows(valid=valid.to(DEVICE)[:num_rows], remap=remap.to(DEVICE)[:num_rows])
+    price = None
+    if kind.startswith("prices"):
+        price = TIERS[torch.randint(len(TIERS), (num_rows + 9,), generator=rng)].to(DEVICE)[:num_rows]
+    if kind == "prices_alone":
+        valid = torch.arange(num_rows + 9) == num_rows // 2
+    return Rows(valid=valid.to(DEVICE)[:num_rows], remap=remap.to(DEVICE)[:num_rows], price=price)
 
 
 def poisoned(function):
@@ -174,6 +180,17 @@ def test_a_row_with_an_infinite_logit_keeps_its_routing_and_donates(text: str) -
     assert got.counts[2] > 0
 
 
+@pytest.mark.parametrize("price", [0.03, 0.3, 5.0])
+def test_priced_asks_a_share_of_a_row_alone_whoever_says_the_price(price: float) -> None:
+    first = torch.arange(8, device=DEVICE) < 1
+    for seed in range(8):
+        _, logits, spec, _ = make_step("priced", (8, 60), "softmax", "normal", seed)
+        for text, price_T in ((f"priced:price={price}", None), ("priced", first * price)):
+            policy, rows = make_policy(text), Rows(valid=first, remap=first, price=price_T)
+            expected, got = policy.route(logits, spec, rows), policy.decide(logits, spec, rows)
+            assert torch.equal(got.ids, expected.ids)
+
+
 def test_inputs_are_never_written_to_nor_given_back() -> None:
     policy, logits, spec, _ = make_step("lynx:alpha=1,beta=1", (7, 60), "softmax", "normal", 3)
     own, rows = select(logits, spec), Rows(valid=torch.arange(7, device=DEVICE) < 5)
@@ -195,7 +212,7 @@ def test_priced_s_row_that_would_lose_all_keeps_its_heaviest_and_of_equals_the_l
     own = routed([[0.2, 0.4, 0.4], [0.5, 0.25, 0.25], [0.3, 0.3, 0.4]], [[4, 3, 1], [0, 1, 2], [5, 2, 3]])
     spec, policy = RouterSpec(num_experts=6, top_k=3), make_policy("priced:price=1e9,norm=own=1")
     got = policy.decide(torch.zeros(3, 6, device=DEVICE), spec, None, own)
-    assert got.ids.tolist() == [[1, 1, 1], [0, 0, 0], [3, 3, 3]]
+    assert got.ids.tolist() == [[0, 3, 1], [0, 3, 1], [0, 1, 3]]  # in the rest what others keep
     assert got.weights.round(decimals=6).tolist() == [[0, 0, 1], [1, 0, 0], [0, 0, 1]]
     assert got.counts.tolist() == [6, 3, 3, 0]
 
@@ -216,7 +233,7 @@ def test_priced_counts_donated_experts_as_no_loss() -> None:
     own = routed([[0.1, 0.9], [0.1, 0.9], [0.5, 0.5]], [[0, 2], [0, 3], [0, 1]])
     spec, rows = RouterSpec(num_experts=6, top_k=2), Rows(remap=torch.arange(3, device=DEVICE) < 2)
     got = make_policy("priced:price=540").decide(torch.zeros(3, 6, device=DEVICE), spec, rows, own)
-    assert got.ids.tolist() == [[0, 0], [0, 0], [0, 1]]
+    assert got.ids.tolist() == [[0, 1], [0, 1], [0, 1]]
 
 
 def test_priced_asks_the_voters_only_what_an_expert_is_worth() -> None:
@@ -226,7 +243,8 @@ def test_priced_asks_the_voters_only_what_an_expert_is_worth() -> None:
         ("priced:price=10", Rows(valid=on), [[0.6, 0.4], [0.6, 0.4], [0.5, 0.5]], [[0, 2], [0, 3], [2, 3]]),
         ("priced:num_keep=1", Rows(remap=on), [[0.4, 0.6], [0.6, 0.4], [0.99, 0.01]], [[0, 2], [2, 3], [0, 1]]),
     )
-    expected = [[[0, 0], [0, 0], [0, 0]], [[0, 2], [2, 2], [0, 1]]]
+    # The first: 0 alone is loaded, and repeated. The second: expert 3 went, its slot holds 0, which the donor loads.
+    expected = [[[0, 0], [0, 0], [0, 0]], [[0, 2], [2, 0], [0, 1]]]
     for (text, rows, weights, ids), final in zip(cases, expected, strict=True):
         got = make_policy(text).decide(torch.zeros(3, 6, device=DEVICE), spec, rows, routed(weights, ids))
         assert got.ids.tolist() == final
@@ -244,11 +262,13 @@ def test_priced_sums_over_more_rows_than_a_tile_has(text: str, monkeypatch: pyte
 
 @pytest.mark.skipif(not ON_GPU, reason="CUDA graphs need a GPU")
 @pytest.mark.parametrize("text", ["priced", "lynx", "oea:k0=2", "xshare:budget=20", "lynx-v1", "random:num_keep=8"])
-def test_a_graph_follows_its_masks_and_logits(text: str) -> None:
+def test_a_graph_follows_its_masks_prices_and_logits(text: str) -> None:
     policy, logits, spec, rng = make_step(text, (16, 128), "softmax", "normal", 0)
     logits = logits.contiguous()
     rows = Rows(
-        valid=torch.ones(16, dtype=torch.bool, device=DEVICE), remap=torch.ones(16, dtype=torch.bool).to(DEVICE)
+        valid=torch.ones(16, dtype=torch.bool, device=DEVICE),
+        remap=torch.ones(16, dtype=torch.bool, device=DEVICE),
+        price=torch.ones(16, device=DEVICE),
     )
     own = select(logits, spec)
     policy.decide(logits, spec, rows, own)  # compiles
@@ -262,5 +282,6 @@ def test_a_graph_follows_its_masks_and_logits(text: str) -> None:
         own.weights.copy_(now.weights)
         for mask in (rows.valid, rows.remap):
             mask.copy_(torch.rand(16, generator=rng) < 0.7)
+        rows.price.copy_(TIERS[torch.randint(len(TIERS), (16,), generator=rng)])
         graph.replay()
         assert torch.equal(got.ids.long(), policy.route(logits, spec, rows, own).ids)

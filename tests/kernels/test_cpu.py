@@ -12,6 +12,7 @@ from lynx_moe.routing import distinct, select
 POLICIES = ["lynx", "lynx:alpha=3,beta=2", "lynx:alpha=0.7,beta=1,pin_top1=true", "lynx:alpha=1,beta=0", "lynx:beta=4"]
 # Both sides round a softmax of K float32 logits: the exponentials, their sum (K <= 8 terms), a division, a product.
 RTOL = 16 * 2.0**-24
+TIERS = torch.tensor([0.0, 0.01, 0.03, 0.1, 0.5, 50.0])
 
 
 def spoil(kind: str, logits: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
@@ -76,26 +77,36 @@ def test_the_kernel_decides_as_the_definition_does(text, seed, num_rows, sizes, 
     scoring=st.sampled_from(["softmax", "sigmoid"]),
     masked=st.booleans(),
     calibrated=st.booleans(),
+    priced=st.booleans(),
+    narrow=st.booleans(),
 )
-def test_priced_decides_as_the_definition_does(text, seed, num_rows, sizes, kind, scoring, masked, calibrated) -> None:
+def test_priced_decides_as_the_definition_does(
+    text, seed, num_rows, sizes, kind, scoring, masked, calibrated, priced, narrow
+) -> None:
     rng = torch.Generator().manual_seed(seed)
     num_experts, top_k = sizes
     bias = torch.randn(num_experts, generator=rng) if scoring == "sigmoid" else None
     spec = RouterSpec(num_experts=num_experts, top_k=top_k, scoring=scoring, bias=bias, scale=2.0)
     logits = spoil(kind, torch.randn(num_rows, num_experts, generator=rng) * 2, rng)
     valid, remap = (torch.rand(num_rows, generator=rng) < share for share in (0.8, 0.7))
-    rows = Rows(valid=valid, remap=remap) if masked else None
+    price = TIERS[torch.randint(len(TIERS), (num_rows,), generator=rng)] if priced else None
+    rows = Rows(valid=valid if masked else None, remap=remap if masked else None, price=price)
     own = select(logits, spec)
-    marked = Routing(own.ids.int(), own.weights * 1.5)
+    marked = Routing(
+        own.ids.int() if narrow else own.ids, own.weights * 1.5
+    )  # an engine's own: what stays is just that
     policy = make_policy(text)
     if calibrated:
         policy = policy.for_layer(0, {0: {"output_norm": torch.rand(num_experts, generator=rng) + 0.01}})
     expected, got = policy.route(logits, spec, rows, marked), policy.decide(logits, spec, rows, marked)
-    assert torch.equal(got.ids, expected.ids)
+    assert got.ids.dtype == marked.ids.dtype
+    assert torch.equal(got.ids.long(), expected.ids)
     torch.testing.assert_close(got.weights, expected.weights, rtol=RTOL, atol=1e-38, equal_nan=True)
-    counted = got.counts or cpu.count(own.ids, got.ids, valid if masked else None)
     rows_T = valid if masked else torch.ones(num_rows, dtype=torch.bool)
-    assert counted[:2] == (distinct(own.ids, num_experts, rows_T), distinct(expected.ids, num_experts, rows_T))
+    same_T = rows_T & (expected.weights.view(torch.int32) == marked.weights.view(torch.int32)).all(-1)
+    assert torch.equal(got.weights[same_T].view(torch.int32), marked.weights[same_T].view(torch.int32))
+    changed = ((own.ids != expected.ids).any(-1) & rows_T).sum()
+    assert got.counts == (distinct(own.ids, num_experts, rows_T), distinct(expected.ids, num_experts, rows_T), changed)
 
 
 def test_inputs_are_never_written_to() -> None:

@@ -23,6 +23,12 @@ def test_the_kernels_pass_their_cases_under_the_interpreter() -> None:
     assert "passed" in run.stdout
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compiled kernels and CUDA graphs need a GPU")
+def test_the_kernels_pass_their_cases_on_this_gpu() -> None:
+    cases = Path(__file__).with_name("gpu_cases.py")
+    subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(cases)], check=True)
+
+
 @pytest.mark.parametrize("policy", ["lynx", "priced", "priced:num_keep=32"])
 def test_an_h200_s_compiler_takes_the_kernels(policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the interpreter lets pass, Triton's compiler may not: types and shapes above all."""

@@ -1,5 +1,6 @@
 """What holds for every policy, always: this file walks the policy table."""
 
+import hypothesis.strategies as st
 import pytest
 import torch
 from cases import Case, cases, make_calibration, make_logits, make_spec
@@ -79,6 +80,21 @@ def test_identity_with_nothing_to_remap(text: str, case: Case) -> None:
 
 @walk
 @examples
+@given(case=cases(), seed=st.integers(0, 2**32))
+def test_a_price_of_0_is_a_row_that_may_not_be_remapped(text: str, case: Case, seed: int) -> None:
+    policy, num_rows = make(text, case.spec.num_experts), len(case.logits)
+    on_T = torch.rand(num_rows, generator=torch.Generator().manual_seed(seed)) < 0.6
+    price_T = torch.where(on_T, torch.tensor(policy.asks), 0.0)
+    may_T = on_T if case.rows.remap is None else on_T & case.rows.remap
+    masked, priced = Rows(valid=case.rows.valid, remap=may_T), Rows(**{**vars(case.rows), "price": price_T})
+    assert same(route(text, case, priced), route(text, case, masked), torch.ones(num_rows, dtype=torch.bool))
+    if not policy.knows_prices:  # then prices are nothing else
+        dearer = Rows(**{**vars(priced), "price": 7 * price_T})
+        assert same(route(text, case, dearer), route(text, case, masked), torch.ones(num_rows, dtype=torch.bool))
+
+
+@walk
+@examples
 @given(case=cases())
 def test_k_distinct_valid_ids_with_usable_weights(text: str, case: Case) -> None:
     routing = route(text, case)
@@ -86,11 +102,13 @@ def test_k_distinct_valid_ids_with_usable_weights(text: str, case: Case) -> None
     assert routing.ids.max() < case.spec.num_experts
     assert routing.weights.dtype == torch.float32
     assert routing.weights[case.voters].isfinite().all()
-    ids, weighs = routing.ids[case.valid], routing.weights[case.valid] != 0
-    again = (ids[:, :, None] == ids[:, None, :]).tril(-1)
-    if make_policy(text).drops_slots:  # of the slots that name the same expert, one at most weighs anything
-        again = again & weighs[:, :, None] & weighs[:, None, :]
-    assert not again.any()
+    num_loaded = distinct(routing.ids, case.spec.num_experts, case.valid)
+    for row, weights in zip(routing.ids[case.valid].tolist(), routing.weights[case.valid].tolist(), strict=True):
+        if len({*row}) < len(row):  # only where the step loads nothing else
+            assert make_policy(text).drops_slots
+            assert num_loaded == len({*row})
+            held = [e for e, weight in zip(row, weights, strict=True) if weight != 0]
+            assert len({*held}) == len(held)
 
 
 @walk
@@ -119,7 +137,7 @@ def test_rows_that_keep_their_routing_are_untouched(text: str, case: Case) -> No
     marked = Routing(own.ids, own.weights + 1)  # an engine's own weights, not recomputed ones, must come back
     routing = route(text, case, own=marked)
     assert same(routing, marked, case.valid & ~case.voters)
-    assert same(routing, marked, case.valid & (routing.ids == own.ids).all(-1))
+    assert same(routing, marked, case.valid & ((routing.ids == own.ids) & (routing.weights != 0)).all(-1))
 
 
 @walk
@@ -136,9 +154,9 @@ def test_permuted_rows_permute_the_result(text: str, case: Case) -> None:
 @walk
 @examples
 @given(case=cases(sizes_T=(1,)))
-def test_one_row_with_nothing_donated_is_the_identity(text: str, case: Case) -> None:
+def test_one_row_with_nothing_donated_keeps_its_routing_unless_the_policy_acts_alone(text: str, case: Case) -> None:
     own, routing = select(case.logits, case.spec), route(text, case, Rows())
-    if make_policy(text).token_level:
+    if make_policy(text).acts_alone:
         assert (routing.ids[0, :, None] == own.ids[0]).any(-1).all()
     else:
         assert same(routing, own, torch.tensor([True]))
@@ -148,9 +166,13 @@ def test_one_row_with_nothing_donated_is_the_identity(text: str, case: Case) -> 
 @examples
 @given(case=cases())
 def test_per_token_means_that_other_rows_do_not_matter(text: str, case: Case) -> None:
+    """But for what slots of weight 0 hold."""
     together = route(text, case)
     alone = route(text, Case(case.logits[-1:], case.spec, case.rows), Rows(remap=case.voters[-1:]))
-    assert same(alone, Routing(together.ids[-1:], together.weights[-1:]), case.valid[-1:])
+    if case.valid[-1]:
+        assert torch.equal(alone.weights.view(torch.int32), together.weights[-1:].view(torch.int32))
+        holds = alone.weights != 0
+        assert torch.equal(alone.ids[holds], together.ids[-1:][holds])
 
 
 @walk
@@ -159,7 +181,8 @@ def test_per_token_means_that_other_rows_do_not_matter(text: str, case: Case) ->
 def test_groups_that_the_model_masks_stay_masked(text: str, case: Case) -> None:
     _, allowed = preference(case.logits, case.spec)
     if allowed is not None:
-        assert allowed.gather(-1, route(text, case).ids)[case.voters].all()
+        routing = route(text, case)
+        assert (allowed.gather(-1, routing.ids) | (routing.weights == 0))[case.voters].all()
 
 
 @walk
@@ -169,11 +192,13 @@ def test_traces_as_one_graph_of_fixed_shapes(text: str, scheme: str) -> None:
     case = Case(make_logits("normal", 7, 64, rng), make_spec(scheme, 64, rng), Rows())
     policies = {device: make(text, 64, device) for device in ("cpu", "meta")}
 
-    def decide(logits: torch.Tensor, valid: torch.Tensor, remap: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        routing = policies[logits.device.type].route(logits, case.spec, Rows(valid=valid, remap=remap))
+    def decide(logits: torch.Tensor, *rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = Rows(**dict(zip(("valid", "remap", "price"), rows, strict=True)))
+        routing = policies[logits.device.type].route(logits, case.spec, rows)
         return routing.ids, routing.weights
 
     masks = torch.tensor([1, 1, 1, 1, 1, 0, 1]).bool(), torch.tensor([1, 1, 0, 1, 1, 1, 1]).bool()
+    masks = (*masks, torch.tensor([0.1, 0.0, 0.03, 0.1, 0.01, 0.1, 0.1]))
     torch._dynamo.reset()  # one code object serves all policies here, and dynamo counts its recompilations
     traced = torch.compile(decide, backend="eager", fullgraph=True)(case.logits, *masks)
     assert same(Routing(*traced), Routing(*decide(case.logits, *masks)), torch.ones(7, dtype=torch.bool))

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -123,11 +122,8 @@ def test_exact_requests_through_the_pair_get_what_one_plain_server_answers(pair:
 
 def test_only_the_decode_server_remaps(pair: Pair) -> None:
     ask(pair.proxy, PROMPTS[:44])
-    for _ in range(50):  # the workers' numbers are a moment late
-        seen = scrape(pair.decode)
-        if seen.total("rows_remapped_total"):
-            break
-        time.sleep(0.2)
+    running.eventually(lambda: scrape(pair.decode).total("rows_remapped_total"))
+    seen = scrape(pair.decode)
     assert 0 < seen.total("distinct_experts_after_total") < seen.total("distinct_experts_before_total")
     assert not [name for name, _ in metrics(pair.prefill) if "lynx" in name]
 

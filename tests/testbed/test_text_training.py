@@ -198,7 +198,7 @@ def test_the_command_saves_a_model_and_draws_the_table_anew(
 
 
 def test_the_command_refuses_what_is_not_there(tmp_path: Path) -> None:
-    for command in (["card"], ["finish", "10"]):
+    for command in (["card"], ["finish", "--steps", "10"]):
         result = CliRunner().invoke(app, ["text", *command, "--out", str(tmp_path)])
         assert result.exit_code == 2
         assert "checkpoint.pt" in result.output

@@ -1,5 +1,6 @@
 """lynx-moe: fewer experts per decode step. Serve with a policy, measure what it saves and what it costs."""
 
+import os
 import sys
 from dataclasses import MISSING
 from typing import Annotated, Any
@@ -9,23 +10,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lynx_moe.cli import (
-    bakeoff,
-    calibrate,
-    demo,
-    evaluation,
-    fidelity,
-    profile,
-    replay,
-    serve,
-    show,
-    speed,
-    version,
-    watch,
-)
+from lynx_moe.cli import bakeoff, calibrate, demo, evaluation, fidelity, profile, replay, serve, show, speed, watch
+from lynx_moe.cli.shared import errors, version
 from lynx_moe.policies import POLICIES, SHARED, Policy, knobs
 from lynx_moe.testbed.cli import app as testbed
 
+TRACEBACK = "LYNX_MOE_TRACEBACK"
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
@@ -43,8 +33,11 @@ def every_command(
             "--version", is_eager=True, callback=_versions, help="Versions of lynx-moe, vLLM, transformers and torch."
         ),
     ] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help=f"Errors whole; also {TRACEBACK}=1.")] = False,
 ) -> None:
     """What stands before the commands."""
+    if traceback:
+        os.environ[TRACEBACK] = "1"
 
 
 @app.command()
@@ -77,9 +70,11 @@ app.add_typer(testbed, name="testbed")
 
 
 def main() -> None:
-    """Entry point: a user's mistake ends in one line and exit code 2."""
+    """Entry point: what a user can mend ends in one line and exit code 2, a fault of ours in its traceback."""
     try:
         app()
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"lynx-moe: error: {error}", file=sys.stderr)
+    except Exception as error:
+        if os.environ.get(TRACEBACK) or errors.is_fault(error):
+            raise
+        print(f"lynx-moe: error: {errors.line(error)}", file=sys.stderr)
         sys.exit(2)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lynx_moe.cli.options import BatchSizes, Data, Dtype, Model, Out, Prefix, Seed, Steps, found, sizes
+from lynx_moe.cli.shared.options import BatchSizes, Data, Dtype, Model, Out, Prefix, Seed, Steps, Trust, found, sizes
 from lynx_moe.policies import DEFAULT
 
 app = typer.Typer()
@@ -30,6 +30,7 @@ def bakeoff(
     steps: Steps = 32,
     seed: Seed = 0,
     dtype: Dtype = "auto",
+    trust_remote_code: Trust = False,
     against: Annotated[str, typer.Option(help="The policy to compare with the best published one.")] = DEFAULT,
     exact: Annotated[int, typer.Option(help="Also `lynx-moe eval` of the best settings, so many items a task.")] = 0,
     out: Out = Path("out/bakeoff"),
@@ -51,6 +52,7 @@ def bakeoff(
         steps=steps,
         seed=seed,
         dtype=dtype,
+        trust_remote_code=trust_remote_code or None,
         norms=tuple(norms.split(",")),
         calibration=None if calibration is None else str(calibration),
     )

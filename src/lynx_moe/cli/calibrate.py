@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lynx_moe.cli.options import Data, Dtype, Model, Prefix, Seed, Sequences, Steps, found
+from lynx_moe.cli.shared.options import Data, Dtype, Model, Prefix, Seed, Sequences, Steps, Trust, found
 
 app = typer.Typer()
 
@@ -22,6 +22,7 @@ def calibrate(
     split: Annotated[str, typer.Option(help="calibrate: what no test draws; all: the whole file.")] = "calibrate",
     similarity: Annotated[str, typer.Option(help="How alike two experts are: frobenius or cosine.")] = "frobenius",
     dtype: Dtype = "auto",
+    trust_remote_code: Trust = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file.")] = Path("out/calibration.safetensors"),
 ) -> None:
     """Measures what sere, exfold and reap need of a model's experts, and priced can use: their knob data=FILE."""
@@ -37,6 +38,7 @@ def calibrate(
         steps=steps,
         seed=seed,
         dtype=dtype,
+        trust_remote_code=trust_remote_code or None,
         split=split,
     )
     with Console().status("starting") as status:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lynx_moe.cli.options import Layers, Out, Shape
+from lynx_moe.cli.shared.options import Layers, Out, Shape
 
 app = typer.Typer()
 Rounds = Annotated[int, typer.Option(min=1, help="Interleaved rounds per batch size.")]

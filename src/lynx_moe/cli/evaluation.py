@@ -1,17 +1,18 @@
 """`lynx-moe eval`: lm-evaluation-harness tasks under policies."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from lynx_moe.cli.options import (
+from lynx_moe.cli.shared.options import (
     Baseline,
     Model,
     Out,
+    Trust,
     found,
+    json_of,
 )
 from lynx_moe.policies import DEFAULT, make_policy
 
@@ -22,7 +23,12 @@ app = typer.Typer()
 def evaluate(
     model: Model,
     policies: Baseline = f"vanilla {DEFAULT}",
-    tasks: Annotated[str, typer.Option(help="lm-evaluation-harness tasks or groups between commas.")] = "lynx_testbed",
+    tasks: Annotated[
+        str, typer.Option(help="lm-evaluation-harness tasks or groups, .yaml files or folders of them, between commas.")
+    ] = "lynx_testbed",
+    include_path: Annotated[
+        Path | None, typer.Option(help="Folder of task files of your own, to be named by --tasks.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items per task (default: all).")] = None,
     concurrency: Annotated[int, typer.Option(help="Requests that run at once.")] = 16,
     mix: Annotated[str, typer.Option(help="heterogeneous: tasks share batches; homogeneous: task after task.")] = (
@@ -32,7 +38,8 @@ def evaluate(
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples per question (default: the task's).")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the model's chat template.")] = False,
     allow_code: Annotated[bool, typer.Option("--allow-code", help="Run code that the model writes.")] = False,
-    model_args: Annotated[str, typer.Option(help="name=value,... for lm-eval's class of the engine.")] = "",
+    model_args: Annotated[str, typer.Option(help="name=value,... or JSON for lm-eval's class of the engine.")] = "",
+    trust_remote_code: Trust = False,
     control: Annotated[
         bool, typer.Option("--control", help="Also as many random experts as the second policy loads.")
     ] = False,
@@ -65,7 +72,9 @@ def evaluate(
         chat=chat,
         model_args=model_args,
         engine=engine,
-        guard=json.loads(guard),
+        guard=json_of(guard, "--guard"),
+        include_path=None if include_path is None else str(include_path),
+        trust_remote_code=trust_remote_code or None,
     )
     console, file = Console(), out / "eval.jsonl"
     result = evaluation.apart(settings, specs, file, allow_code=allow_code)

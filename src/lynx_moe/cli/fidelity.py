@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lynx_moe.cli.options import (
+from lynx_moe.cli.shared.options import (
     BatchSizes,
     Data,
     Dtype,
@@ -17,6 +17,7 @@ from lynx_moe.cli.options import (
     Sequences,
     Split,
     Steps,
+    Trust,
     found,
     sizes,
 )
@@ -40,6 +41,7 @@ def fidelity(
     steps: Steps = 32,
     seed: Seed = 0,
     dtype: Dtype = "auto",
+    trust_remote_code: Trust = False,
     split: Split = "all",
     out: Out = Path("out/fidelity"),
 ) -> None:
@@ -59,6 +61,7 @@ def fidelity(
         steps=steps,
         seed=seed,
         dtype=dtype,
+        trust_remote_code=trust_remote_code or None,
         split=split,
     )
     console, file = Console(), out / "fidelity.jsonl"

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lynx_moe.cli.options import Data, Dtype, Model, Out, Prefix, Seed, Sequences, Steps, found
+from lynx_moe.cli.shared.options import Data, Dtype, Model, Out, Prefix, Seed, Sequences, Steps, Trust, found
 
 app = typer.Typer()
 
@@ -24,6 +24,7 @@ def profile(
     tolerance: Annotated[float, typer.Option(help="Nats a token that the suggested policy may cost.")] = 0.01,
     seed: Seed = 0,
     dtype: Dtype = "auto",
+    trust_remote_code: Trust = False,
     out: Out = Path("out/profile"),
 ) -> None:
     """One page on what this model tolerates, and the policy it suggests; goes on with what --out holds."""
@@ -44,6 +45,7 @@ def profile(
         tolerance=tolerance,
         seed=seed,
         dtype=dtype,
+        trust_remote_code=trust_remote_code or None,
     )
     console, file = Console(), out / "profile.jsonl"
     whole = measure(settings, file, advance=console.print)

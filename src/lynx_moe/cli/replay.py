@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lynx_moe.cli.options import (
+from lynx_moe.cli.shared.options import (
     Data,
     Dtype,
     Model,
@@ -15,6 +15,7 @@ from lynx_moe.cli.options import (
     Seed,
     Sequences,
     Steps,
+    Trust,
     found,
 )
 from lynx_moe.policies import DEFAULT, make_policy
@@ -34,6 +35,7 @@ def record(
     steps: Steps = 32,
     seed: Seed = 0,
     dtype: Dtype = "auto",
+    trust_remote_code: Trust = False,
     max_mib: Annotated[float, typer.Option(help="Steps beyond this size are left out.")] = 64,
     out: Annotated[Path, typer.Option(help="The recording.")] = Path("out/recording.safetensors"),
 ) -> None:
@@ -51,6 +53,7 @@ def record(
         steps=steps,
         seed=seed,
         dtype=dtype,
+        trust_remote_code=trust_remote_code or None,
     )
     made = recording.load(capture.capture(engine, settings, make_policy(policy).spec, max_mib, out))
     left = f", {made.facts['dropped_steps']} more left out" if made.facts["dropped_steps"] else ""

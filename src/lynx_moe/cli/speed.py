@@ -1,19 +1,19 @@
 """`lynx-moe bench | guard-cost`: time per output token, interleaved."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from lynx_moe.cli.options import (
+from lynx_moe.cli.shared.options import (
     Baseline,
     BatchSizes,
     Layers,
     Out,
     Policies,
     Shape,
+    json_of,
     sizes,
 )
 from lynx_moe.policies import DEFAULT, make_policy
@@ -66,7 +66,7 @@ def guard_cost(
 
     specs = [make_policy(text).spec for text in policies.split()]
     options = {"shape": shape, "layers": layers, "policies": specs, "batch_sizes": sizes(batch_sizes)}
-    options |= {"rounds": rounds, "tokens": tokens, "guard": json.loads(guard)}
+    options |= {"rounds": rounds, "tokens": tokens, "guard": json_of(guard, "--guard")}
     result = apart(run_guard_cost, out / "guard.json", options)
     tables.show(result["model"], HEAD, table(result["summary"]), Console(), CAPTION)
     typer.echo(f"Record: {out / 'guard.json'}")

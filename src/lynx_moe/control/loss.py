@@ -14,7 +14,8 @@ def mass_lost(own: Routing, final: Routing, rows: Rows | None = None) -> Tensor:
     or with NaN, counts as 0: it is never changed.
     """
     weight_TK = own.weights.float().abs()
-    kept_TK = (own.ids[:, :, None] == final.ids[:, None, :]).any(-1)
+    holds_TK = final.weights != 0  # a slot of weight 0 may hold any expert
+    kept_TK = ((own.ids[:, :, None] == final.ids[:, None, :]) & holds_TK[:, None, :]).any(-1)
     lost_T = weight_TK.where(~kept_TK, 0.0).sum(-1) / weight_TK.sum(-1).clamp(min=1e-20)
     chosen_T = chosen(rows, len(lost_T), lost_T.device)
     return lost_T.nan_to_num(0.0).where(chosen_T, 0.0).sum() / chosen_T.sum().clamp(min=1)

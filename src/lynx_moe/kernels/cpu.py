@@ -1,9 +1,9 @@
-"""Whole decisions in numpy, for CPUs: `lynx` where a router ranks by its logits and scores by softmax, `priced` always.
+"""Whole decisions of `lynx` in numpy, for CPUs, where a router ranks by its logits and scores by softmax; counts.
 
 Inside a real step, whose weights have swept the caches, a decision of 75 small torch operations costs 570 µs (batch 8,
-`lynx-moe demo`, counting included) and `lynx`'s one here 320 µs: fewer calls, and shapes that may depend on the data.
-(numba would be faster still, but once it is imported, vLLM 0.32 can start no other engine in that process.) Ids equal
-the definition's exactly, weights within float32 rounding; nothing returned shares memory with what was given.
+`lynx-moe demo`, counting included) and the one here 320 µs: fewer calls, and shapes that may depend on the data.
+(`priced` is compiled: `fused.py`.) Ids equal the definition's exactly, weights within float32 rounding; nothing
+returned shares memory with what was given.
 
 Shapes: T rows, V voters, E experts, K = top_k, N kept experts.
 """
@@ -80,62 +80,14 @@ def affinity_binning(
     return _guarded(own_ids, own_weights, ids, weights, valid, len(moved))
 
 
-def priced(
-    logits_TE: Tensor,
-    spec: RouterSpec,
-    rows: Rows | None,
-    own: Routing,
-    *,
-    price: float,
-    power: float,
-    gain_E: Tensor | None,
-    steep: float,
-    rounds: tuple[float, ...],
-) -> Routing:
-    """`Priced.route` by a price, with norm=own=power, for every router: it looks at the model's own routing only."""
-    own_ids, own_weights = own.ids.long().numpy(), own.weights.float().numpy()
-    valid, voters = _rows(logits_TE.float().numpy().max(1), rows)
-    silent = ~voters if valid is None else valid & ~voters
-    free = np.zeros(spec.num_experts, dtype=np.bool_)
-    free[own_ids[silent]] = True
-    num_voters = int(voters.sum())
-    if num_voters == 0 or (num_voters == 1 and not free.any()):
-        return _padded(own_ids.copy(), own_weights.copy(), valid)
-    ids = own_ids[voters]
-    weights = own_weights[voters].astype(np.float64)
-    whole = weights.sum(1, keepdims=True)
-    value = weights / whole.clip(1e-20)
-    if gain_E is not None:
-        value *= gain_E.numpy()[ids]
-    value *= value
-    flat, square, lost = ids.ravel(), value * value, np.zeros((num_voters, 1))
-    stays = np.zeros(spec.num_experts, dtype=np.bool_)
-    stays[flat] = True
-    for share in rounds:
-        added = value + steep * (value * (3 * lost * (lost + value) + square))
-        stays &= np.bincount(flat, added.ravel(), spec.num_experts).astype(np.float32) > np.float32(share * price)
-        live = (stays | free)[ids]
-        lost = np.where(live, 0.0, value).sum(1, keepdims=True)
-    candidate = live | ~live.any(1, keepdims=True)
-    heavy = np.where(candidate, weights, -np.inf)
-    first = np.where(heavy == heavy.max(1, keepdims=True), ids, spec.num_experts).min(1, keepdims=True)
-    live |= ids == first
-    left = np.where(live, weights, 0.0)
-    scaled = left * (whole.clip(1e-20) / left.sum(1, keepdims=True).clip(1e-20)) ** power
-    changed = ~live.all(1)
-    moved = np.flatnonzero(voters)[changed]
-    final_ids, final_weights = own_ids.copy(), own_weights.copy()
-    final_ids[moved] = np.where(live, ids, first)[changed]
-    final_weights[moved] = scaled[changed]
-    return _guarded(own_ids, own_weights, final_ids, final_weights, valid, len(moved))
-
-
 def _rows(top_T: Array, rows: Rows | None) -> tuple[Array | None, Array]:
     """(valid, voters): bool [T]; valid None: all. top_T is a row's largest logit, NaN if it has one anywhere."""
     valid = None if rows is None or rows.valid is None else rows.valid.numpy()
     voters = np.isfinite(top_T)
     if rows is not None and rows.remap is not None:
         voters &= rows.remap.numpy()
+    if rows is not None and rows.price is not None:
+        voters &= rows.price.numpy() > 0
     return valid, voters if valid is None else voters & valid
 
 

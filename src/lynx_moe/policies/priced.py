@@ -12,9 +12,23 @@ g is 1, or with calibration the root of the expert's mean output norm over the l
 taken as FLOOR at the least. The root, because norms of single tokens vary about their mean; the floor, because a row
 whose favourite is small needs it all the same.
 
-An expert goes while losing it adds at most `price` to the harm. The cube makes rows share the loss: one that has lost
-something already makes its other experts dear. Decided in passes at rising shares of the price, each knowing what the
-ones before it took. That stands for taking the cheapest expert again and again, and chooses as well.
+An expert goes while the sum over the rows of what losing it adds to their harm, each divided by the row's price, is at
+most 1. The cube makes rows share the loss: one that has lost something already makes its other experts dear. Decided in
+passes at rising shares of the price, each knowing what the ones before it took. That stands for taking the cheapest
+expert again and again, and chooses as well.
+
+Where prices differ, both sides are multiplied by m, the middle price of the voters (of an even number the upper one),
+and what a row has lost so far is taken from a decision in which every row asks m:
+
+    sum_t  added[t,e] m / price[t]  <=  share m
+
+At one price every factor is exactly 1 and the two decisions are one: bit for bit what the price alone decides. A row
+whose price is lowered, from m or below, changes neither m nor what anybody has lost: its experts become dearer in every
+pass and all others stay as dear, so it never loses more. It would sometimes, were losses taken from the mixed decision
+itself: what it keeps now spares a neighbour a loss, and the neighbour lets go of what they share.
+
+A row alone has nobody to share an expert with, so at the same price it would lose more than rows of a batch do: it asks
+ALONE times its price.
 
 With per_rank=true what is priced is a level: the m-th expert of every rank, donated ones first, then by harm. A level
 goes while losing all of it adds at most `price` times the number of ranks. So ranks keep equally many experts, as far
@@ -29,9 +43,10 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from lynx_moe.kernels import cpu, gpu
+from lynx_moe.kernels import fused, gpu
 from lynx_moe.policies.contract.amounts import check_kept, more_kept
 from lynx_moe.policies.contract.calibrated import Calibrated
+from lynx_moe.policies.contract.fillers import EMPTY
 from lynx_moe.policies.contract.forms import unless_same
 from lynx_moe.policies.contract.keeping import Keeping
 from lynx_moe.policies.contract.ranked import Ranked
@@ -44,6 +59,8 @@ STEEP = 1000.0
 LEAST_PRICE = 0.004  # a guard that finds this too dear gives the policy up
 ROUNDS = (0.125, 0.25, 0.5, 1.0)  # each twice the one before it, which the GPU kernels rely on
 FLOOR = 0.6
+ALONE = 0.0625  # a power of two: prices are multiplied by it without rounding
+MOST = 1e30  # as good as any price above: no harm is that large, and float32 holds it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +81,8 @@ class Priced(Ranked, Calibrated, Keeping):
     summary: ClassVar[str] = "experts whose loss would add more harm than `price`; others are dropped"
     source: ClassVar[str] = "lynx-moe"
     drops_slots: ClassVar[bool] = True
+    acts_alone: ClassVar[bool] = True
+    knows_prices: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = OF_SLOTS
     tensors: ClassVar[tuple[str, ...]] = ("output_norm",)
     optional: ClassVar[bool] = True
@@ -91,13 +110,19 @@ class Priced(Ranked, Calibrated, Keeping):
         return replace(policy, gain_E=(norm_E / norm_E.square().mean().sqrt().clamp(min=1e-20)).clamp(min=FLOOR).sqrt())
 
     @property
-    def threshold(self) -> float:
-        """The price that is asked."""
-        return PRICE if self.price is None else self.price
+    def asks(self) -> float:
+        """The price; 1 with num_keep, which knows none."""
+        return 1.0 if self.num_keep is not None else PRICE if self.price is None else min(self.price, MOST)
+
+    def without_price(self) -> Self:
+        return replace(self, price=None)
+
+    def at_price(self, price: float) -> Self:
+        return replace(self, price=price) if self.num_keep is None else self
 
     def milder(self, spec: RouterSpec) -> Self | None:
         if self.num_keep is None:
-            return None if self.threshold < LEAST_PRICE else replace(self, price=self.threshold / 4)
+            return None if self.asks < LEAST_PRICE else replace(self, price=self.asks / 4)
         more = more_kept(self.num_keep, spec)
         return None if more is None else replace(self, num_keep=more)
 
@@ -105,15 +130,14 @@ class Priced(Ranked, Calibrated, Keeping):
         self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
     ) -> Routing:
         plain = self.num_keep is None and self.norm.startswith("own") and not self.spreads
-        if logits_TE.device.type != "cpu" or gpu.fits(logits_TE) or not plain:
+        if not plain or gpu.fits(logits_TE) or not fused.fits(logits_TE):
             return super().decide(logits_TE, spec, rows, own)
-        self.check(spec)
-        own, knobs = own or select(logits_TE, spec), {"price": self.threshold, "power": own_power(self.norm)}
-        return cpu.priced(logits_TE, spec, rows, own, **knobs, gain_E=self.gain_E, steep=STEEP, rounds=ROUNDS)
+        knobs = (self.asks, own_power(self.norm), STEEP, ROUNDS[0], ALONE, MOST)
+        return fused.priced(logits_TE, rows, own or select(logits_TE, spec), self.gain_E, knobs)
 
     def vote(self, spec: RouterSpec) -> gpu.Vote:
         rule, number, power = "harm" if self.num_keep else "price", self.num_keep or 0, own_power(self.norm)
-        passes = {"price": self.threshold, "steep": STEEP, "passes": len(ROUNDS)}
+        passes = {"price": self.asks, "alone": ALONE, "steep": STEEP, "passes": len(ROUNDS)}
         return gpu.Vote(rule=rule, number=number, power=power, given_E=self.gain_E, **passes)  # type: ignore[arg-type]
 
     def propose(self, step: Step) -> Routing:
@@ -125,34 +149,53 @@ class Priced(Ranked, Calibrated, Keeping):
         first_T1 = ids_TK.where(first_TK, step.spec.num_experts - 1).amin(-1, keepdim=True)  # equal: lowest id
         live_TK = live_TK | (ids_TK == first_T1)
         weights_TK = by_norm(self.norm, step, ids_TK, live_TK)
-        return unless_same(step, torch.where(live_TK, ids_TK, first_T1), weights_TK)
+        return unless_same(step, torch.where(live_TK, ids_TK, EMPTY), weights_TK)
 
     def keep(self, step: Step) -> Tensor:
-        """bool [E]: the experts whose loss would add more than `price`, or the `num_keep` that would add most."""
+        """bool [E]: the experts whose loss would add more than the price, or the `num_keep` that would add most."""
         ids_TK, num_experts = step.own.ids, step.spec.num_experts
-        value_TK = self.values(step)
-        stays_E = step.union(ids_TK)
+        value_TK, (price, factor_T1) = self.values(step), self.prices(step)
+        stays_E = common_E = step.union(ids_TK)
         lost_T1 = value_TK.new_zeros(len(ids_TK), 1)
+
+        def harm(added_TK: Tensor) -> Tensor:
+            return value_TK.new_zeros(num_experts).scatter_add(0, ids_TK.flatten(), added_TK.flatten()).float()
+
         for share in ROUNDS:
             # (x + v)^3 - x^3, without the difference of near equals
             cube_TK = value_TK * (3 * lost_T1 * (lost_T1 + value_TK) + value_TK * value_TK)
             added_TK = value_TK + STEEP * cube_TK
-            harm_E = value_TK.new_zeros(num_experts).scatter_add(0, ids_TK.flatten(), added_TK.flatten()).float()
-            stays_E = stays_E & self._worth(harm_E, stays_E, step.free_E, share)
-            lost_T1 = value_TK.where(~(stays_E | step.free_E)[ids_TK], 0.0).sum(-1, keepdim=True)
+            harm_E = harm(added_TK)
+            common_E = common_E & self._worth(harm_E, common_E, step.free_E, share, price)
+            if factor_T1 is None:
+                stays_E = common_E
+            else:
+                stays_E = stays_E & self._worth(harm(added_TK * factor_T1), stays_E, step.free_E, share, price)
+            lost_T1 = value_TK.where(~(common_E | step.free_E)[ids_TK], 0.0).sum(-1, keepdim=True)
         if self.spreads and self.num_keep is not None:
             kept_E = stays_E | step.free_E
             return self.placement.spread(kept_E, step.free_E, kept_E | step.union(ids_TK), harm_E)
         return stays_E
 
-    def _worth(self, harm_E: Tensor, stays_E: Tensor, free_E: Tensor, share: float) -> Tensor:
+    def _worth(self, harm_E: Tensor, stays_E: Tensor, free_E: Tensor, share: float, price: Tensor) -> Tensor:
         """bool [E]: what is kept of those that stayed so far, in a pass that goes `share` of the way."""
         if self.num_keep is not None:
             spare = (stays_E.sum() - self.num_keep).clamp(min=0)
             return places(harm_E, stays_E) < self.num_keep + ((1 - share) * spare).ceil()
         if self.spreads:
-            return self.placement.worth(harm_E, stays_E, free_E, share * self.threshold)
-        return harm_E > share * self.threshold
+            return self.placement.worth(harm_E, stays_E, free_E, share * price)
+        return harm_E > share * price
+
+    def prices(self, step: Step) -> tuple[Tensor, Tensor | None]:
+        """(float32 [1]: the voters' middle price m; float64 [T, 1]: m over each row's own, None where all ask m)."""
+        price, factor_T1 = torch.full((1,), self.asks, device=step.voters_T.device), None
+        if step.price_T is not None and self.num_keep is None:
+            price_T = step.price_T.float().clamp(max=MOST)
+            order_T = price_T.where(step.voters_T, torch.inf).sort().values
+            middle = (step.voters_T.sum(dim=0, keepdim=True) // 2).clamp(max=len(order_T) - 1)
+            price = order_T.gather(0, middle)  # gather: indexing with a 0-d tensor would sync with the host
+            factor_T1 = (price.double() / price_T.where(step.voters_T, 1.0).double())[:, None]
+        return torch.where(step.alone(), ALONE * price, price), factor_T1
 
     def values(self, step: Step) -> Tensor:
         """float64 [T, K]: v of every slot; 0 for rows that do not vote."""

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import transformers
-from places import REFERENCE
-from tiny_transformers import ARCHITECTURES, REFUSED, make, moe_model_types
+from places import REFERENCE, ROOT
+from tiny_transformers import ARCHITECTURES, REFUSED, beside, cache_of, make, moe_model_types
 from torch import Tensor
 
 import lynx_moe
@@ -59,7 +59,7 @@ def two_steps(model) -> tuple[Tensor, Tensor]:
     prompt, token, mask = inputs()
     with torch.inference_mode():
         first = model(prompt, attention_mask=mask[:, :PROMPT], use_cache=True)
-        second = model(token, attention_mask=mask, past_key_values=first.past_key_values)
+        second = model(token, attention_mask=mask, **beside(model, cache_of(first)))
     return first.logits, second.logits
 
 
@@ -213,9 +213,14 @@ def test_what_cannot_be_remapped_is_refused_with_its_reason(name):
         lynx_moe.apply(make(architecture), "lynx")
 
 
-def test_every_architecture_of_transformers_is_here_and_in_the_documentation():
-    here = {name.partition("-")[0] for name in [*ARCHITECTURES, *REFUSED]}
-    assert moe_model_types() <= here, f"transformers {transformers.__version__} has MoE models that no test knows"
+def test_every_architecture_of_transformers_is_here():
+    unknown = ", ".join(sorted(moe_model_types() - {name.partition("-")[0] for name in [*ARCHITECTURES, *REFUSED]}))
+    if f"transformers=={transformers.__version__}\n" not in (ROOT / "constraints.txt").read_text() and unknown:
+        pytest.skip(f"model families that transformers {transformers.__version__} has beside the pinned one: {unknown}")
+    assert not unknown
+
+
+def test_every_architecture_is_in_the_documentation():
     page = (REFERENCE / "transformers.md").read_text()
     for name in ARCHITECTURES:
         assert f"| `{name}` | yes" in page

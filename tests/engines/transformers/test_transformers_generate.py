@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from tiny_transformers import ARCHITECTURES, make
+from tiny_transformers import ARCHITECTURES, beside, cache_of, make
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import CompileConfig, GenerationConfig, PreTrainedTokenizerFast, StaticCache
@@ -112,8 +112,8 @@ def test_an_end_in_a_prompt_or_outside_generate_ends_nothing(model, plain):
     stats = generate(model, "vanilla", eos_token_id=end)[1]
     assert stats.layers[0].decode.rows == 4 * (NEW - 1)
     with lynx_moe.apply(model, "vanilla") as run, torch.no_grad():
-        cache = model(prompts()["inputs"], use_cache=True).past_key_values
-        model(torch.full((4, 1), model.generation_config.eos_token_id), past_key_values=cache)
+        cache = cache_of(model(prompts()["inputs"], use_cache=True))
+        model(torch.full((4, 1), model.generation_config.eos_token_id), **beside(model, cache))
     assert run.stats().layers[0].decode.rows == 4
 
 
@@ -140,10 +140,10 @@ def lockstep(model, step):
     mask[0, :2] = 0
     cache, found = StaticCache(config=model.config, max_cache_len=16), []
     with torch.no_grad():
-        model(prompts()["inputs"], attention_mask=mask[:, :PROMPT], past_key_values=cache)
+        model(prompts()["inputs"], attention_mask=mask[:, :PROMPT], **beside(model, cache))
         for place in range(4):
             seen = mask[:, : PROMPT + place + 1]
-            found.append(step(tokens[:, place : place + 1], attention_mask=seen, past_key_values=cache).logits)
+            found.append(step(tokens[:, place : place + 1], attention_mask=seen, **beside(model, cache)).logits)
     return torch.stack(found)
 
 

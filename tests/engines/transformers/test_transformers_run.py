@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from tiny_transformers import ARCHITECTURES, COMMON, make
+from tiny_transformers import ARCHITECTURES, COMMON, beside, cache_of, make
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import lynx_moe
@@ -31,7 +31,7 @@ def steps(model):
     """Logits of a prefill and of a decode step."""
     with torch.no_grad():
         first = model(tokens(PROMPT), use_cache=True)
-        second = model(tokens(1, 6), past_key_values=first.past_key_values)
+        second = model(tokens(1, 6), **beside(model, cache_of(first)))
     return first.logits, second.logits
 
 
@@ -112,18 +112,18 @@ def test_rows_of_the_user_go_before_everything(model):
         remap = torch.tensor([True, False, True, True, False, True]).repeat_interleave(PROMPT)
         run.rows = Rows(remap=remap)
         first = model(tokens(PROMPT), use_cache=True)
-        cache = first.past_key_values
+        cache = cache_of(first)
         assert not torch.equal(first.logits, plain[0])
         assert run.stats().steps == {"prefill": 0, "single": 0, "decode": 0, "mixed": 1}
         mixed = run.stats().layers[0].mixed
         assert (mixed.rows, mixed.decode_rows) == (6 * PROMPT, 4 * PROMPT)
         with pytest.raises(ValueError, match=r"run\.rows: remap .* needs torch\.bool \[6\]"):
-            model(tokens(1), past_key_values=cache)
+            model(tokens(1), **beside(model, cache))
         run.rows = Rows(valid=torch.arange(6) < 3, remap=torch.zeros(6, dtype=torch.bool))
-        model(tokens(1), past_key_values=cache)
+        model(tokens(1), **beside(model, cache))
         assert run.stats().steps["prefill"] == 1
         run.rows = None
-        model(tokens(1), past_key_values=cache)
+        model(tokens(1), **beside(model, cache))
         assert run.stats().steps["decode"] == 1
 
 
@@ -164,18 +164,18 @@ def test_one_expert_per_token():
 
 def test_one_sequence_alone_is_never_changed(model):
     with torch.no_grad():
-        cache = model(tokens(PROMPT)[:1], use_cache=True).past_key_values
-        plain = model(tokens(1)[:1], past_key_values=cache).logits
+        cache = cache_of(model(tokens(PROMPT)[:1], use_cache=True))
+        plain = model(tokens(1)[:1], **beside(model, cache)).logits
         cache.crop(-1)
         with lynx_moe.apply(model, SPEC, phase="all") as run:
-            assert torch.equal(model(tokens(1)[:1], past_key_values=cache).logits, plain)
+            assert torch.equal(model(tokens(1)[:1], **beside(model, cache)).logits, plain)
     assert run.stats().steps == {"prefill": 0, "single": 1, "decode": 0, "mixed": 0}
 
 
 def test_the_decision_needs_no_gradient_and_leaves_the_model_trainable(model):
     with lynx_moe.apply(model, SPEC) as run:
-        cache = model(tokens(PROMPT), use_cache=True).past_key_values
-        model(tokens(1), past_key_values=cache).logits.sum().backward()
+        cache = cache_of(model(tokens(PROMPT), use_cache=True))
+        model(tokens(1), **beside(model, cache)).logits.sum().backward()
     assert all(changed(run))
     model.zero_grad()
 

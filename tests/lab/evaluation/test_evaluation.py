@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from covered import HAS_VLLM, WITHOUT_VLLM
 
 from lynx_moe.lab.evaluation import harness, harness_results
 from lynx_moe.lab.evaluation import measure as evaluation
@@ -33,6 +34,8 @@ def measure(out: Path, policies: str, *more: str) -> subprocess.CompletedProcess
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not HAS_VLLM:
+        pytest.skip(WITHOUT_VLLM)
     try:
         path("qwen3-moe")
     except ValueError as error:
@@ -111,6 +114,7 @@ def test_a_finished_record_is_only_shown_and_drawn_again(record: Path, tmp_path:
     assert page.startswith("### qwen3-moe\n\n| task | n | vanilla | random:num_keep=64 |")
 
 
+@pytest.mark.vllm
 def test_calibrated_policies_take_their_file_under_vllm(tmp_path: Path) -> None:
     file = tmp_path / "c.safetensors"
     made = run("calibrate", "qwen3-moe", "--sequences", "28", "-o", str(file))

@@ -1,5 +1,6 @@
 """The testbed as harness tasks: exactly the held-out items, scored as the testbed scores them. No engine here."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,3 +88,47 @@ def test_every_task_file_is_in_the_package() -> None:
 def test_a_task_that_generates_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="only reads"):
         harness.load_tasks(["lynx_testbed_python"], allow_code=False)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder with a task of a user's own, whose data lie beside it, and a part that others include."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "items.jsonl").write_text('{"q": "1+1=", "a": "2"}\n{"q": "1+2=", "a": "3"}\n')
+    (folder / "_shared_yaml").write_text("output_type: generate_until\n")
+    (folder / "my_sums.yaml").write_text(
+        "include: _shared_yaml\ntask: my_sums\ndataset_path: json\ndataset_kwargs: {data_files: {test: items.jsonl}}\n"
+        'test_split: test\ndoc_to_text: "{{q}}"\ndoc_to_target: "{{a}}"\nmetric_list: [{metric: exact_match}]\n'
+    )
+    return folder
+
+
+@pytest.mark.parametrize("name", ["my_sums", "mine/my_sums.yaml", "mine"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_tasks_of_a_users_own(own: Path, name: str, inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name from a folder, by file, and all of a folder; the data are found here or beside the file."""
+    monkeypatch.chdir(own if inside else own.parent)
+    if inside and name != "my_sums":
+        name = f"../{name}"
+    include = str(own) if name == "my_sums" else None
+    loaded = harness.load_tasks([name], include, allow_code=False)
+    assert [doc["q"] for doc in loaded["my_sums"].test_docs()] == ["1+1=", "1+2="]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("mine/nowhere.yaml", "the task file mine/nowhere.yaml does not exist"),
+        ("empty", r"the folder empty holds no task file \(.yaml\)"),
+        ("mine/torn.yaml", "task mine/torn.yaml cannot be loaded: "),
+        ("mine/lost.yaml", "task mine/lost.yaml cannot be loaded: FileNotFoundError"),
+    ],
+)
+def test_task_files_that_are_none(own: Path, name: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own.parent)
+    (own.parent / "empty").mkdir()
+    (own / "torn.yaml").write_text("task: [\n")
+    (own / "lost.yaml").write_text((own / "my_sums.yaml").read_text().replace("items", "others"))
+    with pytest.raises(ValueError, match=says):
+        harness.load_tasks([name], allow_code=False)

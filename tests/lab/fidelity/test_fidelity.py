@@ -107,8 +107,8 @@ def test_the_command_shows_a_table_a_picture_and_markdown(folder: Path, tmp_path
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"batch_sizes": (0, 4)}, "use 2 or more"),
-        ({"batch_sizes": ()}, "use 2 or more"),
+        ({"batch_sizes": (0, 4)}, "each 1 or more"),
+        ({"batch_sizes": ()}, "each 1 or more"),
         ({"batch_sizes": (15,)}, "needs more than 14 sequences"),
         ({"mixes": ("both",)}, "one, mixed"),
         ({"caches": ()}, "own, exact"),

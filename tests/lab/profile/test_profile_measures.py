@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_moe import documents
+from tiny_transformers import beside, cache_of
 
 import lynx_moe
 from lynx_moe.lab.fidelity.lockstep import decode
@@ -42,10 +43,10 @@ def test_a_reassigned_prefill_is_followed_by_exact_decoding(model: Any) -> None:
             with torch.inference_mode():
                 if block:
                     with block:
-                        cache = model(torch.tensor([member.prefix])).past_key_values
+                        cache = cache_of(model(torch.tensor([member.prefix])))
                 else:
-                    cache = model(torch.tensor([member.prefix])).past_key_values
-                told.append(model(rest, past_key_values=cache).logits[0].log_softmax(-1))
+                    cache = cache_of(model(torch.tensor([member.prefix])))
+                told.append(model(rest, **beside(model, cache)).logits[0].log_softmax(-1))
         expected = (told[0].exp() * (told[0] - told[1])).sum(-1)
         torch.testing.assert_close(effect.kl[:, 0], expected, atol=2e-4, rtol=2e-3)
 

@@ -1,7 +1,7 @@
 """The Prometheus metrics of an engine, by name. A counter's samples end in `_total`.
 
 Every sample also has the labels `model_name` and `engine`, as vLLM's own metrics do, and `stage`, the pipeline stage.
-`layers` is a group of consecutive MoE layers, at most GROUPS of them, such as 00-05; `step` is decode or mixed.
+`layers` is a group of consecutive MoE layers, at most GROUPS of them, such as 00-05; `step` is decode, mixed or single.
 """
 
 from dataclasses import dataclass
@@ -66,6 +66,11 @@ FAMILIES = {
         "counter",
         "Rows (tokens) of all steps: remappable by the policy, exact by request, or bypassed (others).",
         ("handling",),
+    ),
+    "lynx_moe_price_rows": Family(
+        "counter",
+        "Rows that may be remapped, by the price that they ask, under policies that know prices; 0 is vanilla.",
+        ("price",),
     ),
     "lynx_moe_steps": Family("counter", "Engine steps: decode, mixed, prefill, or single (one row alone).", ("kind",)),
     "lynx_moe_decision_seconds": Family(

@@ -21,13 +21,13 @@ class Kind(Enum):
 
     IDLE = "idle"  # dummy and profile runs
     PREFILL = "prefill"  # no decode row
-    SINGLE = "single"  # one decode row alone: nothing to share
+    SINGLE = "single"  # one decode row alone: nothing to share, so only policies that act alone do something
     DECODE = "decode"
     MIXED = "mixed"
 
     @property
     def acts(self) -> bool:
-        return self in (Kind.DECODE, Kind.MIXED)
+        return self in (Kind.SINGLE, Kind.DECODE, Kind.MIXED)
 
 
 KINDS = tuple(kind.value for kind in Kind if kind.acts)
@@ -60,17 +60,24 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerStats:
-    """One MoE layer: steps of decode rows only (two or more), and steps that mix decode and prefill rows."""
+    """One MoE layer: steps of decode rows only (two or more), steps that mix decode and prefill rows, and steps of one
+    decode row in which the policy acts alone."""
 
     name: str
     decode: Tally
     mixed: Tally
+    single: Tally = Tally()
+
+    @property
+    def alike(self) -> Tally:
+        """Steps of decode rows only: of two or more, and where there was none, of one."""
+        return self.decode if self.decode.steps else self.single
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stats:
-    """Steps by kind: decode and mixed ones reach the policy; prefill ones (no decode row) and single ones (one decode
-    row alone) have nothing to gain and are passed by. A `token_level` policy acts on single ones too, uncounted.
+    """Steps by kind: decode and mixed ones reach the policy, and single ones (one decode row alone) a policy that acts
+    alone; prefill ones (no decode row) have nothing to gain and are passed by.
     bypassed_layers: layer -> why it keeps the model's own routing.
     decision_us: mean microseconds of a decision (one layer, one step), counting included; None where the host does not
     wait for it, and where nobody measured it. guard: where the quality guard stands; None: there is none."""
@@ -84,13 +91,13 @@ class Stats:
 
     @property
     def mean_before(self) -> float:
-        """Distinct experts per layer and decode-only step, by the model's own routing."""
-        return sum(layer.decode.mean_before for layer in self.layers) / max(len(self.layers), 1)
+        """Distinct experts per layer and step of decode rows only (`LayerStats.alike`), by the model's own routing."""
+        return sum(layer.alike.mean_before for layer in self.layers) / max(len(self.layers), 1)
 
     @property
     def mean_after(self) -> float:
-        """Distinct experts per layer and decode-only step that the expert kernels got."""
-        return sum(layer.decode.mean_after for layer in self.layers) / max(len(self.layers), 1)
+        """Distinct experts per layer and step of decode rows only that the expert kernels got."""
+        return sum(layer.alike.mean_after for layer in self.layers) / max(len(self.layers), 1)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and numbers (JSON), the two means included."""
@@ -103,15 +110,19 @@ def layer_stats(
     steps: Mapping[str, int],
     row_sums: Mapping[str, Sequence[int]],
 ) -> tuple[LayerStats, ...]:
-    """What `Counters.read` gave, with the steps and the (rows, decode rows) of each kind that all layers share."""
+    """What `Counters.read` gave, with the steps and the (rows, decode rows) of each kind that all layers share.
 
-    def tally(layer: int, kind: int) -> Tally:
-        name = KINDS[kind]
+    steps: of single ones those in which the policy acted."""
+
+    def tally(layer: int, kind: int, name: str) -> Tally:
         rows, decode_rows = row_sums[name][:2]
         sums = dict(zip(COLUMNS, totals[layer][kind], strict=True))
         return Tally(steps=steps[name], rows=rows, decode_rows=decode_rows, **sums)
 
-    return tuple(LayerStats(name=name, decode=tally(i, 0), mixed=tally(i, 1)) for i, name in enumerate(names))
+    return tuple(
+        LayerStats(name=name, **{kind: tally(layer, number, kind) for number, kind in enumerate(KINDS)})
+        for layer, name in enumerate(names)
+    )
 
 
 class Counters:

@@ -10,10 +10,14 @@ STEPS = tuple(kind for kind in Kind if kind is not Kind.IDLE)
 
 
 class StepCounters(Counters):
-    """Adds what the layers share: steps by kind, int64 [kinds], and rows and remappable rows, int64 [kinds, 2]."""
+    """Adds what the layers share: steps by kind, int64 [kinds], and rows and remappable rows, int64 [kinds, 2].
 
-    def __init__(self, num_layers: int, device: torch.device) -> None:
+    acts_alone: the policy does so; else single steps are not counted by layer."""
+
+    def __init__(self, num_layers: int, device: torch.device, *, acts_alone: bool) -> None:
         super().__init__(num_layers, device)
+        acting = [[int(acts_alone or name != Kind.SINGLE.value)] for name in KINDS]
+        self.counts = torch.tensor(acting, device=device)  # [kinds, 1]: whether the policy does something
         self.steps = torch.zeros(len(STEPS), dtype=torch.int64, device=device)
         self.rows = torch.zeros(len(KINDS), 2, dtype=torch.int64, device=device)
         self.kinds = torch.arange(len(STEPS), device=device)
@@ -37,7 +41,7 @@ class StepCounters(Counters):
         )
         one_hot = (self.kinds == kind).long()
         self.steps += one_hot
-        self.kind.copy_(one_hot[self.acting][:, None])
+        self.kind.copy_(one_hot[self.acting][:, None] * self.counts)
         self.rows.addcmul_(self.kind, torch.stack((rows, remap)))
 
     def _count(self, step: StepRows) -> tuple[Tensor, Tensor]:

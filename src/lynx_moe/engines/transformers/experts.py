@@ -14,6 +14,7 @@ from lynx_moe.calibration.statistics import RoutedStatistics, SimilarityStatisti
 from lynx_moe.engines.transformers.model import checked, layers_of
 from lynx_moe.engines.transformers.table import Found
 from lynx_moe.engines.transformers.wrap import Wraps
+from lynx_moe.engines.transformers.wrappers import inside, modules_of
 
 HELD = 2**25  # float64 numbers of expert outputs that are held at once: 256 MiB
 NEVER_ALONE = {"LongcatFlashExperts"}  # fails on rows of one expert (transformers 5.19)
@@ -85,7 +86,7 @@ def alone(forward: Any, hidden_ND: Tensor, ids_N1: Tensor, weights: Tensor) -> T
 def experts_of(model: Any, one: Found) -> Any:
     """The module that takes hidden states, ids and weights of a layer. Raises ValueError where there is none."""
     block = one.layer.name if one.row.method != "forward" else one.layer.name.rpartition(".")[0]
-    experts = getattr(model.get_submodule(block), "experts", None)
+    experts = inside(getattr(modules_of(model)[block], "experts", None))
     if (
         experts is None
         or type(experts).__name__ in NEVER_ALONE

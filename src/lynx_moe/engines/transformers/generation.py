@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lynx_moe.engines.transformers.rows import StepRows, of_forward, past_length
+from lynx_moe.engines.transformers.cache import cache_in, past_length
+from lynx_moe.engines.transformers.rows import StepRows, of_forward
 
 
 class Generation:
@@ -45,7 +46,7 @@ class Generation:
                 ended_B = torch.isin(input_ids[:, -self.generated :], ids_N).any(1)
         tokens = inputs.get("input_ids")
         tokens = inputs["inputs_embeds"] if tokens is None else tokens
-        past, mask_BS = past_length(inputs.get("past_key_values")), kwargs.get("attention_mask")
+        past, mask_BS = past_length(cache_in(inputs.values())), kwargs.get("attention_mask")
         size = tokens.shape[:2]
         self.pending = of_forward(self.phase, size, past, mask_BS, ended_B=ended_B, is_prompt=not decodes)
         return inputs

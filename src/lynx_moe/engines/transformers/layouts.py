@@ -45,6 +45,29 @@ def places(weights: int, ids: int, logits: int | None = None, probabilities: int
     return Layout(read, write)
 
 
+def _places(output: Any) -> tuple[int | None, int, int]:
+    """Where a tuple has logits [T, E] (None: nowhere), weights [T, K] and ids [T, K]: versions differ in the order. The
+    ids are whole numbers, and as wide as the weights, which stand beside them."""
+    tensors = [place for place, part in enumerate(output) if isinstance(part, Tensor)]
+    (ids,) = (place for place in tensors if not output[place].is_floating_point())
+    floats = [place for place in tensors if place != ids]
+    wide = [place for place in floats if output[place].shape[-1] == output[ids].shape[-1]]
+    weights = min(wide, key=lambda place: abs(place - ids))
+    return next((place for place in floats if place != weights), None), weights, ids
+
+
+def _read_tuple(_: Any, args: tuple[Any, ...], output: Any) -> Choice:
+    logits, weights, ids = _places(output)
+    if logits is None:
+        raise ValueError("its router returns no logits; a newer transformers may")
+    return Choice(output[logits], output[weights], output[ids])
+
+
+def _write_tuple(output: Any, choice: Choice) -> Any:
+    _, weights, ids = _places(output)
+    return places(weights, ids).write(output, choice)
+
+
 def _read_dense(router: Any, _: tuple[Any, ...], output: Any) -> Choice:
     scores_TE, logits_TE = output
     ids_TK = logits_TE.topk(router.top_k, dim=1).indices
@@ -71,8 +94,8 @@ def _write_grouped(output: Any, choice: Choice) -> Any:
     return order_S, rows_S, choice.weights.to(gates_S.dtype).flatten()[order_S], sizes, logits_TE
 
 
-LOGITS_FIRST = places(logits=0, weights=1, ids=2)
-LOGITS_LAST = places(ids=0, weights=1, logits=2)
+TUPLE = Layout(_read_tuple, _write_tuple)
+"""Logits, weights and ids in any order."""
 PROBABILITIES_FIRST = places(probabilities=0, weights=1, ids=2)
 WEIGHTS_IDS = places(weights=0, ids=1)
 IDS_WEIGHTS = places(ids=0, weights=1)

@@ -4,7 +4,9 @@ import inspect
 from collections.abc import Callable, Collection
 from typing import Any
 
+from lynx_moe.engines.transformers.cache import cache_name
 from lynx_moe.engines.transformers.table import Found, find
+from lynx_moe.engines.transformers.wrappers import modules_of
 from lynx_moe.policies import ModelShape
 from lynx_moe.routing import RouterSpec
 
@@ -32,9 +34,7 @@ def layers_of(model: Any, chosen: Collection[int] | None) -> tuple[list[Found], 
     if not found and bypassed:
         raise ValueError(f"no MoE layer of {name} can be remapped: {next(iter(bypassed.values()))}")
     if not found:
-        raise ValueError(
-            f"{name} has no MoE layer, so there is nothing to remap: apply needs a mixture-of-experts model"
-        )
+        raise ValueError(_why_none(model))
     if chosen is None:
         return found, bypassed, {}
     wrong = sorted(set(chosen) - set(range(len(found))))
@@ -47,13 +47,23 @@ def layers_of(model: Any, chosen: Collection[int] | None) -> tuple[list[Found], 
     return [found[number] for number in sorted(set(chosen))], bypassed, left
 
 
+def _why_none(model: Any) -> str:
+    """Why a model has no MoE layer that is known."""
+    code = type(getattr(model, "get_base_model", lambda: model)())
+    if code.__module__.partition(".")[0] == "transformers":
+        return f"{code.__name__} has no MoE layer, so there is nothing to remap: apply needs a mixture-of-experts model"
+    return (
+        f"{code.__name__} is code that comes with it ({code.__module__}), without a router of transformers' own: "
+        "apply knows routers by transformers' classes; serve this model by vLLM, or load it with transformers' own code"
+    )
+
+
 def decoder_of(model: Any, names: Collection[str]) -> Any:
     """The module whose forward is a step: the innermost around all layers that takes tokens, a mask and a cache."""
 
     def takes_all(module: Any) -> bool:
-        return {"inputs_embeds", "attention_mask", "past_key_values"} <= set(
-            inspect.signature(module.forward).parameters
-        )
+        taken = set(inspect.signature(module.forward).parameters)
+        return {"inputs_embeds", "attention_mask"} <= taken and cache_name(module.forward) is not None
 
     decoder = _innermost(model, names, takes_all)
     if decoder is None:
@@ -81,7 +91,7 @@ def shape_of(model: Any, spec: RouterSpec) -> ModelShape:
 
 def _innermost(model: Any, names: Collection[str], fits: Callable[[Any], bool]) -> Any | None:
     around = None
-    for name, module in model.named_modules():
+    for name, module in modules_of(model).items():
         prefix = f"{name}." if name else ""
         if all(inner.startswith(prefix) for inner in names) and fits(module):
             around = module

@@ -82,12 +82,6 @@ def given(rows: Rows, num_rows: int) -> StepRows:
     return StepRows(num_rows=num_rows, acts=True, valid=rows.valid, remap=rows.remap)
 
 
-def past_length(cache: Any) -> int | Tensor:
-    """Tokens in a transformers cache; 0 without one."""
-    length: int | Tensor = 0 if cache is None else cache.get_seq_length()
-    return length
-
-
 def _check_mask(mask_BS: Any, batch: int, length: int, past: int | Tensor) -> None:
     if mask_BS is None:
         return

@@ -8,13 +8,14 @@ from typing import Any, Self
 import torch
 
 from lynx_moe.engines.shared.layers import Layer, fitted
-from lynx_moe.engines.shared.metrics import KINDS, Stats, layer_stats
+from lynx_moe.engines.shared.metrics import KINDS, Kind, Stats, layer_stats
 from lynx_moe.engines.shared.recorder import Recorder
+from lynx_moe.engines.transformers.cache import cache_in, past_length
 from lynx_moe.engines.transformers.counters import STEPS, StepCounters
 from lynx_moe.engines.transformers.generation import Generation
 from lynx_moe.engines.transformers.layouts import Choice
 from lynx_moe.engines.transformers.model import checked, decoder_of, generator_of, layers_of, shape_of
-from lynx_moe.engines.transformers.rows import PHASES, StepRows, given, of_forward, past_length
+from lynx_moe.engines.transformers.rows import PHASES, StepRows, given, of_forward
 from lynx_moe.engines.transformers.table import Found
 from lynx_moe.engines.transformers.wrap import Wraps, is_wrapped
 from lynx_moe.policies import Policy, make_policy
@@ -53,7 +54,8 @@ class Run:
         self._warned: set[str] = set()
         self._wraps = Wraps()
         with torch.inference_mode(False):  # else nothing outside this very inference_mode block could add to the counts
-            self._counters = StepCounters(len(self.layers), next(self._model.parameters()).device)
+            device = next(self._model.parameters()).device
+            self._counters = StepCounters(len(self.layers), device, acts_alone=self.policy.acts_alone)
 
     def install(self) -> Self:
         """From now on the policy acts. Raises ValueError if one acts on this model already."""
@@ -84,7 +86,8 @@ class Run:
         """What the policy did since the last reset, from the ids that the experts got. Waits for the device."""
         counted = dict(zip((kind.value for kind in STEPS), self._counters.steps.tolist(), strict=True))
         rows = dict(zip(KINDS, self._counters.rows.tolist(), strict=True))
-        layers = layer_stats([layer.name for layer in self.layers], self._counters.read(), counted, rows)
+        acted = counted if self.policy.acts_alone else {**counted, Kind.SINGLE.value: 0}
+        layers = layer_stats([layer.name for layer in self.layers], self._counters.read(), acted, rows)
         remapped = tuple(layer for layer in layers if layer.name not in self.bypassed)
         return Stats(policy=self.policy.spec, steps=counted, layers=remapped, bypassed_layers=dict(self.bypassed))
 
@@ -123,7 +126,7 @@ class Run:
         if inputs.get("cu_seq_lens_q") is not None:
             self._warn("sequences packed into one row keep the model's own routing; say by run.rows which may change")
             return StepRows(num_rows=size[0] * size[1], acts=False)
-        return of_forward(self._phase, size, past_length(inputs.get("past_key_values")), inputs.get("attention_mask"))
+        return of_forward(self._phase, size, past_length(cache_in(inputs.values())), inputs.get("attention_mask"))
 
     def _around(self, number: int, one: Found) -> Callable[..., Any]:
         """Around what picks the experts of one layer."""
@@ -136,9 +139,12 @@ class Run:
                 self._asked.add(number)
                 if step is None:
                     self._warn(f"layer {layer.name} ran outside its decoder's forward: it kept the model's own routing")
-            if step is None or not step.acts or (step.num_rows == 1 and not policy.token_level):
+            if step is None or not step.acts or (step.num_rows == 1 and not policy.acts_alone):
                 return output
-            logits_TE, weights_TK, ids_TK = (part.detach() for part in layout.read(picker, args, output))
+            try:
+                logits_TE, weights_TK, ids_TK = (part.detach() for part in layout.read(picker, args, output))
+            except (IndexError, TypeError, ValueError) as error:
+                raise ValueError(f"layer {layer.name}: {error}; leave it out by layers=") from error
             _check_rows(layer, step, logits_TE, ids_TK)
             own = final = Routing(ids_TK.long(), weights_TK.float())
             with torch.no_grad():
@@ -179,5 +185,5 @@ def _check_rows(layer: Layer, step: StepRows, logits_TE: torch.Tensor, ids_TK: t
         raise ValueError(
             f"layer {layer.name} routes logits {tuple(logits_TE.shape)} to ids {tuple(ids_TK.shape)}, expected "
             f"{shapes[0]} and {shapes[1]}: it sees other rows than the decoder got, or its router returns something "
-            "else than in transformers 5.19; leave it out by layers="
+            "else than in transformers 5.17 to 5.24; leave it out by layers="
         )

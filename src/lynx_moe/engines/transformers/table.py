@@ -1,6 +1,6 @@
 """The table of router classes, and the MoE layers that it finds in a model. A new family is one row here.
 
-Read from transformers 5.19.
+Read from transformers 5.19; the families that it had are the same in 5.17 and 5.24.
 """
 
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.transformers import layouts, specs
 from lynx_moe.engines.transformers.layouts import Layout
 from lynx_moe.engines.transformers.specs import Bypass, Reader
+from lynx_moe.engines.transformers.wrappers import modules_of
 
 
 class Row(NamedTuple):
@@ -23,30 +24,31 @@ class Row(NamedTuple):
 
 ROWS = (
     Row("MixtralTopKRouter MiniMaxTopKRouter GptOssTopKRouter GraniteMoeSWATopKRouter HunYuanMoEV1Gate "
-        "Qwen3_5MoeTopKRouter", layouts.LOGITS_FIRST, specs.softmax),
+        "Qwen3_5MoeTopKRouter", layouts.TUPLE, specs.softmax),
     Row("OlmoeTopKRouter FlexOlmoTopKRouter Qwen2MoeTopKRouter Qwen3MoeTopKRouter Qwen3NextTopKRouter "
-        "Qwen4ExpTextTopKRouter MellumTopKRouter", layouts.LOGITS_FIRST, specs.softmax_by_flag),
+        "Qwen4ExpTextTopKRouter MellumTopKRouter", layouts.TUPLE, specs.softmax_by_flag),
     Row("GraniteMoeTopKRouter GraniteMoeHybridTopKRouter GraniteMoeSharedTopKRouter AriaTextTopKRouter",
-        layouts.LOGITS_LAST, specs.softmax),
-    Row("DeepseekV2TopkRouter", layouts.LOGITS_FIRST, specs.deepseek_v2),
+        layouts.TUPLE, specs.softmax),
+    Row("DeepseekV2TopkRouter", layouts.TUPLE, specs.deepseek_v2),
     Row("DeepseekV3TopkRouter DeepseekV32TopkRouter AXK1TopkRouter AXK2TopkRouter Dots1TopkRouter ExaoneMoeTopkRouter "
         "Glm4MoeTopkRouter Glm4MoeLiteTopkRouter GlmMoeDsaTopkRouter HYV4TopkRouter KimiLinearTopkRouter "
-        "MiMoV2FlashTopkRouter NemotronHTopkRouter SolarOpenTopkRouter", layouts.LOGITS_FIRST, specs.deepseek_v3),
-    Row("Mistral4TopkRouter", layouts.LOGITS_FIRST, specs.mistral4),
-    Row("DeepseekV4TopKRouter", layouts.LOGITS_FIRST, specs.deepseek_v4),
-    Row("MiniMaxM3VLTopKRouter LagunaTopKRouter", layouts.LOGITS_FIRST, specs.sigmoid_biased),
-    Row("MiniMaxM2TopKRouter", layouts.LOGITS_FIRST, specs.minimax_m2),
-    Row("HYV3TopKRouter", layouts.LOGITS_FIRST, specs.hy_v3),
-    Row("AfmoeTokenChoiceRouter", layouts.LOGITS_FIRST, specs.afmoe),
-    Row("Lfm2MoeTopKRouter", layouts.LOGITS_FIRST, specs.lfm2),
-    Row("Ernie4_5_MoeTopKRouter", layouts.LOGITS_FIRST, specs.softmax_biased),
-    Row("Cohere2MoeTopKRouter", layouts.LOGITS_FIRST, specs.softmax_or_sigmoid),
-    Row("LongcatFlashTopkRouter", layouts.LOGITS_FIRST, specs.longcat),
-    Row("PhimoeTopKRouter", layouts.LOGITS_FIRST, specs.sparsemixer),
+        "MiMoV2FlashTopkRouter NemotronHTopkRouter SolarOpenTopkRouter", layouts.TUPLE, specs.deepseek_v3),
+    Row("Mistral4TopkRouter", layouts.TUPLE, specs.mistral4),
+    Row("DeepseekV4TopKRouter", layouts.TUPLE, specs.deepseek_v4),
+    Row("MiniMaxM3VLTopKRouter LagunaTopKRouter", layouts.TUPLE, specs.sigmoid_biased),
+    Row("MiniMaxM2TopKRouter", layouts.TUPLE, specs.minimax_m2),
+    Row("HYV3TopKRouter", layouts.TUPLE, specs.hy_v3),
+    Row("AfmoeTokenChoiceRouter", layouts.TUPLE, specs.afmoe),
+    Row("Lfm2MoeTopKRouter", layouts.TUPLE, specs.lfm2),
+    Row("Ernie4_5_MoeTopKRouter", layouts.TUPLE, specs.softmax_biased),
+    Row("Cohere2MoeTopKRouter", layouts.TUPLE, specs.softmax_or_sigmoid),
+    Row("LongcatFlashTopkRouter", layouts.TUPLE, specs.longcat),
+    Row("PhimoeTopKRouter", layouts.TUPLE, specs.sparsemixer),
     Row("Gemma4TextRouter", layouts.PROBABILITIES_FIRST, specs.softmax_scaled),
     Row("Llama4Router", layouts.DENSE, specs.sigmoid_raw),
     Row("JetMoeTopKGating", layouts.GROUPED, specs.softmax),
     Row("DbrxFFN", layouts.WEIGHTS_IDS, specs.dbrx, method="route_tokens_to_experts"),
+    Row("JambaTopKRouter", layouts.TUPLE, specs.softmax_raw),
     Row("JambaSparseMoeBlock", layouts.IDS_WEIGHTS, specs.softmax_raw, method="route_tokens_to_experts"),
 )  # fmt: skip
 BY_CLASS = {name: row for row in ROWS for name in row.classes.split()}
@@ -68,14 +70,14 @@ class Found(NamedTuple):
 
 def find(model: Any) -> tuple[list[Found], dict[str, str]]:
     """The MoE layers of a model in order, and for those that keep the model's own routing: name -> why."""
-    modules = dict(model.named_modules())
+    modules = modules_of(model)
     found: list[Found] = []
     bypassed: dict[str, str] = {}
     for name, module in modules.items():
         kind = _known_class(module)
         if kind in REASONS:
             bypassed[name] = REASONS[kind]
-        elif kind is not None:
+        elif kind is not None and hasattr(module, BY_CLASS[kind].method):
             row, around = BY_CLASS[kind], modules[name.rpartition(".")[0]]
             try:
                 found.append(Found(Layer(name=name, spec=row.spec(module, around)), module, row))

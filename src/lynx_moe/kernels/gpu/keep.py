@@ -1,6 +1,7 @@
 """The first of a decision's two kernels: one program finds out who votes, and which experts stay.
 
-It leaves in `state` (`layout.py`): KEEP, the experts that stay, donated ones included; VOTER, the rows that vote; ACTS,
+It leaves in `state` (`layout.py`): KEEP, 1 for the experts that stay, donated ones included, 2 for those that a row
+which would lose everything keeps for itself; VOTER, the rows that vote; ACTS,
 whether there is anything to share; FIRST, the first valid row; BEFORE, how many experts the model's own routing loads;
 and zeros for the second kernel.
 """
@@ -9,7 +10,7 @@ import triton
 import triton.language as tl
 
 from lynx_moe.kernels.gpu.layout import ACTS, AFTER, BEFORE, CHANGED, FIRST, GAP, KEEP, SUM, TICKET, VOTER
-from lynx_moe.kernels.gpu.prices import worth
+from lynx_moe.kernels.gpu.prices import middle_price, rescue, worth
 from lynx_moe.kernels.gpu.rows import (
     LOWEST,
     columns,
@@ -27,12 +28,13 @@ from lynx_moe.kernels.gpu.votes import ahead, binned, bins, drawn_keep, gap, ope
 
 @triton.jit(do_not_specialize=["T", "number", "seed"])
 def keep_kernel(
-    logits, stride, own_ids, own_weights, valid, remap, bias, given, state, T, alpha, number, seed, price,
+    logits, stride, own_ids, own_weights, valid, remap, prices, bias, given, state, T, alpha, number, seed, price,
+    alone,
     MODE: tl.constexpr, OPEN: tl.constexpr, BETA: tl.constexpr, RANK: tl.constexpr, MAX_BASE: tl.constexpr,
     PINNED: tl.constexpr, VALID: tl.constexpr, REMAP: tl.constexpr, E: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
     G: tl.constexpr, M: tl.constexpr, GP: tl.constexpr, MP: tl.constexpr, TOPG: tl.constexpr, SCORING: tl.constexpr,
     BIASED: tl.constexpr, R: tl.constexpr, TP: tl.constexpr, S: tl.constexpr, PASSES: tl.constexpr,
-    STEEP: tl.constexpr, GAINS: tl.constexpr,
+    STEEP: tl.constexpr, GAINS: tl.constexpr, PRICES: tl.constexpr, ALONE: tl.constexpr,
 ):  # fmt: skip
     """MODE is a `Vote.rule`; PINNED: how many first experts of every voter stay in any case."""
     expert, real = columns(G, M, GP, MP)
@@ -49,6 +51,8 @@ def keep_kernel(
         is_valid = flags(valid, row, here, VALID)
         x = logits_of(logits, stride, row, here, expert, real)
         votes = usable(x, real) & is_valid & flags(remap, row, here, REMAP)
+        if PRICES:
+            votes = votes & (tl.load(prices + row, mask=here, other=0.0) > 0)
         tl.store(state + 8 + VOTER * E + row, votes.to(tl.int64), mask=here)
         inside = is_valid[:, None] & (slot < K)[None, :]
         own = tl.load(own_ids + row[:, None] * K + slot[None, :], mask=inside, other=0).to(tl.int64)
@@ -119,17 +123,23 @@ def keep_kernel(
         keep = keep | drawn_keep(state, tl.load(sum_at + expert, mask=real, other=0), number, seed, expert, real, E)
     if MODE == "given":
         keep = keep | (tl.load(given + expert, mask=real, other=0) != 0)
+    acts = (voters > 1) | (tl.sum((free & real).to(tl.int32), 0) > 0)
     if MODE == "price" or MODE == "harm":
+        if MODE == "price" and PRICES:
+            price = middle_price(prices, state, T, voters, E, TP)
+        part = tl.where(acts, 1.0, alone)
         keep = worth(
-            own_ids, own_weights, given, state, T, price, number, expert, real, free, E, K, KP, S, PASSES, STEEP,
-            GAINS, MODE == "harm",
+            own_ids, own_weights, given, prices, state, T, price, part, number, expert, real, free, E, K, KP, S, PASSES,
+            STEEP, GAINS, MODE == "harm", PRICES and MODE == "price",
         )  # fmt: skip
     tl.debug_barrier()
     tl.store(keep_at + expert, keep.to(tl.int64), mask=real)
     tl.store(after_at + expert, zero_C, mask=real)
-    acts = (voters > 1) | (tl.sum((free & real).to(tl.int32), 0) > 0)
+    if MODE == "price" or MODE == "harm":
+        tl.debug_barrier()
+        rescue(own_ids, own_weights, state, T, E, K, KP, S)
     tl.store(state + TICKET, tl.full((), 0, tl.int64))
     tl.store(state + CHANGED, tl.full((), 0, tl.int64))
     tl.store(state + BEFORE, before)
     tl.store(state + FIRST, tl.where(first < 2**30, first, 0).to(tl.int64))
-    tl.store(state + ACTS, acts.to(tl.int64))
+    tl.store(state + ACTS, (acts | ALONE).to(tl.int64))

@@ -14,7 +14,7 @@ from lynx_moe.routing import RouterSpec, Routing, Rows
 
 TILE, PER_THREAD = 8192, 16  # elements of a tile of rows; more in a thread spill its registers
 SLOT_TILE = 2048  # slots of a tile of `prices.py`, which are float64
-MOST = 1e38  # of float32, about: no harm is that large
+MOST = 1e30  # policies/priced.py
 LEAST_ROWS = 16  # fewer are padded: every size of a tile is compiled by itself, for seconds
 
 
@@ -24,31 +24,33 @@ def two_launches(logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Ro
     if logits_TE.stride(1) != 1:
         logits_TE = logits_TE.contiguous()
     own_ids, own_weights = own.ids.contiguous(), own.weights.contiguous()
-    valid, remap = (None, None) if rows is None else (rows.valid, rows.remap)
+    valid, remap, prices = (None, None, None) if rows is None else (rows.valid, rows.remap, rows.price)
     ids, weights = torch.empty_like(own_ids), torch.empty_like(own_weights, dtype=torch.float32)
     state = torch.empty(size(num_rows, num_experts), dtype=torch.int64, device=logits_TE.device)
     counts = torch.empty(4, dtype=torch.int64, device=logits_TE.device)
     shape = {**_shape(spec), "VALID": valid is not None}
     columns = shape["GP"] * shape["MP"]
     rows_padded = max(LEAST_ROWS, triton.next_power_of_2(num_rows))
-    is_open = vote.rule == "bins" and vote.alpha is None
+    sorts = (vote.rule == "bins" and vote.alpha is None) or (vote.rule == "price" and prices is not None)
     tile_rows = min(rows_padded, max(1, TILE // columns))
     keep_kernel[(1,)](
-        *(logits_TE, logits_TE.stride(0), own_ids, own_weights, valid, remap, spec.bias, vote.given_E, state),
-        *(num_rows, vote.alpha or 0.0, vote.number, vote.seed, min(vote.price, MOST)),
+        *(logits_TE, logits_TE.stride(0), own_ids, own_weights, valid, remap, prices, spec.bias, vote.given_E, state),
+        *(num_rows, vote.alpha or 0.0, vote.number, vote.seed, min(vote.price, MOST), vote.alone or 0.0),
         MODE=vote.rule,
-        OPEN=is_open,
+        OPEN=vote.rule == "bins" and vote.alpha is None,
         BETA=vote.beta,
         RANK=vote.rank,
         MAX_BASE=min(vote.max_base, 2**30),
         PINNED=vote.pinned,
         REMAP=remap is not None,
         R=tile_rows,
-        TP=rows_padded if is_open else 1,
+        TP=rows_padded if sorts else 1,
         S=min(rows_padded, max(1, SLOT_TILE // shape["KP"])) if vote.passes else 1,
         PASSES=vote.passes,
         STEEP=vote.steep,
         GAINS=vote.given_E is not None,
+        PRICES=prices is not None,
+        ALONE=vote.alone is not None,
         num_warps=max(4, min(16, tile_rows * columns // (32 * PER_THREAD))),
         **shape,
     )

@@ -49,11 +49,12 @@ def reroute_kernel(
     new, new_weight = own, tl.load(own_weights + at, mask=live, other=0.0).to(tl.float32)
     own_weight = new_weight
     votes = tl.load(state + 8 + VOTER * E + row) * tl.load(state + ACTS)  # [1]
-    kept = tl.load(keep_at + own, mask=live & (votes != 0), other=1) != 0
+    kept = tl.load(keep_at + own, mask=live & (votes != 0), other=1) == 1
     gone = tl.min(kept.to(tl.int32), 0) == 0
     if DROPS:
         if gone:
-            new, new_weight = left_over(own, own_weight, kept, live, power, E)
+            loaded = (tl.load(keep_at + expert, mask=real, other=0) != 0) & real
+            new, new_weight = left_over(own, own_weight, kept, live, loaded, expert, power, E)
     elif gone:
         x = logits_of(logits, stride, row, row >= 0, expert, real)
         choice, allowed = preference(x, bias, expert, real, G, M, GP, MP, TOPG, SCORING, BIASED)

@@ -26,7 +26,6 @@ def best(whole: Line, concurrency: int) -> list[str]:
 
 def exact_match(whole: Line, path: Path, limit: int, concurrency: int = 16) -> Line:
     """The record of `lynx-moe eval` for vanilla and the best settings; `limit` items per task of the testbed."""
-    settings = evaluation.Settings(
-        model=whole["settings"]["model"], tasks=("lynx_testbed",), limit=limit, concurrency=concurrency
-    )
+    given = {name: whole["settings"].get(name) for name in ("model", "trust_remote_code")}
+    settings = evaluation.Settings(**given, tasks=("lynx_testbed",), limit=limit, concurrency=concurrency)
     return evaluation.apart(settings, ["vanilla", *best(whole, concurrency)], path)

@@ -18,6 +18,7 @@ from lynx_moe.lab.bakeoff.grids import NORMS, ORACLE, Setting, needs_calibration
 from lynx_moe.lab.bakeoff.oracle import Oracle
 from lynx_moe.lab.bakeoff.together import Loads, together
 from lynx_moe.lab.fidelity import measure as fidelity
+from lynx_moe.lab.fidelity import repeats
 from lynx_moe.lab.fidelity.lockstep import Effect, decode_together
 from lynx_moe.lab.shared import lines
 from lynx_moe.lab.shared.documents import MIXES, Batch, Document, batches
@@ -44,6 +45,7 @@ class Settings:
     dtype: str = "auto"
     norms: tuple[str, ...] = NORMS
     calibration: str | None = None
+    trust_remote_code: bool | None = None
 
     def __post_init__(self) -> None:
         self.of(SPLITS[0])
@@ -70,7 +72,8 @@ def measure(
 ) -> Line:
     """Measures what the record at `path` lacks of the named policies (none named: all), and returns the whole of it.
 
-    Raises ValueError for bad settings, a model without MoE layers, data that cannot be read or hold too little, and a
+    Raises ValueError for bad settings, a model without MoE layers or whose cache
+    cannot be repeated, data that cannot be read or hold too little, and a
     record of other settings.
     """
     whole = lines.begin(path, "bakeoff", asdict(given))
@@ -79,6 +82,7 @@ def measure(
     cuts = {cell: _cut(given, found[cell[0]], *cell) for cell in cells}
     advance("loading the model")
     model, (plain,) = fidelity.open_model(given.of("tune"), ["vanilla"])
+    repeats.check(model)
     grid = settings(plain.layers[0].spec, names, given.norms, given.calibration)
     if not names and (reason := unseen(model)):
         advance(f"without the oracle: {reason}")

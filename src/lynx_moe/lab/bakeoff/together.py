@@ -43,6 +43,7 @@ class Together(Policy):
     summary: ClassVar[str] = "several policies, each over its own share of the rows"
     source: ClassVar[str] = "-"
     token_level: ClassVar[bool] = True
+    acts_alone: ClassVar[bool] = True
     drops_slots: ClassVar[bool] = True
     members: tuple[Policy, ...] = ()
     loads: Loads = field(default_factory=Loads, compare=False)
@@ -97,5 +98,4 @@ def together(specs: Sequence[str]) -> Together:
 def _cut(rows: Rows | None, part: slice) -> Rows | None:
     if rows is None:
         return None
-    masks = (None if mask_T is None else mask_T[part] for mask_T in (rows.valid, rows.remap))
-    return Rows(**dict(zip(("valid", "remap"), masks, strict=True)))
+    return Rows(**{name: None if of_T is None else of_T[part] for name, of_T in vars(rows).items()})

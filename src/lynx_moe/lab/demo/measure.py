@@ -116,4 +116,4 @@ def verdict(summary: list[dict[str, Any]], layers: int) -> str:
             for row in rows
         ]
         lines.append(f"{policy}: {'; '.join(parts)}. The decision takes {', '.join(costs)}.")
-    return "\n".join([*lines, "One request alone is never remapped: there is nothing to share."])
+    return "\n".join([*lines, "A request alone has nothing to share: only policies that act alone help it."])

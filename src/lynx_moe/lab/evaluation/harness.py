@@ -5,11 +5,13 @@ The harness's own order, by length, would put like beside like. All tasks togeth
 task, homogeneous ones. The engines are in `harness_vllm.py` and `harness_transformers.py`.
 """
 
+import contextlib
 import difflib
 import logging
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -17,8 +19,8 @@ READ_ONLY = {"loglikelihood", "loglikelihood_rolling", "multiple_choice"}
 MIXES = ("homogeneous", "heterogeneous")
 
 
-def task_manager(names: Sequence[str]) -> Any:
-    """The harness's index of tasks: the testbed's, and the harness's own unless all names are the testbed's."""
+def task_manager(names: Sequence[str], include_path: str | None = None) -> Any:
+    """The harness's index of tasks: the testbed's, the user's, and the harness's own unless none is named."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -28,26 +30,31 @@ def task_manager(names: Sequence[str]) -> Any:
     from lynx_moe.testbed.harness import FOLDER
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager(include_path=FOLDER, include_defaults=False)
-    known = set(names) <= set(manager.all_tasks)
-    return manager if known else TaskManager(include_path=FOLDER)  # reading its 14,000 files takes seconds
+    folders = [FOLDER, *([include_path] if include_path else [])]
+    manager = TaskManager(include_path=folders, include_defaults=False)
+    known = all(name in manager.all_tasks or Path(name).is_file() for name in names)
+    return manager if known else TaskManager(include_path=folders)  # reading its 14,000 files takes seconds
 
 
-def load_tasks(names: Sequence[str], *, allow_code: bool) -> dict[str, Any]:
-    """The harness's task objects by name; groups and tags give all their tasks. Data sets are fetched here.
+def load_tasks(names: Sequence[str], include_path: str | None = None, *, allow_code: bool) -> dict[str, Any]:
+    """The harness's task objects by name; groups and tags give all their tasks, and so do task files and folders of
+    them. Data sets are fetched here.
 
     Raises ValueError for an unknown name, a data set that cannot be had, tasks that generate nothing, and a task that
     runs written code unasked.
     """
-    manager = task_manager(names)
+    names = [file for name in names for file in task_files(name)]
+    manager = task_manager(names, include_path)
     for name in names:
-        if name not in manager.all_tasks:
+        if name not in manager.all_tasks and not Path(name).is_file():
             near = ", ".join(difflib.get_close_matches(name, manager.all_tasks, n=3)) or "nothing"
             raise ValueError(f"unknown task {name!r}; near it: {near}; `lm_eval ls tasks` shows all")
-    try:
-        tasks: dict[str, Any] = manager.load(list(names))["tasks"]
-    except Exception as error:  # whatever the tasks' own code and the hub raise
-        raise ValueError(f"tasks {', '.join(names)} cannot be loaded: {type(error).__name__}: {error}") from error
+    tasks: dict[str, Any] = {}
+    for name in names:
+        try:
+            tasks |= load(manager, name)
+        except Exception as error:  # whatever the tasks' own code and the hub raise
+            raise ValueError(f"task {name} cannot be loaded: {type(error).__name__}: {error}") from error
     if {getattr(task, "OUTPUT_TYPE", None) for task in tasks.values()} <= READ_ONLY:
         raise ValueError(
             f"{', '.join(names)} only reads: policies act on decode steps; take a task that generates text"
@@ -56,6 +63,35 @@ def load_tasks(names: Sequence[str], *, allow_code: bool) -> dict[str, Any]:
     if unsafe and not allow_code:
         raise ValueError(f"{', '.join(unsafe)} runs code that the model writes; add --allow-code in a sandbox of yours")
     return tasks
+
+
+def task_files(name: str) -> list[str]:
+    """The task files of a folder; another name as it is. Raises ValueError for a file that is not there, and a folder
+    without any."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        files = sorted(str(file) for file in path.glob("*.yaml") if not file.name.startswith("_"))
+        if not files:
+            raise ValueError(f"the folder {name} holds no task file (.yaml)")
+        return files
+    if path.suffix in (".yaml", ".yml") and not path.is_file():
+        raise ValueError(f"the task file {name} does not exist")
+    return [str(path) if path.is_file() else name]
+
+
+def load(manager: Any, name: str) -> dict[str, Any]:
+    """The tasks of one name or file. Data that a task file names by a path are looked for here, and then beside it."""
+    entry = manager.task_index.get(name)
+    beside = Path(name).parent if entry is None else getattr(entry, "yaml_path", None) and entry.yaml_path.parent
+    try:
+        found: dict[str, Any] = manager.load([name])["tasks"]
+    except FileNotFoundError:
+        if not beside:
+            raise
+        name = name if entry else str(Path(name).resolve())
+        with contextlib.chdir(beside):
+            found = manager.load([name])["tasks"]
+    return found
 
 
 class Batches:

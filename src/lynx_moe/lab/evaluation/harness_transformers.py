@@ -10,6 +10,7 @@ import torch
 
 from lynx_moe.engines.transformers import Run, apply
 from lynx_moe.lab.evaluation.harness import Batches, shuffled
+from lynx_moe.lab.shared.models import unloadable
 
 
 class Lockstep(Batches):
@@ -74,7 +75,7 @@ def open_model(model: str, *, concurrency: int, mix: str, vision: bool, options:
     kind = type("Lockstep", (Lockstep, HFLM), {})
     try:
         lm = kind(pretrained=model, batch_size=concurrency, **{"device": device, **options})
-    except (OSError, ValueError) as error:
-        raise ValueError(f"transformers cannot load {model!r}: {error}") from None
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(unloadable("transformers", model, error)) from error
     lm.mix, lm.parts = mix, []
     return lm

@@ -6,6 +6,7 @@ from typing import Any
 from lynx_moe.engines.vllm.launch.command import name_vllm
 from lynx_moe.lab.evaluation.harness import Batches, shuffled
 from lynx_moe.lab.shared.engine import import_vllm
+from lynx_moe.lab.shared.models import unloadable
 
 
 class Shuffled:
@@ -61,11 +62,11 @@ def open_model(model: str, *, concurrency: int, mix: str, vision: bool, options:
             from lm_eval.models.vllm_causallms import VLLM as Base
     except ImportError as error:
         raise ValueError(f"the harness's vLLM model cannot be imported: {error}; install what it lacks") from None
-    lm = type("Served", (Served, Base), {})(
-        pretrained=model,
-        max_num_seqs=concurrency,
-        additional_config={"lynx_moe": {"policy": "vanilla", "log_every": 0}},
-        **{"enforce_eager": True, "use_tqdm_on_load": False, **options},
-    )
+    ours = {"max_num_seqs": concurrency, "additional_config": {"lynx_moe": {"policy": "vanilla", "log_every": 0}}}
+    kind = type("Served", (Served, Base), {})
+    try:
+        lm = kind(pretrained=model, **ours, **{"enforce_eager": True, "use_tqdm_on_load": False, **options})
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(unloadable("vLLM", model, error)) from error
     lm.mix, lm.parts, lm.model = mix, [], Shuffled(lm.model)
     return lm

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lynx_moe.control.options import GuardOptions
-from lynx_moe.lab.evaluation import harness, harness_results, harness_transformers, harness_vllm
+from lynx_moe.lab.evaluation import arguments, harness, harness_results, harness_transformers, harness_vllm
 from lynx_moe.lab.shared import lines, record, scores
 from lynx_moe.lab.shared.engine import in_own_process
 from lynx_moe.policies import make_policy
@@ -27,7 +27,7 @@ ENGINES = {"vllm": harness_vllm.open_model, "transformers": harness_transformers
 class Settings:
     """What decides a result besides the policy.
 
-    tasks        names of harness tasks, groups or tags.
+    tasks        names of harness tasks, groups or tags, task files, folders of task files.
     limit        items per task; None: all of them.
     concurrency  requests that run at once: vLLM's max_num_seqs, or the size of a batch on transformers.
     mix          "heterogeneous": all tasks share the batches; "homogeneous": task after task.
@@ -35,8 +35,10 @@ class Settings:
     chat         whether prompts go through the model's chat template.
     engine       what generates: "vllm" or "transformers".
     guard        options of a quality guard: policies that change something run once more under it; None: no guard.
-    model_args   `name=value,name=value` for the harness's class of the engine and the engine itself, such as
-                 tensor_parallel_size=4.
+    model_args   `name=value,name=value` or a JSON object for the harness's class of the engine and the engine itself,
+                 such as tensor_parallel_size=4.
+    include_path       a folder of task files, beside the harness's own.
+    trust_remote_code  True: code that comes with the model is run; None: it never is, and nobody is asked.
     """
 
     model: str
@@ -49,6 +51,8 @@ class Settings:
     model_args: str = ""
     engine: str = "vllm"
     guard: dict[str, Any] | None = None
+    include_path: str | None = None
+    trust_remote_code: bool | None = None
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -63,9 +67,10 @@ class Settings:
             if self.engine != "vllm":
                 raise ValueError("--guard needs --engine vllm: the transformers engine has no quality guard")
             GuardOptions.of(self.guard)
-        given = {part.partition("=")[0].strip() for part in self.model_args.split(",")}
-        if given.intersection(GIVEN):
-            raise ValueError(f"--model-args cannot set {', '.join(sorted(given.intersection(GIVEN)))}: it is set here")
+        if taken := sorted(arguments.read(self.model_args).keys() & set(GIVEN)):
+            raise ValueError(f"--model-args cannot set {', '.join(taken)}: it is set here")
+        if self.include_path is not None and not Path(self.include_path).is_dir():
+            raise ValueError(f"--include-path {self.include_path} is no folder; name one that holds task files (.yaml)")
 
 
 def evaluate(
@@ -83,16 +88,14 @@ def evaluate(
     whole, missing = _plan(settings, policies, path)
     if not missing:
         return whole
-    from lm_eval.utils import simple_parse_args_string
-
-    tasks = harness.load_tasks(settings.tasks, allow_code=allow_code)
+    tasks = harness.load_tasks(settings.tasks, settings.include_path, allow_code=allow_code)
     advance("loading the model")
     lm = ENGINES[settings.engine](
         settings.model,
         concurrency=settings.concurrency,
         mix=settings.mix,
         vision=any(getattr(task, "MULTIMODAL", False) for task in tasks.values()),
-        options=simple_parse_args_string(settings.model_args),
+        options={"trust_remote_code": bool(settings.trust_remote_code), **arguments.read(settings.model_args)},
     )
     # each is set once before any runs, so that one that does not fit this model is refused now
     full = {arm: lm.set_policy(arm.removesuffix(GUARDED)) for arm in missing}

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lynx_moe.engines.transformers import Run
+from lynx_moe.engines.transformers.cache import cache_in, cache_name, repeat
 from lynx_moe.lab.shared.documents import Batch
 
 CACHES = ("own", "exact")
@@ -43,7 +44,7 @@ def decode(model: Any, batch: Batch, runs: Sequence[Run], cache: str) -> list[Ef
     ids_BL, mask_BL = left_padded([member.prefix for member in batch.members])
     rest_BS = torch.tensor([member.rest[: batch.num_steps + 1] for member in batch.members], device=device)
     ids_BL, mask_BL = ids_BL.to(device), mask_BL.to(device)
-    exact = model(ids_BL, attention_mask=mask_BL, position_ids=positions(mask_BL), use_cache=True).past_key_values
+    exact = prefill(model, ids_BL, mask_BL)
     caches = [deepcopy(exact) for _ in runs]
     steps: list[list[tuple[Tensor, ...]]] = [[] for _ in runs]
     for step in range(batch.num_steps):
@@ -54,10 +55,10 @@ def decode(model: Any, batch: Batch, runs: Sequence[Run], cache: str) -> list[Ef
             "position_ids": positions(mask_BL)[:, -1:],
         }
         before = [deepcopy(exact) for _ in runs] if cache == "exact" else caches
-        truth_BV = _step(model, given, exact)
+        truth_BV = step_of(model, given, exact)
         for run, own, found in zip(runs, before, steps, strict=True):
             with run:
-                found.append(compare(truth_BV, _step(model, given, own), rest_BS[:, step + 1]))
+                found.append(compare(truth_BV, step_of(model, given, own), rest_BS[:, step + 1]))
     return [Effect(*map(torch.stack, zip(*found, strict=True))) for found in steps]
 
 
@@ -70,15 +71,15 @@ def decode_together(model: Any, batch: Batch, run: Run, num: int) -> list[Effect
     device = next(model.parameters()).device
     ids_BL, mask_BL = (part.to(device) for part in left_padded([member.prefix for member in batch.members]))
     rest_BS = torch.tensor([member.rest[: batch.num_steps + 1] for member in batch.members], device=device)
-    cache = model(ids_BL, attention_mask=mask_BL, position_ids=positions(mask_BL), use_cache=True).past_key_values
-    cache.batch_select_indices(torch.arange(len(ids_BL), device=device).repeat(num))
+    cache = prefill(model, ids_BL, mask_BL)
+    repeat(cache, len(ids_BL), num)
     steps: list[list[tuple[Tensor, ...]]] = [[] for _ in range(num - 1)]
     for step in range(batch.num_steps):
         mask_BL = F.pad(mask_BL, (0, 1), value=1)
         given = {"input_ids": rest_BS[:, step, None], "position_ids": positions(mask_BL)[:, -1:]}
         given = {name: part.repeat(num, 1) for name, part in (given | {"attention_mask": mask_BL}).items()}
         with run:
-            truth_BV, *found = _step(model, given, cache).chunk(num)
+            truth_BV, *found = step_of(model, given, cache).chunk(num)
         for kept, policy_BV in zip(steps, found, strict=True):
             kept.append(compare(truth_BV, policy_BV, rest_BS[:, step + 1]))
     return [Effect(*map(torch.stack, zip(*kept, strict=True))) for kept in steps]
@@ -97,8 +98,19 @@ def positions(mask_BL: Tensor) -> Tensor:
     return (mask_BL.cumsum(-1) - 1).clamp(min=0)
 
 
-def _step(model: Any, given: dict[str, Tensor], cache: Any) -> Tensor:
-    logits: Tensor = model(**given, past_key_values=cache, use_cache=True).logits
+def prefill(model: Any, ids_BL: Tensor, mask_BL: Tensor) -> Any:
+    """The cache after a forward over prompts. Raises ValueError where the model keeps none."""
+    given = {"attention_mask": mask_BL, "position_ids": positions(mask_BL)}
+    cache = cache_in(model(ids_BL, **given, use_cache=True).values())
+    if cache is None:
+        raise ValueError(f"{type(model).__name__} returns no cache, so it cannot be decoded step by step")
+    return cache
+
+
+def step_of(model: Any, given: dict[str, Tensor], cache: Any) -> Tensor:
+    """Log-probabilities [B, V] of what follows the tokens that `given` holds, which the cache then holds too."""
+    name = cache_name(model.forward)
+    logits: Tensor = model(**given, **{str(name): cache}, use_cache=True).logits
     return logits[:, -1].float().log_softmax(-1)
 
 

@@ -16,6 +16,7 @@ from lynx_moe.lab.fidelity.lockstep import CACHES, Effect, decode
 from lynx_moe.lab.shared import lines
 from lynx_moe.lab.shared.documents import MIXES, SPLITS, Batch, Document, batches, from_file, from_testbed
 from lynx_moe.lab.shared.intervals import weighted_mean
+from lynx_moe.lab.shared.models import unloadable
 from lynx_moe.policies import make_policy
 
 Line = dict[str, Any]
@@ -26,13 +27,14 @@ class Settings:
     """What decides a result besides the policy.
 
     data           "testbed": held-out exercises; else a file (`documents.from_file` says which).
-    batch_sizes    sequences that decode together, 2 or more.
+    batch_sizes    sequences that decode together; 1: each alone.
     mixes          "one": batches of one group; "mixed": of all groups.
     caches         what a policy's steps read: "own", "exact" (`lockstep` says which is what).
     num_sequences  documents to draw from; the same ones for all batch sizes and policies.
     prefix, steps  tokens of running text that are prefilled, and that are decoded; exercises have their own lengths.
     dtype          what the weights are held in; "auto": as they were saved.
     split          which of the data: "all", or "calibrate", "tune", "test" (`documents` keeps them apart).
+    trust_remote_code  True: code that comes with the model is run; None: it never is, and nobody is asked.
     """
 
     model: str
@@ -46,14 +48,15 @@ class Settings:
     seed: int = 0
     dtype: str = "auto"
     split: str = "all"
+    trust_remote_code: bool | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("mixes", MIXES), ("caches", CACHES), ("split", SPLITS)):
             given = (self.split,) if name == "split" else getattr(self, name)
             if not given or not set(given) <= set(allowed):
                 raise ValueError(f"{name}={','.join(given)!r}: name some of {', '.join(allowed)}")
-        if not self.batch_sizes or min(self.batch_sizes) < 2:
-            raise ValueError(f"batch sizes {self.batch_sizes}: a request alone shares with nobody; use 2 or more")
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise ValueError(f"batch sizes {self.batch_sizes}: name some, each 1 or more")
         if max(self.batch_sizes) > self.num_sequences:
             raise ValueError(f"a batch of {max(self.batch_sizes)} needs more than {self.num_sequences} sequences")
         if min(self.prefix, self.steps) < 1:
@@ -119,7 +122,7 @@ def summary(cut: Sequence[Batch], effects: Sequence[Effect], names: Sequence[str
 def documents(settings: Settings) -> list[Document]:
     """What `settings.data` names, as the model's tokenizer cuts it; no weights are loaded. Raises ValueError where it
     holds nothing of use, and where there is no tokenizer."""
-    tokenizer = _loaded("AutoTokenizer", settings.model)
+    tokenizer = _loaded("AutoTokenizer", settings)
     if settings.data == "testbed":
         return from_testbed(tokenizer, settings.num_sequences, settings.seed, settings.split)
     size = (settings.num_sequences, settings.prefix, settings.steps)
@@ -128,27 +131,28 @@ def documents(settings: Settings) -> list[Document]:
 
 def open_model(settings: Settings, specs: Sequence[str]) -> tuple[Any, list[Run]]:
     """The model, and a run of each policy, not installed. Raises ValueError as `measure` does."""
-    model = _loaded("AutoModelForCausalLM", settings.model, dtype=settings.dtype)
+    model = _loaded("AutoModelForCausalLM", settings, dtype=settings.dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), [apply(model, spec) for spec in specs]
 
 
-def _loaded(kind: str, name: str, **options: Any) -> Any:
-    """What one of transformers' Auto classes makes of a folder or hub name. Raises ValueError if it cannot."""
+def _loaded(kind: str, settings: Settings, **options: Any) -> Any:
+    """What one of transformers' Auto classes makes of the model. Raises ValueError if it cannot."""
     import transformers
 
     transformers.logging.disable_progress_bar()
+    trust = bool(settings.trust_remote_code)  # None would ask on the terminal
     try:
-        return getattr(transformers, kind).from_pretrained(name, **options)
+        return getattr(transformers, kind).from_pretrained(settings.model, trust_remote_code=trust, **options)
     except (OSError, ValueError) as error:
-        raise ValueError(f"transformers cannot load {name!r}: {error}") from None
+        raise ValueError(unloadable("transformers", settings.model, error)) from None
 
 
 def loads(run: Run) -> Line:
     """Distinct experts per layer and step, from the ids that the experts got."""
     stats = run.stats()
-    layers = {"before_by_layer": [layer.decode.mean_before for layer in stats.layers]}
-    layers["after_by_layer"] = [layer.decode.mean_after for layer in stats.layers]
+    layers = {"before_by_layer": [layer.alike.mean_before for layer in stats.layers]}
+    layers["after_by_layer"] = [layer.alike.mean_after for layer in stats.layers]
     return {
         "before": stats.mean_before,
         "after": stats.mean_after,

@@ -81,7 +81,7 @@ def usage(ptx: str) -> tuple[int, int]:
 
 
 def notes(text: str, num_rows: int, router: str) -> list[Noted]:
-    """What both kernels are called with in a decision as vLLM asks for it: bfloat16 logits, int32 ids, both masks."""
+    """What both kernels are called with as vLLM asks for a decision: bfloat16 logits, int32 ids, masks and prices."""
     num_experts, top_k, more = ROUTERS[router]
     spec = RouterSpec(num_experts=num_experts, top_k=top_k, **more)
     logits, mask = torch.randn(num_rows, num_experts).bfloat16(), torch.ones(num_rows, dtype=torch.bool)
@@ -89,7 +89,8 @@ def notes(text: str, num_rows: int, router: str) -> list[Noted]:
     noted = [Noted(keep_kernel), Noted(reroute_kernel)]
     vote = make_policy(text).vote(spec)  # type: ignore[attr-defined]
     with patch.multiple(launch, keep_kernel=noted[0], reroute_kernel=noted[1]):
-        launch.two_launches(logits, spec, Rows(valid=mask, remap=mask), Routing(own.ids.int(), own.weights), vote)
+        rows = Rows(valid=mask, remap=mask, price=mask.float())
+        launch.two_launches(logits, spec, rows, Routing(own.ids.int(), own.weights), vote)
     return noted
 
 

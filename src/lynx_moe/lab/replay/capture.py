@@ -42,7 +42,8 @@ def _vllm(settings: fidelity.Settings, found: list[Document], policy: str, max_b
     from lynx_moe.engines import vllm as engine
 
     size = settings.batch_sizes[0]
-    llm = open_engine(settings.model, policy, max_num_seqs=size, enforce_eager=True, dtype=settings.dtype)
+    options = {"max_num_seqs": size, "dtype": settings.dtype, "trust_remote_code": bool(settings.trust_remote_code)}
+    llm = open_engine(settings.model, policy, enforce_eager=True, **options)
     fits = _fitting(found, llm.model_config.max_model_len)
     recorder = engine.record(max_bytes)
     params = [vllm.SamplingParams(temperature=0, max_tokens=len(document.rest)) for document in fits]

@@ -108,7 +108,7 @@ def check(shape: str, batch_sizes: Sequence[int]) -> None:
 
 
 def _sample(batch: int, number: int, policy: str, full_spec: str, seconds: list[float], stats: Any) -> dict[str, Any]:
-    alone = batch == 1  # one row is never remapped, so the plugin does not count its experts
+    alone = not any(layer.alike.steps for layer in stats.layers)  # one row, which the policy passes by uncounted
     return {
         "batch": batch,
         "round": number,
@@ -143,12 +143,17 @@ def summarise(
                     "tokens_per_s": 1e3 * batch / median,
                     "speedup": statistics.median(ratio),
                     "speedup_range": [min(ratio), max(ratio)],
-                    "before": None if batch == 1 else statistics.mean(s["before"] for s in mine),
-                    "after": None if batch == 1 else statistics.mean(s["after"] for s in mine),
-                    "decision_us": _median(s["decision_us"] for s in mine) if batch > 1 else None,
+                    "before": _mean(s["before"] for s in mine),
+                    "after": _mean(s["after"] for s in mine),
+                    "decision_us": _median(s["decision_us"] for s in mine),
                 }
             )
     return rows
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    given = [value for value in values if value is not None]
+    return statistics.mean(given) if given else None
 
 
 def _median(values: Iterable[float | None]) -> float | None:

@@ -79,6 +79,10 @@ def _rates(new: Scrape, seconds: float | None) -> Iterator[Text]:
     yield Text(f"steps      {', '.join(steps)}")
     rows = [f"{amount(new.total('rows_total', handling=one))} {one}" for one in ("remappable", "exact", "bypassed")]
     yield Text(f"rows       {', '.join(rows)}{_changed(new)}")
+    tiers = {price: new.total("price_rows_total", price=price) for price in new.values("price_rows_total", "price")}
+    if len(tiers) > 1:
+        asked = sorted(tiers, key=lambda price: float("inf") if price == "other" else float(price))
+        yield Text(f"prices     {', '.join(f'{amount(tiers[price])} at {price}' for price in asked)}")
     decisions = new.total("decision_seconds_count")
     if decisions:
         yield Text(f"decision   {1e6 * new.total('decision_seconds_sum') / decisions:.0f} µs per layer and step")

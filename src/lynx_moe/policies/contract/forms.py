@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lynx_moe.policies.contract.calibrated import Calibrated
+from lynx_moe.policies.contract.fillers import EMPTY
 from lynx_moe.policies.contract.keeping import Keeping, Reweighing
 from lynx_moe.policies.contract.step import Step
 from lynx_moe.policies.contract.weights import BY_RULE, OF_SLOTS, by_norm
@@ -44,6 +45,7 @@ class Dropping(Reweighing):
     """
 
     token_level: ClassVar[bool] = True
+    acts_alone: ClassVar[bool] = True
     drops_slots: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = OF_SLOTS
 
@@ -54,7 +56,7 @@ class Dropping(Reweighing):
     def propose(self, step: Step) -> Routing:
         live_TK = self.live(step, step.ranks())
         weights_TK = by_norm(self.norm, step, step.own.ids, live_TK)
-        return unless_same(step, torch.where(live_TK, step.own.ids, step.first(step.own.ids)), weights_TK)
+        return unless_same(step, torch.where(live_TK, step.own.ids, EMPTY), weights_TK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +90,14 @@ class Merging(Calibrated, Reweighing):
         own, target_TK = step.own, self.targets(step)
         meet_TKK = target_TK[:, :, None] == target_TK[:, None, :]
         live_TK = meet_TKK.to(torch.int8).argmax(-1) == torch.arange(target_TK.shape[-1], device=target_TK.device)
+        ids_TK = torch.where(live_TK, target_TK, EMPTY)
         if self.norm not in ("own", "fold"):
-            return unless_same(step, target_TK, by_norm(self.norm, step, target_TK, live_TK, step.own_mass()))
+            return unless_same(step, ids_TK, by_norm(self.norm, step, target_TK, live_TK, step.own_mass()))
         carried_TK = own.weights
         if self.norm == "fold":
             scale_TK = self.tensor("fold_scale")[own.ids, target_TK]
             carried_TK = carried_TK * scale_TK.where(target_TK != own.ids, 1.0)
-        return unless_same(step, target_TK, (meet_TKK * carried_TK[:, None, :]).sum(-1).where(live_TK, 0.0))
+        return unless_same(step, ids_TK, (meet_TKK * carried_TK[:, None, :]).sum(-1).where(live_TK, 0.0))
 
 
 def unless_same(step: Step, ids_TK: Tensor, weights_TK: Tensor) -> Routing:

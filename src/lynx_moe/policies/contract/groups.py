@@ -18,9 +18,11 @@ def decide_groups(
     spec: RouterSpec,
     own: Routing,
     valid_T: Tensor | None = None,
+    price_T: Tensor | None = None,
 ) -> Routing:
     """One layer of one step; `groups` are (policy, bool [T]) in the order in which they settle, no row in two of them.
 
+    price_T: what rows ask (`Rows.price`); rows whose policies differ in price only are one group.
     A group's rows vote among themselves. Rows outside all groups keep `own`, and they and the groups before a group
     donate what they load; the groups after it are not there yet. The contract of a single policy holds for the whole:
     if the step would load more than the model's own routing does, it keeps the latter.
@@ -30,7 +32,7 @@ def decide_groups(
     final = own
     for policy, rows_T in groups:
         waiting_T = waiting_T & ~rows_T
-        decided = policy.decide(logits_TE, spec, Rows(valid=real_T & ~waiting_T, remap=rows_T), final)
+        decided = policy.decide(logits_TE, spec, Rows(valid=real_T & ~waiting_T, remap=rows_T, price=price_T), final)
         mine_T1 = (rows_T & real_T)[:, None]
         final = Routing(
             torch.where(mine_T1, decided.ids, final.ids), torch.where(mine_T1, decided.weights, final.weights)

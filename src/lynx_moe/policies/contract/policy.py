@@ -1,9 +1,9 @@
 """The contract of a policy, and what every policy has in common.
 
 `route` takes care that these hold for every policy: rows that may not be remapped are untouched bit for bit; one row
-with nothing donated is left alone, unless the policy is `token_level`; a step never loads more distinct experts than
-the model's own routing; padding rows load nothing. What a policy adds is a routing for the rows that may change: most
-derive it from one of the three forms in `forms.py`.
+with nothing donated keeps its routing, unless the policy `acts_alone`; a step never loads more distinct experts than
+the model's own routing; slots left over hold what is loaded anyway; padding rows load nothing. What a policy adds is a
+routing for the rows that may change: most derive it from one of the three forms in `forms.py`.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from lynx_moe.policies.contract.fillers import fill_slots
 from lynx_moe.policies.contract.step import Step, make_step
 from lynx_moe.routing import RouterSpec, Routing, Rows, distinct, select
 
@@ -40,8 +41,10 @@ class Policy:
 
     Words of the contract that a policy may declare:
     is_identity   changes nothing.
-    token_level   looks at each row alone and drops some of its slots, so it acts on a single row too.
-    drops_slots   a row may end up with fewer than K experts: a dropped slot repeats an id of its row with weight 0.
+    token_level   looks at each row alone and drops some of its slots.
+    acts_alone    acts on a row that decodes alone, with nothing donated, too.
+    drops_slots   a row may end up with fewer than K experts: `propose` says so by EMPTY slots (`fillers.py`).
+    knows_prices  reads `Rows.price`. Other policies take a price above 0 as leave to remap the row.
     knows_ranks   has the knob per_rank: its experts can be spread over the ranks of expert parallelism.
     guarded       a step that would load more than the model's own routing keeps the latter. False is for experiments
                   of the lab, which deny experts to see what that costs; no policy of the table says so.
@@ -53,7 +56,9 @@ class Policy:
     source: ClassVar[str]
     is_identity: ClassVar[bool] = False
     token_level: ClassVar[bool] = False
+    acts_alone: ClassVar[bool] = False
     drops_slots: ClassVar[bool] = False
+    knows_prices: ClassVar[bool] = False
     knows_ranks: ClassVar[bool] = False
     guarded: ClassVar[bool] = True
     one_of: ClassVar[tuple[str, ...]] = ()
@@ -76,6 +81,19 @@ class Policy:
         values = ((f.name, getattr(self, f.name), f.default) for f in self.knob_fields())
         knobs = [f"{name}={_text(value)}" for name, value, default in values if value != default]
         return f"{self.name}:{','.join(knobs)}" if knobs else self.name
+
+    @property
+    def asks(self) -> float:
+        """The price of a row that follows this policy, as `Rows.price` has it: 0 keeps the model's routing."""
+        return 0.0 if self.is_identity else 1.0
+
+    def without_price(self) -> Self:
+        """The policy but for its price: rows of policies that are then equal can be decided together, by prices."""
+        return self
+
+    def at_price(self, price: float) -> Self:
+        """The policy at this price; itself if it knows none."""
+        return self
 
     @property
     def calibration_file(self) -> str | None:
@@ -109,7 +127,7 @@ class Policy:
         return None
 
     def propose(self, step: Step) -> Routing:
-        """A routing for every row; rows that do not vote are ignored."""
+        """A routing for every row; rows that do not vote are ignored. Ids of EMPTY, weight 0, are slots left over."""
         raise NotImplementedError(f"{self.name} must derive from one of the forms, or define propose()")
 
     def route(
@@ -162,10 +180,13 @@ class Policy:
         act = step.voters_T.any()
         if self.guarded:
             act = self.allows(ids_TK, own.ids, num_experts, valid_T)
-        if not self.token_level:
-            act = act & ((step.voters_T.sum() > 1) | step.free_E.any())
+        if not self.acts_alone:
+            act = act & ~step.alone()
         weights_TK = torch.where(voters_T1 & act, proposed.weights, own.weights)
-        return Routing(torch.where(act, ids_TK, own.ids), weights_TK)
+        ids_TK = torch.where(act, ids_TK, own.ids)
+        if self.drops_slots:
+            ids_TK = fill_slots(ids_TK, own.ids, num_experts, valid_T)
+        return Routing(ids_TK, weights_TK)
 
 
 def fill_padding(routing: Routing, valid_T: Tensor) -> Routing:

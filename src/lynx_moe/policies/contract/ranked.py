@@ -50,7 +50,7 @@ class Placement:
         start_R = sizes_R.cumsum(0) - sizes_R
         return places(value_E, tier_E) - start_R[self.rank_E]
 
-    def worth(self, value_E: Tensor, stays_E: Tensor, always_E: Tensor, price: float) -> Tensor:
+    def worth(self, value_E: Tensor, stays_E: Tensor, always_E: Tensor, price: Tensor) -> Tensor:
         """bool [E]: the experts on levels that are worth more than the price of an expert on every rank. A level is the
         m-th expert of each rank, always_E first, then stays_E by value; one that holds something of always_E stays."""
         place_E = self.places(value_E, stays_E.long() + 2 * always_E)

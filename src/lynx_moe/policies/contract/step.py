@@ -15,6 +15,7 @@ class Step:
     logits_TE   float32; rows that do not vote are zeroed, so nothing of theirs can leak in (NaN least of all)
     own         the model's own routing
     voters_T    bool: the rows that may be remapped
+    price_T     float32: what rows ask (`Rows.price`); None: what the policy does
     free_E      bool: experts that rows which keep their own routing load anyway
     choice_TE   float32: what the model ranks by (`routing.preference`)
     allowed_TE  bool: the experts that the model's groups let a row choose from; None: all
@@ -27,6 +28,7 @@ class Step:
     free_E: Tensor
     choice_TE: Tensor
     allowed_TE: Tensor | None
+    price_T: Tensor | None = None
 
     def best(self, num: int) -> Tensor:
         """int64 [T, num]: every row's first experts, in the model's order."""
@@ -39,6 +41,10 @@ class Step:
         """
         key_TK = order_key(self.choice_TE, self.allowed_TE).gather(-1, self.own.ids)
         return (key_TK[:, None, :] > key_TK[:, :, None]).sum(-1)
+
+    def alone(self) -> Tensor:
+        """0-d bool: one row votes, and nothing is donated."""
+        return (self.voters_T.sum() == 1) & ~self.free_E.any()
 
     def first(self, value_TK: Tensor) -> Tensor:
         """[T, 1]: what a row's first slot, the one of rank 0, has of a value per slot."""
@@ -64,13 +70,17 @@ class Step:
 
 
 def make_step(logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Routing) -> Step:
-    """The view of these float32 logits; own.ids are int64. A row whose largest logit is not finite does not vote."""
+    """The view of these float32 logits; own.ids are int64. A row whose largest logit is not finite does not vote, nor
+    does one whose price is 0."""
     valid_T = rows.valid if rows else None
     voters_T = logits_TE.amax(-1).isfinite()
     if rows and rows.remap is not None:
         voters_T = voters_T & rows.remap
+    if rows and rows.price is not None:
+        voters_T = voters_T & (rows.price > 0)
     if valid_T is not None:
         voters_T = voters_T & valid_T
     logits_TE = logits_TE.where(voters_T[:, None], 0.0)
     free_E = loaded(own.ids, spec.num_experts, ~voters_T if valid_T is None else valid_T & ~voters_T)
-    return Step(logits_TE, spec, own, voters_T, free_E, *preference(logits_TE, spec))
+    choice_TE, allowed_TE = preference(logits_TE, spec)
+    return Step(logits_TE, spec, own, voters_T, free_E, choice_TE, allowed_TE, rows.price if rows else None)

@@ -16,14 +16,9 @@ def from_positions(model: PreTrainedModel, positions_BL: Tensor) -> None:
 
 def by_layer_type(model: PreTrainedModel, positions_BL: Tensor) -> dict[str, Any]:
     """A mask for each type of layer, for classes that make theirs without a look at the positions (gpt-oss)."""
-    given = {
-        "config": model.config,
-        "inputs_embeds": model.get_input_embeddings().weight.new_empty(*positions_BL.shape, 1),
-        "attention_mask": None,
-        "past_key_values": None,
-        "position_ids": positions_BL,
-    }
+    embeds = model.get_input_embeddings().weight.new_empty(*positions_BL.shape, 1)
+    given = (model.config, embeds, None, None)  # no padding and no cache, whose parameter's name depends on the version
     return {
-        "full_attention": create_causal_mask(**given),
-        "sliding_attention": create_sliding_window_causal_mask(**given),
+        "full_attention": create_causal_mask(*given, position_ids=positions_BL),
+        "sliding_attention": create_sliding_window_causal_mask(*given, position_ids=positions_BL),
     }

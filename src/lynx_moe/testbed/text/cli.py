@@ -47,7 +47,7 @@ def train(
 
 @app.command("finish")
 def finish(
-    steps: Annotated[int, typer.Argument(help="steps over which the learning rate falls to its end")],
+    steps: Annotated[int, typer.Option(help="steps over which the learning rate falls to its end")] = 1000,
     out: Out = OUT,
 ) -> None:
     """End a run early and well: from now on its learning rate falls, over so many steps. The run may be going on."""

@@ -7,7 +7,7 @@ those of plain vLLM bit for bit where both engines make the same steps, as here.
 from typing import Any
 
 import pytest
-from asking import BLOCK, ITEMS, POLICY, ask, logprobs, turns
+from asking import BLOCK, ITEMS, POLICY, WILD, ask, logprobs, remapped_blocks, turns
 from tiny_vllm import engine, tokens
 
 from lynx_moe.engines import vllm as lynx_vllm
@@ -61,8 +61,6 @@ def test_exact_requests_are_plain_vllm_s_bit_for_bit_among_all_kinds_of_neighbou
     exact = [i for i, mode in enumerate(modes) if mode == "exact"]
     assert [tokens([outputs[i]]) for i in exact] == [tokens([plain[i]]) for i in exact]
     assert [logprobs(outputs[i]) for i in exact] == [logprobs(plain[i]) for i in exact]
-    others = [i for i in range(len(ITEMS)) if i not in exact]
-    assert [tokens([outputs[i]]) for i in others] != [tokens([plain[i]]) for i in others]
     stats = lynx_vllm.stats()
     assert stats.steps["mixed"] > 5
     assert stats.mean_after < 0.95 * stats.mean_before
@@ -72,7 +70,7 @@ def test_a_server_that_is_vanilla_remaps_those_who_ask_for_it(plain: Any, fresh:
     lynx_vllm.set_policy("vanilla")
     outputs = ask(fresh, [(None, POLICY)[i % 2] for i in range(len(ITEMS))])
     assert tokens(outputs[::2]) == tokens(plain[::2])
-    assert tokens(outputs[1::2]) != tokens(plain[1::2])
+    assert lynx_vllm.stats().mean_after < lynx_vllm.stats().mean_before
 
 
 def test_a_bad_wish_is_refused_and_the_engine_goes_on(plain: Any, fresh: Any) -> None:
@@ -101,14 +99,12 @@ def test_switching_is_all_or_nothing(fresh: Any) -> None:
 
 def test_what_was_generated_under_remapping_is_never_shared_and_prompts_are(fresh: Any) -> None:
     """The first turn's prompt fills one block (of 32), its answer most of the next two."""
-    for first, second in ((None, "exact"), ("fast", "exact"), ("random:num_keep=16", None), (None, None)):
+    for first, second in ((None, "exact"), (WILD, "exact"), ("random:num_keep=16", None), (None, None)):
         fresh.reset_prefix_cache()
-        cached, answer = turns(fresh, first, second)
+        cached, prompt = turns(fresh, first, second)
         assert cached == BLOCK
-        fresh.reset_prefix_cache()
         if second == "exact":
-            (alone,) = ask(fresh, ["exact"], prompts=[{"prompt_token_ids": answer.prompt_token_ids}])
-            assert logprobs(alone) == logprobs(answer)
+            assert remapped_blocks(fresh, prompt) == (3 * BLOCK, [False] * 3)  # what the second turn has written
 
 
 def test_what_exact_requests_generate_is_shared_with_all(fresh: Any) -> None:
@@ -118,13 +114,11 @@ def test_what_exact_requests_generate_is_shared_with_all(fresh: Any) -> None:
 
 
 def test_without_the_word_in_its_hash_remapped_kv_would_be_shared(fresh: Any, monkeypatch: Any) -> None:
-    """What the tests above would not notice without: the same two turns hit, and the exact answer differs."""
+    """What the tests above would not notice without: the same two turns hit, and the exact request reads it."""
     monkeypatch.setattr(cache, "_mark", lambda *_: None)
-    cached, answer = turns(fresh, "random:num_keep=8", "exact")
+    cached, prompt = turns(fresh, WILD, "exact")
     assert cached == 3 * BLOCK
-    fresh.reset_prefix_cache()
-    (alone,) = ask(fresh, ["exact"], prompts=[{"prompt_token_ids": answer.prompt_token_ids}])
-    assert logprobs(alone) != logprobs(answer)
+    assert remapped_blocks(fresh, prompt) == (3 * BLOCK, [False, True, True])
 
 
 def test_a_server_that_never_remapped_shares_everything_until_it_is_switched(fresh: Any) -> None:

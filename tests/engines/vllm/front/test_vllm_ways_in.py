@@ -51,7 +51,7 @@ DECODE_NOTHING = {
 }
 BAD = (
     ({"lynx_moe": "nonsense"}, "unknown policy 'nonsense'"),
-    ({"lynx_moe": 7}, "7 must be a string"),
+    ({"lynx_moe": -7}, "-7 is no price: it must be finite, 0"),
     ({"lynx_moe": ["exact"]}, "must be a string"),
     ({"lynx_moe": "oea:k0=9"}, "more than the model's top_k=4"),
     ({"lynx": "exact"}, "the key 'lynx' asks for nothing; write 'lynx_moe'"),

@@ -15,7 +15,20 @@ from lynx_moe.engines.vllm.step import cache, wishes
 OPTIONS = Options(policy="lynx", presets={"half": "random:num_keep=2", "filed": "reap:share=0.5,data=a.safetensors"})
 MISSPELT = ("lynx", "lynx-moe", "lynxmoe", "LYNX_MOE", "LynxMoe", "linx_moe", "lnyx_moe", "lynx_mo", "lynx_moe_policy")
 FOREIGN = ("kv_transfer_params", "ngram_size", "moe", "moe_policy", "llama_moe", "policy", "links", "lmcache.skip", "x")
-NO_WISHES = (7, 7.5, True, ["exact"], {"a": 1}, {"exact"}, "nonsense", "exact ", "lynx:alpha=x", "oea:k0=" + "9" * 400)
+NO_WISHES = (
+    -1,
+    "-0.5",
+    float("nan"),
+    "inf",
+    True,
+    ["exact"],
+    {"a": 1},
+    {"exact"},
+    "nonsense",
+    "exact ",
+    "lynx:alpha=x",
+    "oea:k0=" + "9" * 400,
+)
 
 
 def params(wish: Any = None, key: str = "lynx_moe", **more: Any) -> Any:

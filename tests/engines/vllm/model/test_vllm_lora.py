@@ -105,9 +105,6 @@ def test_an_exact_request_with_an_adapter_gets_plain_vllm_s_answer_among_remappe
     assert {i % 2 for i in exact} == {0, 1}
     assert [tokens([outputs[i]]) for i in exact] == [tokens([plain[i]]) for i in exact]
     assert [logprobs(outputs[i]) for i in exact] == [logprobs(plain[i]) for i in exact]
-    for with_adapter in (0, 1):
-        others = [i for i in range(len(PROMPTS)) if i not in exact and i % 2 == with_adapter]
-        assert [logprobs(outputs[i]) for i in others] != [logprobs(plain[i]) for i in others]
     stats = lynx_vllm.stats()
     assert stats.mean_after < 0.9 * stats.mean_before
 

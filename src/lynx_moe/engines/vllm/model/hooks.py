@@ -23,6 +23,7 @@ from lynx_moe.engines.vllm.step.built import built_shape, configured_shape
 from lynx_moe.engines.vllm.step.plan import Plan, activate
 from lynx_moe.engines.vllm.step.rows import from_v1_runner, from_v2_batch
 from lynx_moe.engines.vllm.tell import exporter
+from lynx_moe.engines.vllm.tell.log import log_line
 
 logger = init_logger(f"vllm.{KEY}")  # vLLM configures handlers for its own name only
 PLAN = "lynx_moe_plan"  # attribute of the model
@@ -185,9 +186,9 @@ def _begin_step(
         plan.has_begun = True
         _note_monolithic(plan, runner.get_model())
     plan.requests.update(scheduler_output)
-    plan.rows.fill(*requests(), plan.requests.choices(req_ids))
+    plan.rows.fill(*requests(), plan.requests.choices(req_ids), plan.requests.asked)
     plan.begin_step()
-    line = plan.log_line()
+    line = log_line(plan)
     if line:
         logger.info(line)
 

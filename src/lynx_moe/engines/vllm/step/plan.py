@@ -20,6 +20,7 @@ from lynx_moe.engines.vllm.step import cache
 from lynx_moe.engines.vllm.step.built import Model, routers_of
 from lynx_moe.engines.vllm.step.requests import Requests
 from lynx_moe.engines.vllm.step.rows import StepRows
+from lynx_moe.engines.vllm.step.tiers import Tiers, reach, text
 from lynx_moe.engines.vllm.step.watch import Watch
 from lynx_moe.policies import ModelShape, Policy, make_policy
 from lynx_moe.policies.contract.groups import decide_groups
@@ -27,10 +28,6 @@ from lynx_moe.policies.contract.trial import tried
 from lynx_moe.routing import Routing
 
 _active: list["Plan"] = []
-
-
-class Recorded(ValueError):
-    """CUDA graphs have recorded the policy."""
 
 
 class Plan:
@@ -44,13 +41,15 @@ class Plan:
         self.bypassed: dict[str, str] = {}
         self.policy: Policy
         self.by_layer: list[Policy]
-        self.rows = StepRows(max_rows, device)
+        self.recorded: Policy | None = None
+        self.rows = StepRows(max_rows, device, graphs=graphs)
         self.requests = Requests(options, self.fit_wish, lambda: (self.policy, self.by_layer))
         self.recorder: Recorder | None = None
         self.runners: dict[int, Callable[[], Any]] = {}  # a layer's number -> vLLM's runner of it, while it lives
         self.watch: Watch | None = None
         self.policy_changes = {"operator": 0, "guard": 0}
-        self.has_begun = False
+        self.has_begun = self.acts = False
+        self.tiers = Tiers()
         self.seal()
         cache.switched(self.policy.is_identity)
 
@@ -58,7 +57,9 @@ class Plan:
         """All layers, and with them `shape`, are known: counting starts. Raises ValueError if the policy does not fit
         one of them."""
         self.policy = self.options.make_policy().for_model(self.shape)
+        self.recorded = self.policy if self.graphs else None
         self.by_layer = fitted(self.policy, self.layers, self.shape.name, self.device)
+        self._try(self.by_layer)
         count = len(self.layers)
         self.counters = HostCounters(count) if self.device.type == "cpu" else Counters(count, self.device)
         self.set_guard(self.options.guard)
@@ -73,30 +74,35 @@ class Plan:
         """What `set_policy` would switch to. Raises ValueError as it would, and changes nothing; Recorded is the one
         that no other spec would mend."""
         policy, by_layer = self._fit_and_try(spec)
-        if self.graphs:
-            raise Recorded(
-                f"cannot switch to {spec!r}: CUDA graphs have recorded {self.policy.spec!r}; "
-                "start the engine with enforce_eager=True, or build one engine per policy"
-            )
+        reach(self.recorded, policy, spec)
         return policy, by_layer
 
     def fit_wish(self, spec: str) -> tuple[Policy, list[Policy]]:
         """The same for a request. Raises whatever a policy raises that cannot decide for these layers, and Recorded."""
         policy, by_layer = self._fit_and_try(spec)
-        if self.graphs and policy.spec != self.policy.spec and not policy.is_identity:
-            raise Recorded(f"CUDA graphs have recorded {self.policy.spec!r}")
+        reach(self.recorded, policy, spec)
         return policy, by_layer
 
     def _fit_and_try(self, spec: str) -> tuple[Policy, list[Policy]]:
         policy, by_layer = self.fit(spec)
+        self._try(by_layer)
+        return policy, by_layer
+
+    def _try(self, by_layer: list[Policy]) -> None:
+        """So that the first step that fails, or waits for a compiler, is none of a user's."""
         if self.device.type == "cpu":
             firsts = {(layer.spec.num_experts, layer.spec.top_k): number for number, layer in enumerate(self.layers)}
             for number in firsts.values():
                 tried(by_layer[number], self.layers[number].spec)
-        return policy, by_layer
+
+    def put(self, policy: Policy, by_layer: list[Policy]) -> None:
+        """From the next step on. What graphs have recorded stays: rows then ask what the new policy does."""
+        self.policy = policy
+        if self.recorded is None:
+            self.by_layer = by_layer
 
     def set_policy(self, spec: str) -> str:
-        self.policy, self.by_layer = self.check(spec)
+        self.put(*self.check(spec))
         self.policy_changes["operator"] += 1
         if self.watch is not None:
             self.watch.restart(self.policy)
@@ -109,32 +115,47 @@ class Plan:
         asked = self.policy if self.watch is None else self.watch.ladder[0][0]
         watch = Watch(options, self, asked) if options is not None and self.layers else None
         if self.watch is not None:
-            self.policy, self.by_layer = self.watch.ladder[0]
+            self.put(*self.watch.ladder[0])
         self.watch = watch
 
     def describe(self) -> dict[str, Any]:
         """The server's policy, what requests may ask for by name, and whether the policy can be switched."""
         named = {name: spec or self.policy.spec for name, spec in self.options.named.items()}
-        return {"policy": self.policy.spec, "presets": named, "switchable": not self.graphs}
+        return {
+            "policy": self.policy.spec,
+            "presets": named,
+            "switchable": not self.graphs,
+            "recorded": None if self.recorded is None else self.recorded.spec,
+            "prices": {text(price): count for price, count in self.tiers.now.items()},
+        }
 
     def model(self) -> Model:
         """What the front end may know of the layers."""
-        recorded = self.policy.spec if self.graphs else None
+        recorded = None if self.recorded is None else self.recorded.spec
         return Model(shape=self.shape, routers=routers_of(self.layers), recorded=recorded)
 
     def begin_step(self) -> None:
         """The masks of `rows` are those of the step that comes next."""
         activate(self)
         kind = self.rows.kind
-        self.counters.begin(KINDS.index(kind.value) if kind.acts else None)
+        self.acts = kind.acts and (kind is not Kind.SINGLE or any(policy.acts_alone for policy in self.deciding))
+        self.counters.begin(KINDS.index(kind.value) if self.acts else None)
         if self.watch is not None:
-            self.watch.begin_step(acts=kind.acts)
+            self.watch.begin_step(acts=self.acts)
         if kind is Kind.IDLE:
             return
         self.steps[kind.value] += 1
-        counts = (self.rows.num_rows, self.rows.num_decode_rows, self.rows.num_exact_rows)
+        self.acted[kind.value] += self.acts
+        counts = (self.rows.num_rows, self.rows.num_decode_rows if self.acts else 0, self.rows.num_exact_rows)
         for column, count in enumerate(counts):
             self.row_sums[kind.value][column] += count
+        known = self.acts and all(policy.knows_prices or policy.is_identity for policy in self.deciding)
+        self.tiers.add(self.rows.tiers() if known else {})
+
+    @property
+    def deciding(self) -> list[Policy]:
+        """The policies of the current step, in turn."""
+        return [policy for policy, _ in self.requests.step] or [self.policy]
 
     def reroute(
         self, logits_TE: Tensor, weights_TK: Tensor, ids_TK: Tensor, layer: int, hidden_TH: Tensor | None = None
@@ -145,13 +166,10 @@ class Plan:
         they are replayed, only the persistent masks tell steps apart.
         """
         rows, step = self.rows, self.requests.step
-        policies = [policy for policy, _ in step] or [self.policy]
-        recorded = self.graphs and rows.kind is Kind.IDLE
-        alone = rows.kind is Kind.SINGLE and any(policy.token_level for policy in policies)
-        if not (rows.kind.acts or recorded or alone):
+        if not (self.acts or (self.graphs and rows.kind is Kind.IDLE)):
             return None
         watch = self.watch if self.watch is not None and self.watch.wants(layer) else None
-        idle = all(policy.is_identity for policy in policies) or not (logits_TE.is_cuda or rows.num_decode_rows)
+        idle = all(policy.is_identity for policy in self.deciding) or not (self.rows.always or rows.num_decode_rows)
         if idle and not self.options.stats and self.recorder is None and watch is None:
             return None
         start = time.perf_counter()
@@ -164,7 +182,7 @@ class Plan:
             final = own
         elif len(step) > 1:
             parts = [(fits[layer], mask[: len(ids_TK)]) for (_, fits), mask in zip(step, rows.groups, strict=True)]
-            final = decide_groups(parts, logits_TE, spec, own, valid_T)
+            final = decide_groups(parts, logits_TE, spec, own, valid_T, masks.price if masks else None)
         else:
             by_layer = step[0][1] if step else self.by_layer
             final = by_layer[layer].decide(logits_TE, spec, masks, own)
@@ -194,13 +212,15 @@ class Plan:
     def reset_stats(self) -> None:
         self.counters.reset()
         self.steps = {kind.value: 0 for kind in Kind if kind is not Kind.IDLE}
+        self.acted = dict.fromkeys(self.steps, 0)  # of these, where the policy could do something
         self.row_sums = {kind: [0, 0, 0] for kind in self.steps}
         self.decisions, self.decision_seconds = 0, 0.0
+        self.tiers.reset()
         self.last_log = (time.monotonic(), 0)
 
     def stats(self) -> Stats:
         names = [layer.name for layer in self.layers]
-        counted = layer_stats(names, self.counters.read(), self.steps, self.row_sums)
+        counted = layer_stats(names, self.counters.read(), self.acted, self.row_sums)
         timed = self.decisions and self.device.type == "cpu"
         return Stats(
             policy=self.policy.spec,
@@ -209,20 +229,6 @@ class Plan:
             bypassed_layers=dict(self.bypassed),
             decision_us=1e6 * self.decision_seconds / self.decisions if timed else None,
             guard=None if self.watch is None else self.watch.state(),
-        )
-
-    def log_line(self) -> str | None:
-        """What happened since counting began, if a line is due and there were decode steps since the last one."""
-        (then, steps_then), every = self.last_log, self.options.log_every
-        steps = self.steps["decode"]
-        if not every or not self.options.stats or time.monotonic() - then < every or steps == steps_then:
-            return None
-        self.last_log = (time.monotonic(), steps)
-        stats = self.stats()
-        return (
-            f"lynx_moe: {stats.mean_before:.1f} -> {stats.mean_after:.1f} distinct experts per layer, {steps} decode "
-            f"steps, {stats.steps['mixed']} mixed, {stats.steps['prefill']} prefill, {stats.steps['single']} with one "
-            f"row (policy {stats.policy})"
         )
 
 

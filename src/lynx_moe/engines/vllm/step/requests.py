@@ -12,7 +12,7 @@ import numpy as np
 
 from lynx_moe.engines.vllm.launch.options import EXACT, KEY, Options
 from lynx_moe.engines.vllm.step import wishes
-from lynx_moe.engines.vllm.step.rows import EXACT_ROW, OWN_ROW
+from lynx_moe.engines.vllm.step.rows import EXACT_ROW, OWN_ROW, Asked
 from lynx_moe.policies import Policy
 
 logger = logging.getLogger(f"vllm.{KEY}")
@@ -29,6 +29,7 @@ class Requests:
         self.specs: dict[str, str] = {}  # of those that ask for another policy than the server's
         self.made: dict[str, Fitted | None] = {}
         self.step: list[Fitted] = []
+        self.asked = Asked()
 
     def update(self, scheduler_output: Any) -> None:
         """Takes up what the scheduler says of new and finished requests."""
@@ -44,23 +45,33 @@ class Requests:
 
     def choices(self, req_ids: Sequence[str]) -> np.ndarray | None:
         """int [R]: each request's place in `step`, EXACT_ROW where it stays exact by its own wish, OWN_ROW where
-        the server's policy changes nothing. None: all follow the server's policy."""
-        self.step = []
+        the server's policy changes nothing. None: all follow the server's policy. `asked` then says at what prices."""
+        server = self.server()
+        self.step, self.asked = [], Asked(price=server[0].asks)
         if not self.specs:
             return None
-        server = self.server()
         wanted = [self.policy(self.specs[name]) if name in self.specs else server for name in req_ids]
         if all(each is not None and each[0] is server[0] for each in wanted):
             return None
-        found = {each[0].spec: each for each in wanted if each is not None and not each[0].is_identity}
-        order = sorted(found, key=lambda spec: (spec != server[0].spec, spec))
+        acting = [each for each in wanted if each is not None and not each[0].is_identity]
+        found: dict[str, Fitted] = {}  # what is left of policies without their prices -> one of them
+        for each in sorted(acting, key=lambda each: (each[0] is not server[0], each[0].spec)):
+            found.setdefault(_without_price(each), each)
+        order = sorted(found, key=lambda spec: (spec != _without_price(server), spec))
         self.step = [found[spec] for spec in order]
         place = {spec: number for number, spec in enumerate(order)}
+        self.asked = Asked(
+            price=np.array([0.0 if each is None else each[0].asks for each in wanted], dtype=np.float32),
+            mixed=any(each[0].asks != found[_without_price(each)][0].asks for each in acting),
+            server_R=np.array([each is not None and each[0] is server[0] for each in wanted]),
+        )
 
         def number(fitted: Fitted | None) -> int:
             if fitted is None:
                 return EXACT_ROW
-            return place.get(fitted[0].spec, OWN_ROW if fitted[0] is server[0] else EXACT_ROW)
+            if fitted[0].is_identity:
+                return OWN_ROW if fitted[0] is server[0] else EXACT_ROW
+            return place[_without_price(fitted)]
 
         return np.array([number(each) for each in wanted])
 
@@ -80,3 +91,8 @@ class Requests:
         except Exception as error:  # whatever it is, it is not the other requests'
             logger.warning("%s: requests that ask for %r stay exact: %s", KEY, spec, str(error).partition("\n")[0])
             return None
+
+
+def _without_price(fitted: Fitted) -> str:
+    """What requests that can be decided together share."""
+    return fitted[0].without_price().spec

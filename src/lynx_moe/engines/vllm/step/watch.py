@@ -9,6 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -43,6 +44,8 @@ class Guarded(Protocol):
     policy: Policy
     by_layer: list[Policy]
     policy_changes: dict[str, int]
+
+    def put(self, policy: Policy, by_layer: list[Policy]) -> None: ...
 
 
 class Watch:
@@ -137,11 +140,12 @@ class Watch:
         own have chosen what they risk. A rung that is `vanilla` cannot be told from them while they run."""
         plan = self.plan
         masks = plan.rows.masks(num_rows)
+        masks = masks and replace(masks, price=None)  # they ask what the rung that is looked at does
         if not plan.rows.groups:
             return masks, plan.rows.num_decode_rows > 0
-        if not plan.requests.step or plan.requests.step[0][0] is not plan.policy:
+        if plan.rows.server is None or not plan.requests.step or plan.requests.step[0][0] is not plan.policy:
             return masks, False
-        return Rows(valid=masks.valid if masks else None, remap=plan.rows.groups[0][:num_rows]), True
+        return Rows(valid=masks.valid if masks else None, remap=plan.rows.server[:num_rows]), True
 
     def _note(self, figure: str, now_and_above: list[Tensor]) -> None:
         self.taken.append((figure, torch.stack([now_and_above[0], now_and_above[-1]])))
@@ -155,7 +159,7 @@ class Watch:
 
     def _change(self, change: Change) -> None:
         was = self.plan.policy.spec
-        self.plan.policy, self.plan.by_layer = self.ladder[change.rung]
+        self.plan.put(*self.ladder[change.rung])
         self.plan.policy_changes["guard"] += 1
         self._forget()
         logger.warning("lynx_moe: guard: %s, so %s gives way to %s", change.why, was, self.plan.policy.spec)

@@ -2,7 +2,7 @@
 in the engine, which does not end for one request.
 
 A request asks by `SamplingParams.extra_args["lynx_moe"]`, which is `vllm_xargs: {"lynx_moe": ...}` of vLLM's server:
-"exact", a name (`Options.named`), or a spec string of its own.
+"exact", a name (`Options.named`), a price (0.05 or "0.05"), or a spec string of its own.
 """
 
 import difflib
@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from lynx_moe.engines.vllm.launch.options import EXACT, KEY, Options
-from lynx_moe.policies import make_policy
+from lynx_moe.policies import DEFAULT, make_policy
 
 LONGEST = 300  # characters of a wish
 SHORT = KEY.partition("_")[0]
@@ -40,16 +40,40 @@ def check_keys(sampling_params: Any) -> None:
 
 def spec_of(wish: Any, options: Options) -> str | None:
     """The spec that a wish means, or EXACT; None: the server's policy, whatever it is at the time. Raises ValueError
-    for what is no wish, or one that a request may not have."""
-    if not isinstance(wish, str):
-        raise ValueError(f"{repr(wish)[:50]} must be a string")
-    if len(wish) > LONGEST:
-        raise ValueError(f"{wish[:20]!r}... is longer than {LONGEST} characters")
-    if wish == EXACT or wish in options.named:
-        return options.named.get(wish, EXACT)
-    if make_policy(wish).calibration_file is not None:
+    for what is no wish, or one that a request may not have.
+
+    A number is a price of the server's policy, where that knows prices, else of `priced`."""
+    price = price_of(wish)
+    if price is None and not isinstance(wish, str):
+        raise ValueError(f"{repr(wish)[:50]} must be a string, or a price such as 0.05")
+    if isinstance(wish, str):
+        if len(wish) > LONGEST:
+            raise ValueError(f"{wish[:20]!r}... is longer than {LONGEST} characters")
+        if wish == EXACT or wish in options.named:
+            return options.named.get(wish, EXACT)
+    if price is not None:
+        if not 0 <= price < float("inf"):
+            raise ValueError(f"{repr(wish)[:50]} is no price: it must be finite, 0 (exact) or more, such as 0.05")
+        policy = options.make_policy()
+        if policy.at_price(2.0).asks != 2.0:  # it knows none
+            policy = make_policy(DEFAULT)
+        return policy.at_price(price).spec if price else EXACT
+    spec = str(wish)
+    if make_policy(spec).calibration_file is not None:
         raise ValueError(f"{wish!r}: only the operator's presets may name files")
-    return wish
+    return spec
+
+
+def price_of(wish: Any) -> float | None:
+    """The number that a wish is, or that its text is; None: it is no number."""
+    if isinstance(wish, bool) or not isinstance(wish, str | int | float):
+        return None
+    try:
+        return float(wish)
+    except ValueError:
+        return None
+    except OverflowError:  # of a whole number
+        return float("inf")
 
 
 def understood(sampling_params: Any, options: Options, *, aloud: bool = True) -> str | None:

@@ -7,7 +7,7 @@ import torch
 
 from lynx_moe.calibration.artifact import layer_number
 from lynx_moe.engines.shared.families import groups
-from lynx_moe.engines.shared.metrics import COLUMNS, KINDS, Kind
+from lynx_moe.engines.shared.metrics import COLUMNS, KINDS
 from lynx_moe.engines.vllm.step.plan import Plan
 
 SUMS = {
@@ -23,6 +23,7 @@ def samples(plan: Plan) -> list[Sample]:
     """Every sample: the family's name, the values of its own labels, the value. A summary gives two numbers in turn."""
     found: list[Sample] = [("lynx_moe_steps", [kind], count) for kind, count in plan.steps.items()]
     found += _rows(plan)
+    found += [("lynx_moe_price_rows", [price], count) for price, count in plan.tiers.told.items()]
     if plan.options.stats and plan.has_begun:
         found += _layers(plan)
     if plan.device.type == "cpu":
@@ -40,7 +41,6 @@ def samples(plan: Plan) -> list[Sample]:
 
 def _rows(plan: Plan) -> list[Sample]:
     total, remappable, exact = (sum(sums[place] for sums in plan.row_sums.values()) for place in range(3))
-    remappable -= plan.row_sums[Kind.SINGLE.value][1]
     handled = {"remappable": remappable, "exact": exact, "bypassed": total - remappable - exact}
     return [("lynx_moe_rows", [name], count) for name, count in handled.items()]
 
@@ -55,7 +55,7 @@ def _layers(plan: Plan) -> list[Sample]:
             for column, name in enumerate(COLUMNS):
                 value = sum(totals[places[member]][kind][column] for member in members)
                 found.append((SUMS[name], [label, step], value))
-            found.append(("lynx_moe_layer_steps", [label, step], len(members) * plan.steps[step]))
+            found.append(("lynx_moe_layer_steps", [label, step], len(members) * plan.acted[step]))
     return found
 
 

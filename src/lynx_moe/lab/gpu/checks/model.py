@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lynx_moe.engines.transformers.cache import cache_name
 from lynx_moe.lab.gpu.checks.decision import _seconds
 from lynx_moe.lab.gpu.checks.serve import BATCHES, policies_for
 from lynx_moe.lab.gpu.checks.step import Measure
@@ -100,8 +101,8 @@ def _forward(model: Any, policy: str, batch: int, device: str) -> tuple[Callable
     run.rows = Rows(remap=torch.ones(batch, dtype=torch.bool, device=device))
 
     def step() -> Any:
-        given = {"cache_position": place, "position_ids": place.expand(batch, 1)}
-        return model(tokens, past_key_values=cache, use_cache=True, **given).logits
+        given = {str(cache_name(model.forward)): cache, "cache_position": place, "position_ids": place.expand(batch, 1)}
+        return model(tokens, use_cache=True, **given).logits
 
     def routed() -> Any:
         if policy == "vanilla":

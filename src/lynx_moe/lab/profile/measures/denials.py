@@ -19,6 +19,7 @@ from lynx_moe.routing import RouterSpec, Routing, order_key, weigh
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Policy):
     token_level: ClassVar[bool] = True
+    acts_alone: ClassVar[bool] = True
     guarded: ClassVar[bool] = False
     source: ClassVar[str] = "-"
 

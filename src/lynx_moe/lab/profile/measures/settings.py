@@ -26,9 +26,12 @@ class Settings:
     tolerance: float = 0.01
     seed: int = 0
     dtype: str = "auto"
+    trust_remote_code: bool | None = None
 
     def __post_init__(self) -> None:
         self.reading()
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size={self.batch_size}: a request alone shares with nobody; use 2 or more")
         if self.num_experts < 1:
             raise ValueError(f"num_experts={self.num_experts}: deny at least 1 expert of each layer")
         if self.rounds < 0 or self.rounds in (1, 2):
@@ -48,4 +51,5 @@ class Settings:
             steps=self.steps,
             seed=self.seed,
             dtype=self.dtype,
+            trust_remote_code=self.trust_remote_code,
         )

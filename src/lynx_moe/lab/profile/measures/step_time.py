@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lynx_moe.engines.transformers import Run, apply
+from lynx_moe.engines.transformers.cache import cache_in, cache_name
 from lynx_moe.lab.profile.measures.denials import Forced
 
 PROMPT = 64  # tokens of each prefill; of two sizes apart from decoding, none is measured
@@ -30,7 +31,7 @@ def step_time(model: Any, batch_size: int, rounds: int, seed: int) -> list[Line]
     wanted = sorted({round(number) for number in np.linspace(spec.top_k, most, POINTS)})
     runs = {number: apply(model, Forced(num_distinct=number), phase="all") for number in wanted}
     ids_BL = torch.randint(min(100, model.config.get_text_config().vocab_size), (batch_size, PROMPT), device=device)
-    cache = model(ids_BL, use_cache=True).past_key_values
+    cache = cache_in(model(ids_BL, use_cache=True).values())
     facts = {
         "batch_size": batch_size,
         "experts_bytes": experts_bytes(model),
@@ -59,7 +60,7 @@ def _timed(model: Any, run: Run, tokens_BL: Tensor, cache: Any) -> float:
     with run:
         _wait(tokens_BL.device)
         start = time.perf_counter()
-        model(tokens_BL, past_key_values=cache, use_cache=cache is not None)
+        model(tokens_BL, **{str(cache_name(model.forward)): cache}, use_cache=cache is not None)
         _wait(tokens_BL.device)
         return time.perf_counter() - start
 

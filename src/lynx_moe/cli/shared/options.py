@@ -1,7 +1,8 @@
 """Options that several commands take, and how their text is read."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +27,7 @@ Shape = Annotated[
         "mixtral-8x7b, gpt-oss-20b."
     ),
 ]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 Layers = Annotated[int | None, typer.Option(min=1, help="Layers of it (default: what fits in 3 GB).")]
 
 
@@ -35,6 +37,14 @@ def sizes(text: str) -> list[int]:
         return [int(size) for size in text.split(",")]
     except ValueError:
         raise ValueError(f"--batch-sizes {text!r} must be whole numbers between commas, such as 2,4,16") from None
+
+
+def json_of(text: str, option: str) -> Any:
+    """What the text of an option says. Raises ValueError if it is no JSON."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{option} {text!r} is not JSON ({error}); write it as '{{\"name\": 1}}'") from None
 
 
 def found(model: str) -> str:

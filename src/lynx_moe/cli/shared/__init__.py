@@ -1,0 +1,1 @@
+"""What commands share: their options, how a mistake ends, the versions found."""

@@ -1,0 +1,25 @@
+"""Which tests can run here, and at the end what this machine did not cover."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from covered import HAS_VLLM, ROOMS, WITHOUT_VLLM, not_covered
+
+HERE = Path(__file__).parent
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    return True if not HAS_VLLM and collection_path in [HERE / room for room in ROOMS] else None
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    if not HAS_VLLM:
+        for item in items:
+            if item.get_closest_marker("vllm"):
+                item.add_marker(pytest.mark.skip(reason=WITHOUT_VLLM))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for line in not_covered(terminalreporter.stats.get("skipped", ())):
+        terminalreporter.write_line(line)

@@ -1,0 +1,177 @@
+"""A price for every row: one price is what it was, mixed ones are plain sums, a lower one never loses more."""
+
+from dataclasses import replace
+
+import hypothesis.strategies as st
+import one_price
+import pytest
+import torch
+from cases import Case, cases, make_calibration
+from hypothesis import assume, given, settings
+
+from lynx_moe import RouterSpec, Routing, Rows, make_policy
+from lynx_moe.policies import Placement, Policy
+from lynx_moe.policies.contract.fillers import fill_slots
+from lynx_moe.policies.contract.step import Step, make_step
+from lynx_moe.policies.priced import ALONE, ROUNDS, STEEP, Priced
+from lynx_moe.routing import select
+
+examples = settings(max_examples=150, deadline=None)
+PRICES = (1e-6, 0.0009765625, 0.01, 0.03, 0.1, 0.5, 4.0, 1e38)
+
+
+def step_of(case: Case, price_T: torch.Tensor | None) -> Step:
+    rows = Rows(valid=case.rows.valid, remap=case.rows.remap, price=price_T)
+    return make_step(case.logits.float(), case.spec, rows, select(case.logits, case.spec))
+
+
+def tuned(text: str, case: Case, calibrated: bool) -> Policy:
+    policy = make_policy(text).for_placement(Placement.linear(case.spec.num_experts, 3))
+    return policy.for_layer(0, {0: make_calibration(case.spec.num_experts)}) if calibrated else policy
+
+
+@examples
+@given(case=cases(), price=st.sampled_from(PRICES), calibrated=st.booleans(), ranked=st.booleans())
+def test_rows_at_one_price_are_what_that_price_was_before_rows_had_any(case, price, calibrated, ranked) -> None:
+    price = min(torch.tensor(price).item(), 1e30)  # as a row holds it
+    policy = tuned(f"priced:price={price!r}{',per_rank=true' * ranked}", case, calibrated)
+    step = step_of(case, torch.full((len(case.logits),), price))
+    assume(not step.alone())
+    expected_E = one_price.keep(policy, step, price)
+    assert torch.equal(policy.keep(step), expected_E)
+    assert torch.equal(policy.keep(replace(step, price_T=None)), expected_E)
+    at_another = replace(policy, price=7.0)  # rows say what they ask, whatever the policy would
+    assert torch.equal(at_another.keep(step), expected_E)
+
+
+@examples
+@given(case=cases(), seed=st.integers(0, 2**32), calibrated=st.booleans())
+def test_mixed_prices_are_the_rule_in_plain_sums(case: Case, seed: int, calibrated: bool) -> None:
+    price_T = torch.tensor([0.0, 0.01, 0.03, 0.1])[
+        torch.randint(4, (len(case.logits),), generator=torch.Generator().manual_seed(seed))
+    ]
+    policy, step = tuned("priced", case, calibrated), step_of(case, price_T)
+    voters = [t for t, votes in enumerate(step.voters_T.tolist()) if votes]
+    assume(len(voters) > 0)
+    ids, values = step.own.ids.tolist(), policy.values(step).tolist()
+    middle = sorted(price_T[voters].tolist())[len(voters) // 2] * (ALONE if step.alone() else 1)
+    free = set(step.free_E.nonzero().flatten().tolist())
+    stays = common = {e for t in voters for e in ids[t]}
+    lost = dict.fromkeys(voters, 0.0)
+    for share in ROUNDS:
+        harm, mixed = dict.fromkeys(stays | common, 0.0), dict.fromkeys(stays | common, 0.0)
+        for t in voters:
+            for e, v in zip(ids[t], values[t], strict=True):
+                if e in harm:
+                    x = lost[t]
+                    added = (x + v + STEEP * (x + v) ** 3) - (x + STEEP * x**3)
+                    harm[e] += added / middle
+                    mixed[e] += added / (price_T[t].item() * (ALONE if step.alone() else 1))
+        margins = [abs(one / share - 1) for one in (*harm.values(), *mixed.values())]
+        assume(min(margins, default=1.0) > 1e-5)  # float32 is compared
+        common = {e for e in common if harm[e] > share}
+        stays = {e for e in stays if mixed[e] > share}
+        lost = {t: sum(v for e, v in zip(ids[t], values[t], strict=True) if e not in common | free) for t in voters}
+    assert set(policy.keep(step).nonzero().flatten().tolist()) == stays
+
+
+@examples
+@given(
+    case=cases(sizes_T=(2, 3, 7, 16), sizes_E=(12, 60, 64)),
+    price=st.sampled_from((0.003, 0.01, 0.03, 0.1, 0.3)),
+    share=st.floats(0, 1),
+    others=st.lists(st.sampled_from((0.01, 0.03, 0.1, 0.3)), min_size=16, max_size=16),
+    common=st.booleans(),
+)
+def test_a_row_that_asks_less_never_loses_more(case, price, share, others, common) -> None:
+    """From a common price, and from any that is no dearer than the middle one."""
+    policy, num_rows = make_policy("priced"), len(case.logits)
+    before_T = torch.full((num_rows,), price) if common else torch.tensor(others[:num_rows])
+    step = step_of(case, before_T)
+    row = int(step.voters_T.int().argmax())
+    middle, _ = policy.prices(step)
+    assume(step.voters_T.sum() > 1 and before_T[row] <= middle)
+    after_T = before_T.clone()
+    after_T[row] *= share
+    keeps = policy.keep(step) | step.free_E
+    lower = step_of(case, after_T)
+    assume(lower.voters_T.sum() > 1)
+    keeps_lower = policy.keep(lower) | lower.free_E
+    own = step.own.ids[row]
+    assert not (keeps[own] & ~keeps_lower[own]).any()
+    if keeps[own].any():  # else it keeps its heaviest
+        lost = [policy.route(case.logits, case.spec, of) for of in (rows_at(case, before_T), rows_at(case, after_T))]
+        lost = [weight_lost(step.own, routing, row) for routing in lost]
+        assert lost[1] <= lost[0]
+
+
+def rows_at(case: Case, price_T: torch.Tensor) -> Rows:
+    return Rows(valid=case.rows.valid, remap=case.rows.remap, price=price_T)
+
+
+def weight_lost(own: Routing, final: Routing, row: int) -> float:
+    held = set(final.ids[row][final.weights[row] != 0].tolist())
+    weights = own.weights[row].double().tolist()
+    return sum(weight for e, weight in zip(own.ids[row].tolist(), weights, strict=True) if e not in held)
+
+
+def test_from_one_price_it_would_lose_more_if_losses_followed_the_mixed_decision() -> None:
+    """Why what a row has lost is taken at the middle price: a case where the simpler rule fails, and this one holds."""
+    found = 0
+    for seed in range(400):
+        rng = torch.Generator().manual_seed(seed)
+        logits, spec = torch.randn(4, 64, generator=rng) * 1.5, RouterSpec(num_experts=64, top_k=8)
+        step = make_step(logits, spec, Rows(price=torch.full((4,), 0.03)), select(logits, spec))
+        lower = replace(step, price_T=torch.tensor([0.03 * torch.rand(1, generator=rng).item(), 0.03, 0.03, 0.03]))
+        own = step.own.ids[0]
+        found += int((simpler(step)[own] & ~simpler(lower)[own]).any())
+        assert not (make_policy("priced").keep(step)[own] & ~make_policy("priced").keep(lower)[own]).any()
+    assert found > 0
+
+
+def simpler(step: Step) -> torch.Tensor:
+    policy = make_policy("priced")
+    ids_TK, value_TK, (price, factor_T1) = step.own.ids, policy.values(step), policy.prices(step)
+    stays_E, lost_T1 = step.union(ids_TK), torch.zeros(len(ids_TK), 1, dtype=torch.float64)
+    for share in ROUNDS:
+        added_TK = value_TK + STEEP * value_TK * (3 * lost_T1 * (lost_T1 + value_TK) + value_TK * value_TK)
+        harm_E = torch.zeros(64, dtype=torch.float64).scatter_add(0, ids_TK.flatten(), (added_TK * factor_T1).flatten())
+        stays_E = stays_E & (harm_E > share * price)
+        lost_T1 = value_TK.where(~stays_E[ids_TK], 0.0).sum(-1, keepdim=True)
+    return stays_E
+
+
+@pytest.mark.parametrize("price", [0.03, 0.1])
+def test_a_row_alone_asks_a_share_of_its_price(price: float) -> None:
+    logits = torch.randn(1, 64, generator=torch.Generator().manual_seed(3)) * 2
+    spec, own = RouterSpec(num_experts=64, top_k=8), select(logits, RouterSpec(num_experts=64, top_k=8))
+    policy = make_policy(f"priced:price={price}")
+    step = make_step(logits, spec, None, own)
+    kept_E = one_price.keep(policy, step, ALONE * price)
+    assert 0 < kept_E.sum() < 8
+    assert torch.equal(policy.keep(step), kept_E)
+    for rows in (None, Rows(price=torch.tensor([price]))):
+        final = policy.route(logits, spec, rows, own)
+        live = final.weights[0] != 0
+        assert sorted(final.ids[0][live].tolist()) == kept_E.nonzero().flatten().tolist()
+        assert (final.ids[0][~live] == final.ids[0][live].min()).all()  # nothing else is loaded
+    donor = Rows(remap=torch.tensor([True, False]))
+    both = Routing(own.ids.repeat(2, 1), own.weights.repeat(2, 1))
+    accompanied = make_step(logits.repeat(2, 1), spec, donor, both)
+    assert torch.equal(policy.keep(accompanied), one_price.keep(policy, accompanied, price))
+
+
+def test_what_tells_policies_that_differ_in_price_only() -> None:
+    assert make_policy("priced:price=0.1").without_price() == make_policy("priced") != make_policy("priced:norm=own")
+    assert [make_policy(text).asks for text in ("vanilla", "lynx", "priced", "priced:price=0.1")] == [0, 1, 0.03, 0.1]
+    assert make_policy("priced:num_keep=4").asks == 1
+    assert [policy.knows_prices for policy in (Priced, type(make_policy("lynx")))] == [True, False]
+
+
+def test_slots_left_over_hold_what_is_loaded_first_of_all_what_the_row_had_not_chosen() -> None:
+    own = torch.tensor([[5, 2, 7], [1, 7, 3], [0, 4, 6], [5, 2, 7]])
+    ids = torch.tensor([[5, -1, -1], [1, 7, -1], [0, 4, 6], [-1, 2, 7]])
+    valid = torch.tensor([True, True, False, True])
+    expected = [[5, 1, 2], [1, 7, 2], [0, 4, 6], [1, 2, 7]]
+    assert fill_slots(ids, own, 8, valid).tolist() == expected
+    assert fill_slots(torch.tensor([[-1, 4, -1]]), torch.tensor([[3, 4, 5]]), 8, None).tolist() == [[4, 4, 4]]
