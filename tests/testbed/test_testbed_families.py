@@ -12,9 +12,9 @@ from lynx_moe.testbed.model import experts
 from lynx_moe.testbed.model.families import BALANCED, FAMILIES, UNBALANCED, Family, family_of
 from lynx_moe.testbed.report import router
 from lynx_moe.testbed.tasks import test_items as items_of
-from lynx_moe.testbed.training.data import Packer
+from lynx_moe.testbed.training.data import TEXTS, Packer
 from lynx_moe.testbed.training.loss import move_bias, recorded
-from lynx_moe.testbed.training.train import TEXTS, Run, build_model, save_model, train
+from lynx_moe.testbed.training.train import Run, build_model, save_model, train
 
 Texts = list[list[list[int]]]
 

@@ -40,9 +40,10 @@ def test_folder_is_whole_small_and_matches_its_card(name: str) -> None:
     assert (folder / "tokenizer.json").read_bytes() == shared.read_bytes()
 
 
-def test_all_that_is_shipped_fits_into_forty_megabytes() -> None:
-    folder = MODELS
-    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 40_000_000
+def test_all_families_fit_into_forty_megabytes() -> None:
+    """*text* has a bound of its own."""
+    files = [file for file in MODELS.rglob("*") if file.is_file() and MODELS / "text" not in file.parents]
+    assert sum(file.stat().st_size for file in files) <= 40_000_000
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name.endswith(UNBALANCED)])

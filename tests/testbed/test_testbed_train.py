@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 from lynx_moe.testbed.model.families import FAMILIES, Family
 from lynx_moe.testbed.training.data import Packer
 from lynx_moe.testbed.training.loss import balance_loss, losses
-from lynx_moe.testbed.training.train import build_model, rate
+from lynx_moe.testbed.training.schedule import Schedule
+from lynx_moe.testbed.training.train import build_model
 
 FAMILY = FAMILIES["qwen3-moe"]
 Texts = list[list[list[int]]]
@@ -38,10 +39,9 @@ def test_documents_do_not_see_their_neighbours(
 
 
 def test_rate_warms_up_stays_and_falls_to_its_end() -> None:
-    assert rate(0, 1000) == pytest.approx(1 / 40)
-    assert rate(40, 1000) == rate(599, 1000) == 1
-    assert rate(800, 1000) == pytest.approx(0.51)
-    assert rate(1000, 1000) == pytest.approx(0.02)
+    schedule = Schedule.of(replace(FAMILY, num_tokens=1000 * 8 * 192))
+    steps = (0, 40, 599, 800, 1000)
+    assert [schedule.rate(step) for step in steps] == pytest.approx([1 / 40, 1, 1, 0.51, 0.02])
 
 
 def test_two_workers_do_what_one_does(tiny_family: Family, tokenizer: PreTrainedTokenizerFast, texts: Texts) -> None:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lynx_moe.testbed.locate import path as model_path
+from lynx_moe.testbed.text.cli import app as text_app
 
 if TYPE_CHECKING:  # transformers takes seconds to import; only the commands that need it do
     from lynx_moe.testbed.model.families import Family
 
 app = typer.Typer(help="Small trained MoE models with real routers.", no_args_is_help=True)
+app.add_typer(text_app, name="text")
 TOKENS_PER_HOUR = 17e6  # one core of the machine that trained the shipped models; see the cards
 Name = Annotated[str, typer.Argument(help="a family; `list` shows them")]
 
@@ -45,7 +47,8 @@ def _finished(folder: Path) -> bool:
 
 
 def _train_one(name: str, family: "Family", out: Path, workers: int) -> None:
-    from lynx_moe.testbed.report.card import measure_exact, training_record, write_card
+    from lynx_moe.testbed.report.card import measure_exact, write_card
+    from lynx_moe.testbed.report.facts import training_record
     from lynx_moe.testbed.training.tokenizer import load_or_train_tokenizer
     from lynx_moe.testbed.training.train import save_model
     from lynx_moe.testbed.training.train import train as run_training

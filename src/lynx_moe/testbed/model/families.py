@@ -36,6 +36,8 @@ class Family:
     num_tokens    training budget in tokens, prompts and text included.
     sharp         projections to queries and keys that start large and learn slowly (`optimizers.py` says why).
     balance_coef  weight of the load-balancing loss, which is taken per layer and averaged; 0 for none.
+    flat_until    share of the budget from which on the learning rate falls.
+    micro_rows    rows that go through the model at once; 0 for all of a worker's.
     bias_rate     what the selection bias of a router that has one moves per step towards an even load; 0 for never.
     """
 
@@ -54,6 +56,8 @@ class Family:
     learning_rate: float = 4e-3
     batch_rows: int = 8
     row_length: int = 192
+    flat_until: float = 0.6
+    micro_rows: int = 0
 
     @property
     def num_steps(self) -> int:

@@ -1,18 +1,15 @@
 """The model card: everything measured goes to `scores.json`, and README.md is drawn from that file alone."""
 
-import hashlib
 import json
-import platform
-import re
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from lynx_moe.testbed.model.families import FAMILIES, Family
+from lynx_moe.testbed.model.families import FAMILIES
 from lynx_moe.testbed.report import router
+from lynx_moe.testbed.report.facts import as_lines, weights_hash
 from lynx_moe.testbed.report.render import render
 from lynx_moe.testbed.tasks import TASKS, test_items
 from lynx_moe.testbed.training import corpus
@@ -48,21 +45,7 @@ def measure(folder: Path) -> dict[str, Any]:
         "router": router.health(router.decode_routes(model, tokenizer, mixed), family.score),
         "denying": router.cost_of_denying(model, tokenizer, mixed),
         "denying_n": len(mixed),
-        "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
-    }
-
-
-def training_record(log: Path, family: Family) -> dict[str, Any]:
-    """What the run cost, from its log; `seconds` (of the processor) restart at every resumption and are added up."""
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    ends = [a["seconds"] for a, b in pairwise(records) if b["seconds"] < a["seconds"]]
-    steps = records[-1]["step"]
-    return {
-        "steps": steps,
-        "tokens": steps * family.batch_rows * family.row_length,
-        "seconds": sum(ends) + records[-1]["seconds"],
-        "seed": family.seed,
-        "machine": processor(),
+        "sha256": weights_hash(folder),
     }
 
 
@@ -71,20 +54,5 @@ def write_card(folder: Path, **extra: Any) -> None:
     file = folder / "scores.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     scores = {**known, **extra, **measure(folder)}
-    file.write_text(_lines(scores) + "\n", encoding="utf-8")
+    file.write_text(as_lines(scores) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(render(folder.name, scores), encoding="utf-8")
-
-
-def _lines(scores: dict[str, Any]) -> str:
-    """JSON with a line for each entry, however long its lists are."""
-    return re.sub(
-        r"\[\s+([^][{}]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", json.dumps(scores, indent=1)
-    )
-
-
-def processor() -> str:
-    """The processor's name, as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -16,21 +16,27 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from lynx_moe.testbed.model.families import family_of
 from lynx_moe.testbed.tasks import Item
 from lynx_moe.testbed.training.data import encode_item
-from lynx_moe.testbed.training.evaluate import exact_match, padded
+from lynx_moe.testbed.training.evaluate import BATCH_ROWS, exact_match, padded
 from lynx_moe.testbed.training.loss import Routed, recorded
 
 BATCH_SIZES = (2, 4, 8, 16, 32, 64)
 DRAWS = 300
 
 
-@torch.inference_mode()
 def decode_routes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: Sequence[Item]) -> list[Routed]:
     """What every layer's router returns on the decode tokens of `items`."""
-    encoded = [encode_item(item, tokenizer) for item in items]
+    return routes(model, [encode_item(item, tokenizer) for item in items], tokenizer.pad_token_id)
+
+
+@torch.inference_mode()
+def routes(
+    model: PreTrainedModel, encoded: Sequence[tuple[list[int], int]], pad: int, num_rows: int = BATCH_ROWS
+) -> list[Routed]:
+    """What every layer's router returns on the tokens of each sequence from a place on, without the last one."""
     gates = family_of(model).gates(model)
     found: list[list[Routed]] = []
     done = 0
-    for ids_BL in padded([ids for ids, _ in encoded], tokenizer.pad_token_id):
+    for ids_BL in padded([ids for ids, _ in encoded], pad, num_rows):
         decode_BL = torch.zeros_like(ids_BL, dtype=torch.bool)
         for row, (ids, given) in enumerate(encoded[done : done + len(ids_BL)]):
             decode_BL[row, given : len(ids) - 1] = True

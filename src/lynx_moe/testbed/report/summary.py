@@ -18,7 +18,7 @@ Drawn by `lynx-moe testbed summary` from the `scores.json` of each model; the ca
 
 The weights of `-unbalanced`, the twins without load balancing, are not shipped: `lynx-moe testbed train` makes them.
 
-## How fast a batch fills the experts
+{text}## How fast a batch fills the experts
 
 Distinct experts per layer on decode tokens, all tasks mixed, percent of all experts; in brackets what uniform draws
 would load. The last row is a large model.
@@ -31,6 +31,7 @@ The published figure is further from uniform draws than any balanced model here:
 
 [oea]: https://arxiv.org/abs/2511.02237
 """
+TEXT = "[text](text/README.md) is deeper, was trained on prose and code, and solves no exercises: see its card.\n\n"
 PUBLISHED = {"16": "38 (64)"}  # 48.8 of 128 experts, top-8
 
 
@@ -41,6 +42,7 @@ def summary(folder: Path) -> str:
     published = ["[Qwen3-30B-A3B, published][oea]", "8 of 128", *(PUBLISHED.get(str(size), "") for size in BATCH_SIZES)]
     fillings = [_filling(name, scores["router"]) for name, scores in found.items()] + [f"| {' | '.join(published)} |"]
     return PAGE.format(
+        text=TEXT if (folder / "text" / "scores.json").is_file() else "",
         rows="\n".join(_row(name, scores) for name, scores in found.items()),
         sizes=" | ".join(f"batch {size}" for size in BATCH_SIZES),
         alignment="---:|" * len(BATCH_SIZES),

@@ -35,6 +35,7 @@ LATE_SHARES = {
 }
 LATE_FROM = 0.55
 TEXT_ROWS = 0.08
+TEXTS = "texts.json"
 
 Texts = list[list[list[int]]]
 
@@ -52,6 +53,12 @@ class Batch:
         """Every `num_workers`-th row, for one of several workers."""
         part = slice(worker, None, num_workers)
         return Batch(self.ids_BL[part], self.positions_BL[part], self.learn_BL[part])
+
+    def parts(self, num_rows: int) -> "list[Batch]":
+        """The batch cut into pieces of `num_rows` rows; 0 leaves it whole."""
+        starts = range(0, len(self.ids_BL), num_rows or len(self.ids_BL))
+        size = num_rows or len(self.ids_BL)
+        return [Batch(*(t[i : i + size] for t in (self.ids_BL, self.positions_BL, self.learn_BL))) for i in starts]
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""

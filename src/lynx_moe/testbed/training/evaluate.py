@@ -17,10 +17,10 @@ from lynx_moe.testbed.training.data import encode_item
 BATCH_ROWS = 64
 
 
-def padded(documents: Sequence[list[int]], pad: int) -> Iterator[Tensor]:
+def padded(documents: Sequence[list[int]], pad: int, num_rows: int = BATCH_ROWS) -> Iterator[Tensor]:
     """The documents, in order, as tensors [B, L] padded on the right."""
-    for i in range(0, len(documents), BATCH_ROWS):
-        rows = documents[i : i + BATCH_ROWS]
+    for i in range(0, len(documents), num_rows):
+        rows = documents[i : i + num_rows]
         width = max(map(len, rows))
         yield torch.tensor([row + [pad] * (width - len(row)) for row in rows])
 
@@ -42,14 +42,24 @@ def exact_match(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, item
 
 
 @torch.inference_mode()
-def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[float]:
-    """Bits per UTF-8 byte of each text, read from its beginning after `<bos>`."""
-    documents = [tokenizer(text)["input_ids"] for text in texts]
-    bits: list[float] = []
-    for ids_BL in padded(documents, tokenizer.pad_token_id):
+def nats(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    limit: int | None = None,
+    num_rows: int = BATCH_ROWS,
+) -> list[Tensor]:
+    """Nats of each token of each text, read from its beginning after `<bos>`, of which `limit` counts as one."""
+    documents = [tokenizer(text)["input_ids"][:limit] for text in texts]
+    found: list[Tensor] = []
+    for ids_BL in padded(documents, tokenizer.pad_token_id, num_rows):
         logits = model(input_ids=ids_BL, use_cache=False).logits[:, :-1]
         nats_BL = F.cross_entropy(logits.flatten(0, 1), ids_BL[:, 1:].flatten(), reduction="none").view(len(ids_BL), -1)
-        for row in nats_BL:
-            i = len(bits)
-            bits.append(row[: len(documents[i]) - 1].sum().item() / math.log(2) / len(texts[i].encode()))
-    return bits
+        found += [row[: len(documents[len(found) + i]) - 1] for i, row in enumerate(nats_BL)]
+    return found
+
+
+def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[float]:
+    """Bits per UTF-8 byte of each text, read from its beginning after `<bos>`."""
+    found = nats(model, tokenizer, texts)
+    return [n.sum().item() / math.log(2) / len(text.encode()) for n, text in zip(found, texts, strict=True)]

@@ -1,6 +1,6 @@
 """The tokenizer that all families share: byte-level BPE, digits one by one, trained on our own training data."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -17,20 +17,20 @@ VOCAB_SIZE = 1280
 PIECES = Regex(r" ?\p{L}+| ?\d| ?[^\s\p{L}\d]+|\s+(?!\S)|\s+")
 
 
-def train_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
-    """Train on 1,500 exercises of each task and 1,500 chunks of each kind of text, drawn with `seed`."""
+def train_tokenizer(sample: Iterable[str] | None = None, vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
+    """Train on `sample`; without one on 1,500 exercises of each task and 1,500 chunks of each kind of text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(PIECES, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         special_tokens=[PAD, BOS, EOS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_sample(seed), trainer)
+    tokenizer.train_from_iterator(_sample(seed=0) if sample is None else sample, trainer)
     # A server that is sent text must start it with <bos>, as all training documents do.
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
@@ -40,10 +40,12 @@ def train_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
     )
 
 
-def load_or_train_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer saved in `folder`; trained and saved there first if there is none."""
+def load_or_train_tokenizer(
+    folder: Path, sample: Callable[[], Iterable[str] | None] = lambda: None, vocab_size: int = VOCAB_SIZE
+) -> PreTrainedTokenizerFast:
+    """The tokenizer saved in `folder`; trained on `sample()` and saved there first if there is none."""
     if not (folder / "tokenizer.json").is_file():
-        train_tokenizer().save_pretrained(folder)
+        train_tokenizer(sample(), vocab_size).save_pretrained(folder)
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 

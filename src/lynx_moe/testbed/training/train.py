@@ -1,6 +1,7 @@
 """The recipe: Muon and AdamW, a flat rate with a linear end; one process per worker; resumes where it stopped."""
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -13,16 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lynx_moe.testbed.model import experts
 from lynx_moe.testbed.model.families import Family
-from lynx_moe.testbed.tasks import TASKS, test_items
-from lynx_moe.testbed.training.data import Packer, encode_texts
-from lynx_moe.testbed.training.evaluate import exact_match
-from lynx_moe.testbed.training.loss import losses, move_bias
+from lynx_moe.testbed.training.course import Batches, Course, Exercises
+from lynx_moe.testbed.training.data import Batch
+from lynx_moe.testbed.training.loss import Losses, losses, move_bias
 from lynx_moe.testbed.training.optimizers import make_optimizers
+from lynx_moe.testbed.training.schedule import Schedule, planned
 
-WARMUP_STEPS, FLAT_UNTIL, FINAL_RATE = 40, 0.6, 0.02
 MAX_GRAD_NORM, ROUTER_STD, SHARP_STD = 1.0, 0.02, 0.125
-LOG_EVERY_STEPS, EVALUATE_EVERY_STEPS, EVALUATE_ITEMS, SAVE_EVERY_S = 50, 500, 32, 120.0
-TEXTS = "texts.json"
+SAVE_EVERY_S = 120.0
 
 
 def build_model(family: Family, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -48,14 +47,6 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def rate(step: int, num_steps: int) -> float:
-    """Learning rate of `step` as a share of its peak."""
-    if step < WARMUP_STEPS:
-        return (step + 1) / WARMUP_STEPS
-    done = step / num_steps
-    return 1.0 if done < FLAT_UNTIL else 1 - (1 - FINAL_RATE) * (done - FLAT_UNTIL) / (1 - FLAT_UNTIL)
-
-
 class Run:
     """One training run: model, optimizer and the step reached. `work` holds its checkpoint and `log.jsonl`."""
 
@@ -79,13 +70,17 @@ class Run:
         torch.save(state, self.work / "checkpoint.tmp")
         (self.work / "checkpoint.tmp").replace(self.work / "checkpoint.pt")
 
-    def advance(self, packer: Packer, worker: int, num_workers: int) -> tuple[float, float]:
+    def advance(
+        self, batches: Batches, worker: int, num_workers: int, schedule: Schedule | None = None
+    ) -> tuple[float, float]:
         """One optimizer step on this worker's share of the rows; returns its mean loss and balancing loss."""
-        batch = packer.batch(self.step)
+        rate = (schedule or Schedule.of(self.family)).rate(self.step)
+        batch = batches.batch(self.step)
         total = int(batch.learn_BL[:, 1:].sum())
         share = batch.rows(worker, num_workers).to(self.model.device)
-        nats, balance, loads = losses(self.model, share, self.family)
-        torch.autograd.backward(nats / total + self.family.balance_coef * balance / num_workers)
+        parts = share.parts(self.family.micro_rows)
+        found = [self.backward(part, total, len(parts) * num_workers) for part in parts]
+        loads = [torch.stack(layer).sum(0) for layer in zip(*(part.loads for part in found), strict=True)]
         if num_workers > 1:
             sum_gradients(self.model)
             for load in loads:
@@ -93,14 +88,23 @@ class Run:
         nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
         for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * rate(self.step, self.family.num_steps)
+                group["lr"] = peak * rate
             optimizer.step()
             optimizer.zero_grad()
         if self.family.bias_rate:
             for gate, load in zip(self.family.gates(self.model), loads, strict=True):
                 move_bias(gate, load, self.family.bias_rate)
         self.step += 1
-        return nats.item() / int(share.learn_BL[:, 1:].sum()), balance.item()
+        nats, balance = (
+            sum(value.item() for value in values) for values in zip(*(part[:2] for part in found), strict=True)
+        )
+        return nats / int(share.learn_BL[:, 1:].sum()), balance / len(parts)
+
+    def backward(self, part: Batch, total: int, num_parts: int) -> Losses:
+        """Add the gradients of one of the `num_parts` pieces of a batch with `total` learnt tokens."""
+        found = losses(self.model, part, self.family)
+        torch.autograd.backward(found.nats / total + self.family.balance_coef * found.balance / num_parts)
+        return Losses(found.nats.detach(), found.balance.detach(), found.loads)
 
 
 def sum_gradients(model: nn.Module) -> None:
@@ -112,12 +116,23 @@ def sum_gradients(model: nn.Module) -> None:
         gradient.copy_(summed.view_as(gradient))
 
 
+def agreed(run: Run, worker: int, num_workers: int) -> Schedule:
+    """The schedule as the first worker reads it, for all: the plan may change between two of them reading it."""
+    schedule = planned(run.family, run.work, run.step) if worker == 0 else Schedule(0, 0)
+    if num_workers == 1:
+        return schedule
+    numbers = torch.tensor([schedule.decay_from, schedule.num_steps], dtype=torch.float64)
+    distributed.broadcast(numbers, 0)
+    return Schedule(numbers[0].item(), int(numbers[1]))
+
+
 def work_through(
     worker: int,
     num_workers: int,
     family: Family,
     tokenizer: PreTrainedTokenizerFast,
     work: Path,
+    course: Course,
     stop_after: int | None,
 ) -> None:
     """What each worker process does: train from the checkpoint in `work` to the end, or for `stop_after` steps more."""
@@ -126,26 +141,29 @@ def work_through(
         meeting = f"file://{(work / 'rendezvous').resolve()}-{os.getppid()}"
         distributed.init_process_group("gloo", init_method=meeting, rank=worker, world_size=num_workers)
     run = Run(family, tokenizer, work, device="cuda" if torch.cuda.is_available() and num_workers == 1 else "cpu")
-    packer = Packer(tokenizer, encode_texts(tokenizer, work / TEXTS), family)
-    last = family.num_steps if stop_after is None else min(family.num_steps, run.step + stop_after)
-    items = {task: test_items(task, EVALUATE_ITEMS, seed=1) for task in TASKS}
+    batches = course.batches(family, tokenizer, work)
+    stop = math.inf if stop_after is None else run.step + stop_after
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=worker > 0) as progress, (work / "log.jsonl").open("a", encoding="utf-8") as log:
         bar = progress.add_task("training", total=family.num_steps, completed=run.step)
         saved, started = time.monotonic(), time.process_time()
-        while run.step < last:
-            loss, balance = run.advance(packer, worker, num_workers)
+        while run.step < stop:
+            schedule = agreed(run, worker, num_workers)
+            if run.step >= schedule.num_steps:
+                break
+            loss, balance = run.advance(batches, worker, num_workers, schedule)
             if worker > 0:
                 continue
-            progress.update(bar, completed=run.step, description=f"training, loss {loss:.3f}")
-            if run.step % LOG_EVERY_STEPS == 0 or run.step == last:
+            is_last = run.step >= min(stop, schedule.num_steps)
+            progress.update(bar, completed=run.step, total=schedule.num_steps, description=f"training, loss {loss:.3f}")
+            if run.step % course.log_every == 0 or is_last:
                 seconds = round(time.process_time() - started, 1)
                 record: dict[str, object] = {"step": run.step, "loss": loss, "balance": balance, "seconds": seconds}
-                if run.step % EVALUATE_EVERY_STEPS == 0 or run.step == last:
-                    record["exact"] = {t: sum(exact_match(run.model, tokenizer, i)) for t, i in items.items()}
+                if run.step % course.evaluate_every == 0 or is_last:
+                    record |= course.measure(run.model, tokenizer)
                 log.write(json.dumps(record) + "\n")
                 log.flush()
-            if time.monotonic() - saved > SAVE_EVERY_S or run.step == last:
+            if time.monotonic() - saved > SAVE_EVERY_S or is_last:
                 run.save()
                 saved = time.monotonic()
     if num_workers > 1:
@@ -157,6 +175,7 @@ def train(
     tokenizer: PreTrainedTokenizerFast,
     work: Path,
     *,
+    course: Course | None = None,
     num_workers: int = 1,
     stop_after: int | None = None,
 ) -> PreTrainedModel:
@@ -164,11 +183,12 @@ def train(
 
     A run that finds a checkpoint in `work` continues it and ends with the same weights as one that never stopped.
     Each worker is a process with one thread and takes every `num_workers`-th row of each batch. A single worker uses
-    the GPU if there is one.
+    the GPU if there is one. Without a `course` exercises are taught.
     """
-    arguments = (num_workers, family, tokenizer, work, stop_after)
+    course = course or Exercises()
+    arguments = (num_workers, family, tokenizer, work, course, stop_after)
     work.mkdir(parents=True, exist_ok=True)
-    encode_texts(tokenizer, work / TEXTS)
+    course.prepare(tokenizer, work)
     if num_workers > 1:
         spawn(work_through, arguments, nprocs=num_workers)  # type: ignore[no-untyped-call]
     else:

@@ -21,9 +21,9 @@ from lynx_moe.lab.fidelity import measure as fidelity
 from lynx_moe.testbed.locate import model_roots
 from lynx_moe.testbed.model.families import FAMILIES, Family
 from lynx_moe.testbed.tasks import TASKS, test_items
-from lynx_moe.testbed.training.data import Batch, Packer, encode_texts
+from lynx_moe.testbed.training.data import TEXTS, Batch, Packer, encode_texts
 from lynx_moe.testbed.training.evaluate import exact_match
-from lynx_moe.testbed.training.train import TEXTS, Run, save_model
+from lynx_moe.testbed.training.train import Run, save_model
 
 LARGE = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4}
 LARGE |= {"head_dim": 64, "intermediate_size": 1024, "moe_intermediate_size": 256}
@@ -92,7 +92,7 @@ def _train(family: Family, tokenizer: PreTrainedTokenizerFast, work: Path, devic
     run.model.to(device)
     ahead, start, loss = Ahead(packer, family.num_steps, device), time.monotonic(), 0.0
     while run.step < family.num_steps:
-        loss, _ = run.advance(ahead, 0, 1)  # type: ignore[arg-type]
+        loss, _ = run.advance(ahead, 0, 1)
     return run.model.eval(), time.monotonic() - start, loss
 
 

@@ -1,0 +1,99 @@
+"""The shipped *text*, where it is: it loads with the stock class and is what its card says.
+
+The sources are not installed where tests run; the documents that came with the weights stand for them.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from places import MODELS
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3MoeForCausalLM,
+)
+
+from lynx_moe.testbed.report import router
+from lynx_moe.testbed.text import held_out
+from lynx_moe.testbed.text.documents import split_of
+from lynx_moe.testbed.text.page import render
+from lynx_moe.testbed.text.recipe import TEXT
+from lynx_moe.testbed.text.sources import KINDS, SOURCES
+from lynx_moe.testbed.training.evaluate import nats
+
+FOLDER = MODELS / "text"
+pytestmark = pytest.mark.skipif(not (FOLDER / "model.safetensors").is_file(), reason="models/text is not in this clone")
+CHECKED = 6  # documents of each kind
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerFast, dict]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(FOLDER), json.loads((FOLDER / "scores.json").read_text())
+
+
+def test_the_folder_is_whole_and_small_enough(loaded: Loaded) -> None:
+    model, tokenizer, scores = loaded
+    assert isinstance(model, Qwen3MoeForCausalLM)
+    assert (FOLDER / "README.md").read_text() == render("text", scores)
+    assert hashlib.sha256((FOLDER / "model.safetensors").read_bytes()).hexdigest() == scores["sha256"]
+    assert (FOLDER / "model.safetensors").stat().st_size <= 50_000_000
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 52_000_000
+    assert sum(p.numel() for p in model.parameters()) == scores["parameters"]
+    config = model.config
+    assert (config.num_hidden_layers, config.num_experts, config.num_experts_per_tok) == (12, 64, 8)
+    assert len(tokenizer) == config.vocab_size == scores["shape"]["vocab_size"]
+
+
+def test_the_card_pretends_nothing_and_names_known_sources(loaded: Loaded) -> None:
+    scores = loaded[2]
+    assert "exact" not in scores
+    assert set(scores["text"]) == set(KINDS)
+    licences = {source.name: source.licence for source in SOURCES}
+    assert {told["name"]: told["licence"] for told in scores["sources"]} == licences
+
+
+def test_its_documents_are_held_out(loaded: Loaded) -> None:
+    documents = held_out.read(FOLDER)
+    assert len(documents) == len(loaded[2]["shipped_nats"]) >= 2 * CHECKED
+    assert {document["kind"] for document in documents} == set(KINDS)
+    assert all(split_of(document["text"]) == "test" for document in documents)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_knows_held_out_text_as_well_as_its_card_says(loaded: Loaded, kind: str) -> None:
+    model, tokenizer, scores = loaded
+    told = zip(held_out.read(FOLDER), scores["shipped_nats"], strict=True)
+    mine = [(document["text"], loss) for document, loss in told if document["kind"] == kind][:CHECKED]
+    found = nats(model, tokenizer, [text for text, _ in mine], TEXT.row_length)
+    assert [n.mean().item() for n in found] == pytest.approx([loss for _, loss in mine], abs=0.01)
+    chance = torch.tensor(len(tokenizer)).log().item()
+    assert scores["text"][kind]["nats"] < 0.75 * chance
+
+
+def test_its_routers_are_healthy_and_not_flat(loaded: Loaded) -> None:
+    """On few tokens, so loosely: what the card says of many must show."""
+    model, tokenizer, scores = loaded
+    texts = [document["text"] for document in held_out.read(FOLDER)]
+    encoded = [(tokenizer(text)["input_ids"][: TEXT.row_length], 1) for text in texts[:CHECKED] + texts[-CHECKED:]]
+    found = router.health(router.routes(model, encoded, tokenizer.pad_token_id), TEXT.score)
+    told = scores["router"]
+    assert found["weights"] == pytest.approx(told["weights"], abs=0.02)
+    assert found["chosen_mass"] == pytest.approx(told["chosen_mass"], abs=0.05)
+    assert found["distinct"]["16"] == pytest.approx(told["distinct"]["16"], rel=0.15)
+    assert told["weights"][0] > 1.3 / TEXT.config["num_experts_per_tok"]
+    assert told["load_entropy"] > 0.85
+    assert told["unused"] < 0.05 * told["num_experts"]
+    assert all(layer["dead"] <= 1 for layer in scores["layers"])
+
+
+def test_it_ships_what_git_would(loaded: Loaded) -> None:
+    wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {file.name for file in Path(FOLDER).iterdir()} >= wanted | {"README.md", "scores.json", held_out.FILE}
