@@ -63,6 +63,7 @@ class Priced(Ranked, Calibrated, Keeping):
     summary: ClassVar[str] = "experts whose loss would add more harm than `price`; others are dropped"
     source: ClassVar[str] = "lynx-moe"
     drops_slots: ClassVar[bool] = True
+    own_only: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = OF_SLOTS
     tensors: ClassVar[tuple[str, ...]] = ("output_norm",)
     optional: ClassVar[bool] = True

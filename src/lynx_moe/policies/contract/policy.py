@@ -42,6 +42,8 @@ class Policy:
     is_identity   changes nothing.
     token_level   looks at each row alone and drops some of its slots, so it acts on a single row too.
     drops_slots   a row may end up with fewer than K experts: a dropped slot repeats an id of its row with weight 0.
+    own_only      which experts it loads, and which of a row's own it takes away, follows from the rows' own experts and
+                  their weights alone: a trace of routes without scores is enough to tell (`lab/replay/routes.py`).
     knows_ranks   has the knob per_rank: its experts can be spread over the ranks of expert parallelism.
     guarded       a step that would load more than the model's own routing keeps the latter. False is for experiments
                   of the lab, which deny experts to see what that costs; no policy of the table says so.
@@ -54,6 +56,7 @@ class Policy:
     is_identity: ClassVar[bool] = False
     token_level: ClassVar[bool] = False
     drops_slots: ClassVar[bool] = False
+    own_only: ClassVar[bool] = False
     knows_ranks: ClassVar[bool] = False
     guarded: ClassVar[bool] = True
     one_of: ClassVar[tuple[str, ...]] = ()
@@ -76,6 +79,11 @@ class Policy:
         values = ((f.name, getattr(self, f.name), f.default) for f in self.knob_fields())
         knobs = [f"{name}={_text(value)}" for name, value, default in values if value != default]
         return f"{self.name}:{','.join(knobs)}" if knobs else self.name
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether it looks at scores of experts that a row did not choose."""
+        return not self.own_only
 
     @property
     def calibration_file(self) -> str | None:
