@@ -89,7 +89,7 @@ def carve(
         typer.echo(f"building {folder}: about five minutes of a core that has nothing else to do")
         with Progress() as progress:
             task = progress.add_task("carving")
-            folder = build(lambda what, done, of: progress.update(task, description=what, completed=done, total=of))
+            build(folder, lambda what, done, of: progress.update(task, description=what, completed=done, total=of))
     typer.echo(summary(folder))
 
 

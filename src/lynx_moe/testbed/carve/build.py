@@ -12,16 +12,19 @@ from pathlib import Path
 from lynx_moe.testbed.carve import check, source, texts, write
 from lynx_moe.testbed.carve.card import RECORD, TEXT, card
 from lynx_moe.testbed.carve.walk import SMOLLM, Sizes, carve_layers
-from lynx_moe.testbed.locate import CARVED, cache_root
 
 WINDOWS, HELD_OUT_WINDOWS = 128, 48
 TEXT_CHARACTERS = 6000  # of a document
 
 
 def build(
-    advance: Callable[[str, int, int], None], sizes: Sizes = SMOLLM, width: int = texts.WIDTH, seed: int = 0
-) -> Path:
-    """The carved model's folder. `advance` is told what is done: a word, how many of how many.
+    folder: Path,
+    advance: Callable[[str, int, int], None],
+    sizes: Sizes = SMOLLM,
+    width: int = texts.WIDTH,
+    seed: int = 0,
+) -> None:
+    """Puts the carved model into `folder`. `advance` is told what is done: a word, how many of how many.
 
     Raises ValueError if a package is missing, or there is too little text.
     """
@@ -38,8 +41,7 @@ def build(
         advance("carving layers", len(layers), dense.config.num_hidden_layers)
     advance("writing and checking", 0, 1)
     dense_V = check.losses(dense, test_VT)
-    folder = cache_root() / CARVED
-    part = folder.with_name(f".{CARVED}.part")
+    part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     write.save(write.as_qwen2_moe(dense, layers), tokenizer, part)
@@ -53,13 +55,12 @@ def build(
         "held_out": check.compare(dense_V, check.losses(check.reload(part), test_VT)),
         "seconds": round(time.monotonic() - start),
     }
-    (part / RECORD).write_text(json.dumps(record, indent=1) + "\n")
-    (part / "README.md").write_text(card(record))
-    (part / TEXT).write_text("".join(_lines(found)))
+    (part / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (part / "README.md").write_text(card(record), encoding="utf-8")
+    (part / TEXT).write_text("".join(_lines(found)), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)
     advance("writing and checking", 1, 1)
-    return folder
 
 
 def _lines(found: dict[str, list[str]]) -> list[str]:

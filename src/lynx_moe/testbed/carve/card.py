@@ -12,7 +12,7 @@ TEXT = "held-out.jsonl"
 
 def summary(folder: Path) -> str:
     """Where it lies, how large it is, what it lost, and how to delete it."""
-    held_out = json.loads((folder / RECORD).read_text())["held_out"]
+    held_out = json.loads((folder / RECORD).read_text(encoding="utf-8"))["held_out"]
     kinds = ", ".join(f"{kind} {p['dense']:.1f} -> {p['carved']:.1f}" for kind, p in held_out["perplexity"].items())
     mib = sum(file.stat().st_size for file in folder.iterdir()) / 2**20
     return (
