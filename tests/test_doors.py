@@ -26,7 +26,14 @@ INSIDE = {  # lowest first: each may use what stands before it, and rooms of one
         {""},
     ],
     "policies": [{"contract"}, {"controls", "published", "priced"}, {""}],
-    "testbed": [{"tasks", "model", "locate"}, {"training"}, {"harness", "report"}, {"text"}, {"cli", ""}, {"__main__"}],
+    "testbed": [
+        {"tasks", "model", "locate"},
+        {"training"},
+        {"carve", "harness", "report"},
+        {"text"},
+        {"cli", ""},
+        {"__main__"},
+    ],
 }
 ENGINES = {"vllm", "transformers", "sglang"}
 FILES = sorted(ROOT.rglob("*.py"))

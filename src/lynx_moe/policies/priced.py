@@ -83,6 +83,7 @@ class Priced(Ranked, Calibrated, Keeping):
     drops_slots: ClassVar[bool] = True
     acts_alone: ClassVar[bool] = True
     knows_prices: ClassVar[bool] = True
+    own_only: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = OF_SLOTS
     tensors: ClassVar[tuple[str, ...]] = ("output_norm",)
     optional: ClassVar[bool] = True
