@@ -115,6 +115,12 @@ def test_tools_see_every_folder() -> None:
     assert [path for top in (ROOT, tests) for path in top.rglob("*") if path.is_dir() and path.name in passed_by] == []
 
 
+def test_tests_import_no_tests() -> None:
+    """Alone, such a test could not be collected: what several of them use is a helper."""
+    tests = [path for path in Path(__file__).parent.rglob("test_*.py")]
+    assert [path for path in tests if any(names[0].startswith("test_") for names in import_graph.imports(path))] == []
+
+
 def test_circles_are_found_at_any_depth_and_for_type_checkers_too(tmp_path: Path) -> None:
     package = tmp_path / "p"
     for name, text in {
