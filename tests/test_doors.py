@@ -117,7 +117,7 @@ def test_tools_see_every_folder() -> None:
 
 def test_tests_import_no_tests() -> None:
     """Alone, such a test could not be collected: what several of them use is a helper."""
-    tests = [path for path in Path(__file__).parent.rglob("test_*.py")]
+    tests = Path(__file__).parent.rglob("test_*.py")
     assert [path for path in tests if any(names[0].startswith("test_") for names in import_graph.imports(path))] == []
 
 
