@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lynx_moe.engines.shared.metrics import Kind
+from lynx_moe.engines.shared.metrics import KINDS, Kind
 from lynx_moe.engines.transformers.counters import STEPS, StepCounters
 from lynx_moe.engines.transformers.rows import given, of_forward
 from lynx_moe.routing import Rows
@@ -90,22 +90,22 @@ def test_masks_of_the_user_must_fit_the_forward(mask):
         (rows("decode", length=2), Kind.PREFILL, None),
         (rows("decode", past=4), Kind.DECODE, [3, 3]),
         (rows("decode", past=4, mask=MASK), Kind.MIXED, [2, 1]),
-        (rows("decode", past=4, ended=[True, False, True]), Kind.SINGLE, None),
+        (rows("decode", past=4, ended=[True, False, True]), Kind.SINGLE, [1, 1]),
         (rows("decode", past=4, ended=[True, False, False]), Kind.DECODE, [2, 2]),
         (rows("decode", past=4, ended=[True, True, True]), Kind.PREFILL, None),
     ],
 )
-def test_steps_are_counted_by_what_a_policy_could_do(step, kind, counts):
-    counters = StepCounters(1, torch.device("cpu"))
+@pytest.mark.parametrize("acts_alone", [False, True])
+def test_steps_are_counted_by_what_a_policy_could_do(acts_alone, step, kind, counts):
+    counters = StepCounters(1, torch.device("cpu"), acts_alone=acts_alone)
     counters.begin_step(step)
     counters.begin_step(step)
     assert dict(zip(STEPS, counters.steps.tolist(), strict=True)) == {k: 2 * (k is kind) for k in STEPS}
-    column = {Kind.DECODE: 0, Kind.MIXED: 1}.get(kind)
-    expected = [[0, 0], [0, 0]]
-    if column is not None:
-        expected[column] = [2 * count for count in counts]
+    columns = [Kind(name) for name in KINDS]
+    acts = kind in columns and (acts_alone or kind is not Kind.SINGLE)
+    expected = [[2 * count for count in counts] if acts and column is kind else [0, 0] for column in columns]
     assert counters.rows.tolist() == expected
-    assert counters.kind.flatten().tolist() == [int(column == 0), int(column == 1)]
+    assert counters.kind.flatten().tolist() == [int(acts and column is kind) for column in columns]
     counters.reset()
     assert not counters.steps.any()
     assert not counters.rows.any()
