@@ -33,8 +33,8 @@ class Decisions:
     bias: Tensor | None
 
     def decide(self, policy: Policy, replicas: int = 1) -> Routing:
-        """The policy's ids and weights, [D, T, K]. Each of `replicas` decides for its own part of the rows: the first ones of one
-        more, where it does not come out even."""
+        """The policy's ids and weights, [D, T, K]. Each of `replicas` decides for its own part of the rows: the first
+        ones of one more, where it does not come out even."""
         if policy.is_identity:
             return Routing(self.ids, self.weights)
 
