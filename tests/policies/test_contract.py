@@ -232,4 +232,5 @@ def test_own_only_looks_no_further(text: str, kind: str) -> None:
         hidden = torch.full_like(logits, -1e4).scatter(-1, own.ids, logits.gather(-1, own.ids))
         known, unknown = (make(text, 24).route(given, spec, None, own) for given in (logits, hidden))
         assert torch.equal(loaded(known.ids, 24), loaded(unknown.ids, 24))
-        assert torch.equal(*((own.ids[:, :, None] == r.ids[:, None]).any(-1) for r in (known, unknown)))
+        kept = [(own.ids[:, :, None] == r.ids[:, None]) & (r.weights > 0)[:, None] for r in (known, unknown)]
+        assert torch.equal(*(slots.any(-1) for slots in kept))

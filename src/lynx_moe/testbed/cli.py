@@ -78,7 +78,7 @@ def card(name: Name) -> None:
 def carve(
     again: Annotated[bool, typer.Option("--again", help="build it anew though it is there")] = False,
 ) -> None:
-    """Cut a mixture of experts out of SmolLM2-135M, into the cache: about five minutes of a core."""
+    """Cut a mixture of experts out of SmolLM2-135M, into the cache: about seven minutes of a core."""
     from rich.progress import Progress
 
     from lynx_moe.testbed.carve import source
@@ -89,7 +89,7 @@ def carve(
         source.check()
         from lynx_moe.testbed.carve.build import build
 
-        typer.echo(f"building {folder}: about five minutes of a core that has nothing else to do")
+        typer.echo(f"building {folder}: about seven minutes of a core that has nothing else to do")
         with Progress() as progress:
             task = progress.add_task("carving")
             build(folder, lambda what, done, of: progress.update(task, description=what, completed=done, total=of))

@@ -115,9 +115,11 @@ def test_a_replay_decides_as_each_step_alone(kind: str, policy: str, tmp_path: P
             assert torch.equal(ids[place], expected.ids)
             before.append(int(distinct(layer.own.ids[place], 16, None)))
             after.append(int(distinct(expected.ids, 16, None)))
-            triples = zip(
-                scores(layer.logits[place], spec), expected.ids.tolist(), layer.own.ids[place].tolist(), strict=True
-            )
+            got = [  # a slot left over holds some loaded expert, at weight 0
+                [expert for expert, weight in zip(*row, strict=True) if weight > 0]
+                for row in zip(expected.ids.tolist(), expected.weights.tolist(), strict=True)
+            ]
+            triples = zip(scores(layer.logits[place], spec), got, layer.own.ids[place].tolist(), strict=True)
             for (score, final, own), remap in zip(triples, rows.remap.tolist(), strict=True):
                 if remap:
                     mass.append(float(score[list({*final})].sum() / score[own].sum()))

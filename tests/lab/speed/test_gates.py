@@ -61,7 +61,7 @@ def test_a_configuration_and_a_record_say_how_gates_are_drawn(name: str, tmp_pat
 
 @pytest.mark.parametrize(("policy", "kept"), [("priced", (61.9, 73.0, 92.2)), ("oea:k0=4", (69.8, 78.8, 92.7))])
 def test_policies_keep_what_they_keep_on_the_real_routes(policy: str, kept: tuple[float, ...]) -> None:
-    """Not fitted: docs/routes.md measures it, tasks mixed, in percent of distinct experts."""
+    """Not fitted: docs/results/routes.md measures it, tasks mixed, in percent of distinct experts."""
     decided, spec = make_policy(policy), RouterSpec(num_experts=64, top_k=6, renormalize=False)
     logits = fit_gates.logits(SHAPES["deepseek-v2-lite"].gates, 64)[::8, :128]
     for batch, real in zip((4, 16, 64), kept, strict=True):

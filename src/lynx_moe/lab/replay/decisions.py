@@ -32,23 +32,28 @@ class Decisions:
     remap: Tensor
     bias: Tensor | None
 
-    def decide(self, policy: Policy, replicas: int = 1) -> Tensor:
-        """The policy's ids, [D, T, K]. Each of `replicas` decides for its own part of the rows: the first ones of one
-        more, where it does not come out even."""
+    def decide(self, policy: Policy, replicas: int = 1) -> Routing:
+        """The policy's ids and weights, [D, T, K]. Each of `replicas` decides for its own part of the rows: the first
+        ones of one more, where it does not come out even."""
         if policy.is_identity:
-            return self.ids
+            return Routing(self.ids, self.weights)
 
-        def one(logits_TE: Tensor, ids_TK: Tensor, weights_TK: Tensor, remap_T: Tensor, *bias_E: Tensor) -> Tensor:
+        def one(
+            logits_TE: Tensor, ids_TK: Tensor, weights_TK: Tensor, remap_T: Tensor, *bias_E: Tensor
+        ) -> tuple[Tensor, Tensor]:
             spec = replace(self.spec, bias=bias_E[0]) if bias_E else self.spec
-            return policy.route(logits_TE, spec, Rows(remap=remap_T), Routing(ids_TK, weights_TK)).ids
+            routing = policy.route(logits_TE, spec, Rows(remap=remap_T), Routing(ids_TK, weights_TK))
+            return routing.ids, routing.weights
 
         rows = [part.tensor_split(replicas, 1) for part in (self.logits, self.ids, self.weights, self.remap)]
         found = []
         for mine in zip(*rows, strict=True):
             parts = [*mine, *([] if self.bias is None else [self.bias])]
             chunks = zip(*(torch.split(part, CHUNK) for part in parts), strict=True)
-            found.append(torch.cat([torch.vmap(one)(*chunk) for chunk in chunks]) if mine[0].shape[1] else mine[1])
-        return torch.cat(found, 1)
+            decided = [torch.vmap(one)(*chunk) for chunk in chunks] if mine[0].shape[1] else [mine[1:3]]
+            found.append([torch.cat(column) for column in zip(*decided, strict=True)])
+        ids_DTK, weights_DTK = (torch.cat(column, 1) for column in zip(*found, strict=True))
+        return Routing(ids_DTK, weights_DTK)
 
     def used(self, ids_DTK: Tensor, replicas: int = 1) -> Tensor:
         """bool [D, R, E]: the experts that each replica's rows load."""

@@ -88,7 +88,7 @@ def routings(recording: Recording, policy: Policy, layer: int) -> Tensor:
     """The ids [N, K] that `policy` gives all rows of a layer."""
     ids_NK = recording.layers[layer].own.ids.clone()
     for group in groups(recording, chosen_steps(recording, None), [layer]):
-        ids_NK[group.places] = group.decide(policy)
+        ids_NK[group.places] = group.decide(policy).ids
     return ids_NK
 
 
@@ -118,12 +118,13 @@ def _count(jobs: Sequence[tuple[Policy, Decisions]], shape_LS: tuple[int, int], 
     of_rows_SM = torch.zeros(num_steps, len(OF_ROWS), dtype=torch.float64)
     rows_S = torch.zeros(num_steps, dtype=torch.int64)
     for policy, group in jobs:
-        ids_DTK, score_DTE = group.decide(policy, replicas), group.scores()
-        for column, choice in enumerate((group.ids, ids_DTK)):
+        final, score_DTE = group.decide(policy, replicas), group.scores()
+        for column, choice in enumerate((group.ids, final.ids)):
             used_CRLSE[column, :, group.layer_D, group.step_D] = group.used(choice, replicas).transpose(0, 1)
-        chosen_DTE = torch.zeros_like(score_DTE).scatter(2, ids_DTK, 1.0)  # a dropped slot repeats another's id
+        live_DTK = (final.weights > 0).to(score_DTE.dtype)  # a slot left over holds some loaded expert, at weight 0
+        chosen_DTE = torch.zeros_like(score_DTE).scatter_reduce(2, final.ids, live_DTK, "amax")
         asked_DT = score_DTE.gather(2, group.ids).sum(-1).clamp(min=1e-20)
-        same_DTK = chosen_DTE.gather(2, group.ids)
+        same_DTK = chosen_DTE.gather(2, group.ids).where(group.weights > 0, 1.0)
         share_DTK = group.weights / group.weights.sum(-1, keepdim=True).clamp(min=1e-20)
         same_DT = same_DTK.double().mean(-1)
         lost_DT = (share_DTK.square() * (1 - same_DTK)).sum(-1)

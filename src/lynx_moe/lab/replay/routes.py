@@ -50,7 +50,9 @@ def load(path: Path) -> Routes:
             parts = {name: file[name] for name in file.files}
         routes = _routes(parts)
     except (OSError, ValueError, KeyError, BadZipFile, EOFError) as error:
-        raise ValueError(f"{path} is not a readable route trace (docs/routes.md has the format): {error}") from None
+        raise ValueError(
+            f"{path} is not a readable route trace (docs/reference/routes.md has the format): {error}"
+        ) from None
     return routes
 
 

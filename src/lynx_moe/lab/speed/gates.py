@@ -4,13 +4,13 @@
 
 Over the experts of a row these are normal with `std`, whatever `common` is: so std alone sets how a row's weight falls
 from its first expert to its last, and common alone how many experts a batch shares. `fit_gates.py` fits both. On the
-real router below, policies then keep what they keep on its own routes, which was not fitted (docs/routes.md).
+real router below, policies then keep what they keep on its own routes, which was not fitted (docs/results/routes.md).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# A DeepSeek-V2-Lite class router (64 experts, top-6, 26 layers) on three tasks, mixed: docs/routes.md
+# A DeepSeek-V2-Lite class router (64 experts, top-6, 26 layers) on three tasks, mixed: docs/results/routes.md
 SHARES = (0.331, 0.196, 0.149, 0.123, 0.106, 0.095)  # of the weight of a row's six experts
 DEEPSEEK_DISTINCT = {4: 19.6, 16: 45.6, 64: 61.9}
 QWEN3_DISTINCT = {16: 48.8}  # Qwen3-30B-A3B, arXiv 2511.02237
