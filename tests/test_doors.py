@@ -26,7 +26,14 @@ INSIDE = {  # lowest first: each may use what stands before it, and rooms of one
         {""},
     ],
     "policies": [{"contract"}, {"controls", "published", "priced"}, {""}],
-    "testbed": [{"tasks", "model", "locate"}, {"training"}, {"harness", "report"}, {"text"}, {"cli", ""}, {"__main__"}],
+    "testbed": [
+        {"tasks", "model", "locate"},
+        {"training"},
+        {"carve", "harness", "report"},
+        {"text"},
+        {"cli", ""},
+        {"__main__"},
+    ],
 }
 ENGINES = {"vllm", "transformers", "sglang"}
 FILES = sorted(ROOT.rglob("*.py"))
@@ -106,6 +113,12 @@ def test_tools_see_every_folder() -> None:
     passed_by = {"build", "dist", "venv", "site-packages", "node_modules"}
     tests = Path(__file__).parent
     assert [path for top in (ROOT, tests) for path in top.rglob("*") if path.is_dir() and path.name in passed_by] == []
+
+
+def test_tests_import_no_tests() -> None:
+    """Alone, such a test could not be collected: what several of them use is a helper."""
+    tests = Path(__file__).parent.rglob("test_*.py")
+    assert [path for path in tests if any(names[0].startswith("test_") for names in import_graph.imports(path))] == []
 
 
 def test_circles_are_found_at_any_depth_and_for_type_checkers_too(tmp_path: Path) -> None:

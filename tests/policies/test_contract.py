@@ -218,3 +218,18 @@ def test_every_policy_that_changes_rows_checks_the_weights_rule(text: str) -> No
     if not policy.is_identity:
         with pytest.raises(ValueError, match="can choose from 64 experts"):
             make(f"{text}{sign}norm=k2=65", 64).check(RouterSpec(num_experts=64, top_k=8))
+
+
+@pytest.mark.parametrize("kind", ["normal", "flat", "ties"])
+@pytest.mark.parametrize("text", [text for text in SPECS if not make_policy(text).needs_scores])
+def test_own_only_looks_no_further(text: str, kind: str) -> None:
+    """With the scores of experts that rows did not choose set to nothing, the same experts are loaded, and a row loses
+    the same ones of its own."""
+    spec, generator = RouterSpec(num_experts=24, top_k=4, renormalize=False), torch.Generator().manual_seed(2)
+    for num_rows in (1, 2, 9, 30):
+        logits = make_logits(kind, num_rows, 24, generator)
+        own = select(logits, spec)
+        hidden = torch.full_like(logits, -1e4).scatter(-1, own.ids, logits.gather(-1, own.ids))
+        known, unknown = (make(text, 24).route(given, spec, None, own) for given in (logits, hidden))
+        assert torch.equal(loaded(known.ids, 24), loaded(unknown.ids, 24))
+        assert torch.equal(*((own.ids[:, :, None] == r.ids[:, None]).any(-1) for r in (known, unknown)))

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,6 +17,7 @@ from lynx_moe.cli.shared.options import (
     Steps,
     Trust,
     found,
+    sizes,
 )
 from lynx_moe.policies import DEFAULT, make_policy
 
@@ -64,19 +65,46 @@ def record(
 
 @app.command()
 def replay(
-    recorded: Annotated[Path, typer.Argument(help="A file of `lynx-moe record`.")],
+    recorded: Annotated[Path, typer.Argument(help="A file of `lynx-moe record`, or a trace of routes (.npz).")],
     policies: Policies = f"vanilla {DEFAULT}",
-    steps: Annotated[int | None, typer.Option(help="Only so many steps, evenly spaced (default: all).")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Only so many steps, evenly spaced (default: all). Routes: steps of a batch (16)."),
+    ] = None,
     ranks: Annotated[int, typer.Option(help="Ranks of expert parallelism, for the fullest rank's experts.")] = 1,
+    replicas: Annotated[int, typer.Option(help="Data-parallel replicas that share out the rows and decide alone.")] = 1,
+    slots: Annotated[
+        int | None, typer.Option(help="Experts that a layer's cache holds (on each rank), for the loads into it.")
+    ] = None,
+    batch_sizes: Annotated[str | None, typer.Option(help="Routes: sequences that decode together (4,16,64).")] = None,
+    mixes: Annotated[
+        str | None, typer.Option(help="Routes: one, mixed or both between commas; one keeps a batch to one task.")
+    ] = None,
+    batches: Annotated[int | None, typer.Option(help="Routes: batches to draw of each size (24).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Routes: draws who shares a batch (0).")] = None,
     out: Annotated[Path | None, typer.Option(help="JSONL file for the rows of the table.")] = None,
 ) -> None:
-    """What policies would have decided on recorded router logits, without the model."""
+    """What policies would have decided on recorded router logits or published routes, without the model."""
     from lynx_moe.lab.replay import recording
+    from lynx_moe.lab.replay.measure import Setting
     from lynx_moe.lab.replay.measure import replay as decide
+    from lynx_moe.lab.replay.over_routes import Draw, replay_routes
     from lynx_moe.lab.shared import tables
 
-    rows = decide(recording.load(recorded), policies.split(), steps, ranks)
-    head, shown = tables.replay_table(rows, ranks)
+    asked: dict[str, Any] = {"batches": batches, "seed": seed}
+    asked |= {"batch_sizes": None if batch_sizes is None else tuple(sizes(batch_sizes))}
+    asked |= {"mixes": None if mixes is None else tuple(mixes.split(","))}
+    given = {name: value for name, value in asked.items() if value is not None}
+    parallel: dict[str, Any] = {"ranks": ranks, "replicas": replicas, "slots": slots}
+    if recorded.suffix == ".npz":
+        given |= {} if steps is None else {"steps": steps}
+        rows = replay_routes(recorded, policies.split(), Draw(**given), Setting(**parallel))
+    elif given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{flags}: for traces of routes (.npz); in {recorded}, a recording, batches are as they were")
+    else:
+        rows = decide(recording.load(recorded), policies.split(), Setting(steps=steps, **parallel))
+    head, shown = tables.replay_table(rows, **parallel)
     tables.show(str(recorded), head, shown, Console())
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -83,6 +83,7 @@ class Priced(Ranked, Calibrated, Keeping):
     drops_slots: ClassVar[bool] = True
     acts_alone: ClassVar[bool] = True
     knows_prices: ClassVar[bool] = True
+    own_only: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = OF_SLOTS
     tensors: ClassVar[tuple[str, ...]] = ("output_norm",)
     optional: ClassVar[bool] = True
@@ -188,7 +189,7 @@ class Priced(Ranked, Calibrated, Keeping):
 
     def prices(self, step: Step) -> tuple[Tensor, Tensor | None]:
         """(float32 [1]: the voters' middle price m; float64 [T, 1]: m over each row's own, None where all ask m)."""
-        price, factor_T1 = torch.full((1,), self.asks, device=step.voters_T.device), None
+        price, factor_T1 = torch.full((1,), self.asks, dtype=torch.float32, device=step.voters_T.device), None
         if step.price_T is not None and self.num_keep is None:
             price_T = step.price_T.float().clamp(max=MOST)
             order_T = price_T.where(step.voters_T, torch.inf).sort().values

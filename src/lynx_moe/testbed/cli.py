@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lynx_moe.testbed.locate import CARVED, cache_root
 from lynx_moe.testbed.locate import path as model_path
 from lynx_moe.testbed.text.cli import app as text_app
 
@@ -71,6 +72,28 @@ def card(name: Name) -> None:
 
     _family(name)
     write_card(_found(name))
+
+
+@app.command("carve")
+def carve(
+    again: Annotated[bool, typer.Option("--again", help="build it anew though it is there")] = False,
+) -> None:
+    """Cut a mixture of experts out of SmolLM2-135M, into the cache: about five minutes of a core."""
+    from rich.progress import Progress
+
+    from lynx_moe.testbed.carve import source
+    from lynx_moe.testbed.carve.card import summary
+
+    folder = cache_root() / CARVED
+    if again or not folder.is_dir():
+        source.check()
+        from lynx_moe.testbed.carve.build import build
+
+        typer.echo(f"building {folder}: about five minutes of a core that has nothing else to do")
+        with Progress() as progress:
+            task = progress.add_task("carving")
+            build(folder, lambda what, done, of: progress.update(task, description=what, completed=done, total=of))
+    typer.echo(summary(folder))
 
 
 @app.command("summary")

@@ -1,13 +1,23 @@
-"""Where the trained models lie: `$LYNX_MOE_MODELS` first, then the `models/` folder of the source checkout."""
+"""Where the models lie: `$LYNX_MOE_MODELS` first, then the `models/` folder of the source checkout, then the cache, for
+what is built on this machine and not shipped."""
 
 import os
 from pathlib import Path
+
+CARVED = "carved"
+
+
+def cache_root() -> Path:
+    """`$LYNX_MOE_CACHE`, or `lynx-moe` in the user's cache folder."""
+    if os.environ.get("LYNX_MOE_CACHE"):
+        return Path(os.environ["LYNX_MOE_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lynx-moe"
 
 
 def model_roots() -> list[Path]:
     """The folders that are searched, in this order."""
     roots = [Path(os.environ["LYNX_MOE_MODELS"])] if os.environ.get("LYNX_MOE_MODELS") else []
-    return [*roots, Path(__file__).resolve().parents[3] / "models"]
+    return [*roots, Path(__file__).resolve().parents[3] / "models", cache_root()]
 
 
 def path(name: str) -> Path:
@@ -21,6 +31,8 @@ def path(name: str) -> Path:
             return root / name
     found = sorted({config.parent.name for root in roots for config in root.glob("*/config.json")})
     searched = " and ".join(str(root) for root in roots)
+    if name == CARVED:
+        raise ValueError(f"no {name!r} in {searched}; build it: lynx-moe testbed carve")
     raise ValueError(
         f"no trained model {name!r} in {searched} (found: {', '.join(found) or 'none'}). "
         f"Set LYNX_MOE_MODELS to the folder that holds it, or train it: python -m lynx_moe.testbed train {name}"

@@ -11,7 +11,7 @@ import lynx_moe
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.shared.recorder import Recorder
 from lynx_moe.lab.replay import recording
-from lynx_moe.lab.replay.measure import replay, routings
+from lynx_moe.lab.replay.measure import Setting, replay, routings
 from lynx_moe.policies import ModelShape, Placement, make_policy
 from lynx_moe.routing import RouterSpec, Rows, distinct, loaded, scores, select
 
@@ -88,7 +88,7 @@ def test_a_replay_counts_the_fullest_rank(tmp_path: Path) -> None:
     for layer in read.layers:
         for ids in layer.own.ids.split(read.rows.tolist()):
             counts.append(int(placement.count(loaded(ids, 16)).max()))
-    plain, spread = replay(read, ["oea:k0=1", "oea:k0=1,per_rank=true"], ranks=3)
+    plain, spread = replay(read, ["oea:k0=1", "oea:k0=1,per_rank=true"], Setting(ranks=3))
     assert plain["fullest_before"] == spread["fullest_before"] == pytest.approx(sum(counts) / len(counts))
     assert spread["fullest_after"] <= plain["fullest_after"] < plain["fullest_before"]
     assert spread["mass"] > plain["mass"]

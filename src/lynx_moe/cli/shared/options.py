@@ -24,7 +24,7 @@ Shape = Annotated[
     str,
     typer.Option(
         help="Published layer shape to time: qwen3-30b (also -w8a8, -fp8, -int4: quantised experts), olmoe-1b-7b, "
-        "mixtral-8x7b, gpt-oss-20b."
+        "deepseek-v2-lite, mixtral-8x7b, gpt-oss-20b."
     ),
 ]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]

@@ -1,152 +1,174 @@
 """Policies on a recording, without the model: which experts they load, and what they keep of the router's intent.
 
-D decisions of T rows each, E experts, K = top_k. A decision is a step of a layer; those of equally many rows are taken
-together (`torch.vmap` over the policy's plain-torch definition).
+D decisions of T rows each, S steps, L layers, E experts, K = top_k, R replicas.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lynx_moe.engines.shared.layers import Layer, fitted
+from lynx_moe.lab.replay import cache
+from lynx_moe.lab.replay.decisions import Decisions, chosen_steps, groups
 from lynx_moe.lab.replay.recording import Recording
-from lynx_moe.policies import ModelShape, Placement, Policy, make_policy
-from lynx_moe.routing import RouterSpec, Routing, Rows, loaded, scores
+from lynx_moe.lab.shared import intervals
+from lynx_moe.policies import POLICIES, ModelShape, Placement, Policy, make_policy
 
-CHUNK = 256
+OF_ROWS = ("mass", "overlap", "changed", "x")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How a recording is looked at. steps: only so many, evenly spaced; None: all. The experts live on `ranks` ranks,
+    one after another. The rows of a step are dealt out to `replicas`, each of which decides for its own. slots: experts
+    that the cache of a layer holds, on each rank.
+
+    Raises ValueError for numbers that leave nothing to replay."""
+
+    steps: int | None = None
+    ranks: int = 1
+    replicas: int = 1
+    slots: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"{self.steps} steps leave nothing to replay; use 1 or more")
+        if self.replicas < 1:
+            raise ValueError(f"{self.replicas} replicas cannot share out the rows; use 1 or more")
+        if self.slots is not None and self.slots < 1:
+            raise ValueError(f"a cache of {self.slots} slots holds no expert; use 1 or more")
+        if self.slots is not None and self.steps is not None:
+            raise ValueError("a cache needs every step in its order: give --slots or a number of steps, not both")
 
 
 def replay(
-    recording: Recording, policies: Sequence[str | Policy], num_steps: int | None = None, ranks: int = 1
+    recording: Recording,
+    policies: Sequence[str | Policy],
+    setting: Setting = Setting(),
 ) -> list[dict[str, Any]]:
     """A line per policy, means over layers and steps, or over the rows that it may remap:
 
     before, after  distinct experts of a layer and step, by the model's own routing and by the policy's.
-    fullest_before, fullest_after  the same of the rank that loads most, the experts living on `ranks` ranks, one after
-                   another.
+    fullest_before, fullest_after    the same of the rank that loads most.
+    replica_before, replica_after    the same of one replica's rows.
+    loads_before, loads_after        experts that the rank which misses most must load into its cache; with slots only.
     mass           router scores of the experts that a row got, as a share of those that it asked for.
     overlap        share of a row's own experts that it got.
     changed        share of rows that got other experts than they asked for.
+    x              sum of the squared shares that a row's lost experts had in its weight.
 
-    num_steps: only so many steps, evenly spaced; None: all. Raises ValueError for a bad policy or number of steps, and
-    for a knob that does not fit the recorded router.
+    Of a trace of routes also `kept`, after / before, with its 95 % interval and that of x, over the drawn batches.
+
+    Raises ValueError for a bad policy, a knob that does not fit the recorded router, and, on a trace of routes, for a
+    policy that needs scores of experts that rows did not choose.
     """
-    if num_steps is not None and num_steps < 1:
-        raise ValueError(f"{num_steps} steps leave nothing to replay; use 1 or more")
     shape = ModelShape(**recording.facts["shape"])
     named = [(make_policy(policy) if isinstance(policy, str) else policy).for_model(shape) for policy in policies]
-    placement = Placement.linear(recording.layers[0].spec.num_experts, ranks)
+    if recording.facts.get("own_only"):
+        _check_own_only(named)
+    placement = Placement.linear(recording.layers[0].spec.num_experts, setting.ranks)
     layers = [Layer(name=layer.name, spec=layer.spec, placement=placement) for layer in recording.layers]
     by_layer = [fitted(policy, layers, shape.name or shape.model_type, recording.remap.device) for policy in named]
-    stacked = list(_groups(recording, num_steps))
+    steps_S, numbers = chosen_steps(recording, setting.steps), range(len(layers))
+    stacked = list(groups(recording, steps_S, numbers))
     lines = []
     for policy, fits in zip(named, by_layer, strict=True):
         jobs = [(fits[0], group) for group in stacked]
         if policy.calibration_file is not None:  # every layer has a policy of its own
-            jobs = [(one, g) for n, one in enumerate(fits) for g in _groups(_only(recording, n), num_steps)]
-        lines.append(_line(policy, jobs, placement))
+            jobs = [(fits[n], group) for n in numbers for group in groups(recording, steps_S, [n])]
+        counted = _count(jobs, (len(layers), len(steps_S)), setting.replicas)
+        lines.append({"policy": policy.spec, **_line(counted, placement, setting, recording.facts.get("run"))})
     return lines
 
 
 def routings(recording: Recording, policy: Policy, layer: int) -> Tensor:
     """The ids [N, K] that `policy` gives all rows of a layer."""
     ids_NK = recording.layers[layer].own.ids.clone()
-    for group in _groups(_only(recording, layer), None):
+    for group in groups(recording, chosen_steps(recording, None), [layer]):
         ids_NK[group.places] = group.decide(policy)
     return ids_NK
 
 
+def _check_own_only(policies: Sequence[Policy]) -> None:
+    for policy in policies:
+        if policy.needs_scores:
+            allowed = ", ".join(name for name, known in POLICIES.items() if known.own_only)
+            raise ValueError(
+                f"{policy.spec} looks at scores of experts that a row did not choose, which a trace of routes lacks; "
+                f"allowed: {allowed}"
+            )
+
+
 @dataclass(frozen=True, eq=False)
-class _Group:
-    """D decisions of T rows each; places: their rows among all N; bias [D, E] where the routers have one."""
+class _Counted:
+    """used_CRLSE: experts that were loaded, C being the model's own routing and the policy's; of_rows_SM: sums over the
+    rows that may change of what OF_ROWS names; rows_S: how many these are, in all layers."""
 
-    spec: RouterSpec
-    places: Tensor
-    logits: Tensor
-    ids: Tensor
-    weights: Tensor
-    remap: Tensor
-    bias: Tensor | None
-
-    def decide(self, policy: Policy) -> Tensor:
-        """The policy's ids, [D, T, K]."""
-        if policy.is_identity:
-            return self.ids
-
-        def one(logits_TE: Tensor, ids_TK: Tensor, weights_TK: Tensor, remap_T: Tensor, *bias_E: Tensor) -> Tensor:
-            spec = replace(self.spec, bias=bias_E[0]) if bias_E else self.spec
-            return policy.route(logits_TE, spec, Rows(remap=remap_T), Routing(ids_TK, weights_TK)).ids
-
-        parts = [self.logits, self.ids, self.weights, self.remap, *([] if self.bias is None else [self.bias])]
-        chunks = zip(*(torch.split(part, CHUNK) for part in parts), strict=True)
-        return torch.cat([torch.vmap(one)(*chunk) for chunk in chunks])
-
-    def scores(self) -> Tensor:
-        return scores(self.logits, self.spec)
+    used_CRLSE: Tensor
+    of_rows_SM: Tensor
+    rows_S: Tensor
 
 
-def _only(recording: Recording, layer: int) -> Recording:
-    return replace(recording, layers=recording.layers[layer : layer + 1])
-
-
-def _groups(recording: Recording, num_steps: int | None) -> Iterator[_Group]:
-    """The decisions of all layers and of the wanted steps, by the number of their rows."""
-    first, rows_S = recording.layers[0].spec, recording.rows.long()
-    starts_S = rows_S.cumsum(0) - rows_S
-    if num_steps is not None and num_steps < len(rows_S):
-        chosen = torch.linspace(0, len(rows_S) - 1, num_steps).long()
-        rows_S, starts_S = rows_S[chosen], starts_S[chosen]
-    for size in torch.unique(rows_S).tolist():
-        places = starts_S[rows_S == size, None] + torch.arange(size)
-
-        def gather(parts: list[Tensor], places: Tensor = places) -> Tensor:
-            return torch.cat([part[places] for part in parts])
-
-        layers = recording.layers
-        biases = [layer.spec.bias.expand(len(places), -1) for layer in layers if layer.spec.bias is not None]
-        yield _Group(
-            spec=replace(first, bias=None),
-            places=places.repeat(len(layers), 1),
-            logits=gather([layer.logits for layer in layers]).float(),
-            ids=gather([layer.own.ids for layer in layers]),
-            weights=gather([layer.own.weights for layer in layers]),
-            remap=gather([recording.remap] * len(layers)),
-            bias=torch.cat(biases) if biases else None,
-        )
-
-
-def _line(policy: Policy, jobs: Sequence[tuple[Policy, _Group]], placement: Placement) -> dict[str, Any]:
-    sums = torch.zeros(5, dtype=torch.float64)
-    fullest = torch.zeros(2, dtype=torch.float64)
-    decisions = rows = 0
-    for one, group in jobs:
-        ids_DTK, score_DTE = group.decide(one), group.scores()
+def _count(jobs: Sequence[tuple[Policy, Decisions]], shape_LS: tuple[int, int], replicas: int) -> _Counted:
+    num_experts, num_steps = jobs[0][1].spec.num_experts, shape_LS[1]
+    used_CRLSE = torch.zeros(2, replicas, *shape_LS, num_experts, dtype=torch.bool)
+    of_rows_SM = torch.zeros(num_steps, len(OF_ROWS), dtype=torch.float64)
+    rows_S = torch.zeros(num_steps, dtype=torch.int64)
+    for policy, group in jobs:
+        ids_DTK, score_DTE = group.decide(policy, replicas), group.scores()
         for column, choice in enumerate((group.ids, ids_DTK)):
-            loaded_DE = torch.vmap(lambda ids, num=group.spec.num_experts: loaded(ids, num))(choice)
-            sums[column] += loaded_DE.sum()
-            fullest[column] += torch.vmap(placement.count)(loaded_DE).amax(-1).sum()
-        asked_DT = score_DTE.gather(2, group.ids).sum(-1).clamp(min=1e-20)
+            used_CRLSE[column, :, group.layer_D, group.step_D] = group.used(choice, replicas).transpose(0, 1)
         chosen_DTE = torch.zeros_like(score_DTE).scatter(2, ids_DTK, 1.0)  # a dropped slot repeats another's id
-        got_DT = (score_DTE * chosen_DTE).sum(-1) / asked_DT
-        same_DT = chosen_DTE.gather(2, group.ids).double().mean(-1)
-        sums[2] += got_DT[group.remap].double().sum()
-        sums[3] += same_DT[group.remap].sum()
-        sums[4] += (same_DT[group.remap] < 1).sum()
-        decisions += len(ids_DTK)
-        rows += int(group.remap.sum())
-    before, after = (sums[:2] / decisions).tolist()
-    fullest_before, fullest_after = (fullest / decisions).tolist()
-    mass, overlap, changed = (sums[2:] / max(rows, 1)).tolist()
+        asked_DT = score_DTE.gather(2, group.ids).sum(-1).clamp(min=1e-20)
+        same_DTK = chosen_DTE.gather(2, group.ids)
+        share_DTK = group.weights / group.weights.sum(-1, keepdim=True).clamp(min=1e-20)
+        same_DT = same_DTK.double().mean(-1)
+        lost_DT = (share_DTK.square() * (1 - same_DTK)).sum(-1)
+        found = ((score_DTE * chosen_DTE).sum(-1) / asked_DT, same_DT, same_DT < 1, lost_DT)
+        found_DM = torch.stack([value.double().where(group.remap, 0.0).sum(-1) for value in found], -1)
+        of_rows_SM.index_add_(0, group.step_D, found_DM)
+        rows_S.index_add_(0, group.step_D, group.remap.sum(-1))
+    return _Counted(used_CRLSE, of_rows_SM, rows_S)
+
+
+def _line(counted: _Counted, placement: Placement, setting: Setting, run: int | None) -> dict[str, Any]:
+    union_CLSE = counted.used_CRLSE.any(1)
+    loaded_CS = union_CLSE.sum(-1).double().mean(1)
+    line = dict(zip(("before", "after"), loaded_CS.mean(-1).tolist(), strict=True))
+    rank_CLSE = [union_CLSE & mine for mine in _ranks(placement, union_CLSE.shape[-1])]
+    line |= _pair("fullest", torch.stack([mine.sum(-1) for mine in rank_CLSE]).amax(0))
+    line |= _pair("replica", counted.used_CRLSE.sum(-1).double().mean(1))
+    if setting.slots is not None:
+        missed = [torch.stack([cache.loads(used, setting.slots) for used in mine]) for mine in rank_CLSE]
+        line |= _pair("loads", torch.stack(missed).amax(0))
+    means = counted.of_rows_SM.sum(0) / counted.rows_S.sum().clamp(min=1)
+    line |= dict(zip(OF_ROWS, means.tolist(), strict=True))
+    return line if run is None else line | _with_intervals(loaded_CS, counted, run)
+
+
+def _ranks(placement: Placement, num_experts: int) -> list[Tensor]:
+    if placement.rank_E is None:
+        return [torch.ones(num_experts, dtype=torch.bool)]
+    return [placement.rank_E == rank for rank in range(placement.num_ranks)]
+
+
+def _pair(name: str, value_CLS: Tensor) -> dict[str, float]:
+    before, after = value_CLS.double().mean((1, 2)).tolist()
+    return {f"{name}_before": before, f"{name}_after": after}
+
+
+def _with_intervals(loaded_CS: Tensor, counted: _Counted, run: int) -> dict[str, Any]:
+    """Kept share, and intervals over batches of `run` steps each."""
+    before_R, after_R = loaded_CS.view(2, -1, run).sum(-1).tolist()
+    rows_R = counted.rows_S.view(-1, run).sum(-1).double()
+    x_R = counted.of_rows_SM[:, OF_ROWS.index("x")].view(-1, run).sum(-1) / rows_R
+    ratios = [after / before for before, after in zip(before_R, after_R, strict=True)]
     return {
-        "policy": policy.spec,
-        "before": before,
-        "after": after,
-        "fullest_before": fullest_before,
-        "fullest_after": fullest_after,
-        "mass": mass,
-        "overlap": overlap,
-        "changed": changed,
+        "kept": sum(after_R) / sum(before_R),
+        "kept_interval": intervals.weighted_mean(ratios, before_R) if len(ratios) > 1 else None,
+        "x_interval": intervals.weighted_mean(x_R.tolist(), rows_R.tolist()) if len(ratios) > 1 else None,
+        "batches": len(ratios),
     }

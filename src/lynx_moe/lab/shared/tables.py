@@ -11,7 +11,14 @@ from lynx_moe.lab.shared.scores import overall
 
 QUALITY_HEAD = ("policy", "exact match, %", "paired difference", "distinct experts")
 FIDELITY_HEAD = ("batch", "groups", "policy", "KL, mnats", "same top-1, %", "gain, mnats", "experts")
-REPLAY_HEAD = ("policy", "distinct experts", "router mass kept, %", "own experts kept, %", "rows changed, %")
+REPLAY_HEAD = (
+    "policy",
+    "distinct experts",
+    "router mass kept, %",
+    "own experts kept, %",
+    "rows changed, %",
+    "1000 x",
+)
 SPEED_HEAD = ("batch", "policy", "TPOT, ms", "tokens/s", "speed-up", "distinct experts")
 
 
@@ -96,15 +103,32 @@ def fidelity_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
-def replay_table(found: Sequence[dict[str, Any]], ranks: int) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and rows; with more than one rank, the experts of the fullest one too."""
-    extra = (f"fullest of {ranks} ranks",) if ranks > 1 else ()
+def replay_table(
+    found: Sequence[dict[str, Any]], ranks: int = 1, replicas: int = 1, slots: int | None = None
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows of what was asked for: with more than one rank the experts of the fullest one too, with replicas
+    those of one of them, with slots the experts loaded into a cache; of a trace of routes batches and intervals."""
+    where = ("batch", "tasks") if "batch" in found[0] else ()
+    pairs = [(f"fullest of {ranks} ranks", "fullest_")] if ranks > 1 else []
+    pairs += [(f"a replica of {replicas}", "replica_")] if replicas > 1 else []
+    pairs += [(f"loads, {slots} slots", "loads_")] if slots is not None else []
+    shares = list(zip(REPLAY_HEAD[2:-1], ("mass", "overlap", "changed"), strict=True))
+    if where:  # of the experts that a row did not choose nothing is known
+        shares = shares[1:]
     rows = []
     for line in found:
-        fullest = [f"{line['fullest_before']:.1f} → {line['fullest_after']:.1f}"] if extra else []
-        shares = (f"{100 * line[name]:.1f}" for name in ("mass", "overlap", "changed"))
-        rows.append((line["policy"], _experts(line), *fullest, *shares))
-    return (*REPLAY_HEAD[:2], *extra, *REPLAY_HEAD[2:]), rows
+        cells = [line["policy"], _experts(line), *([_with_interval(line, "kept", 100)] if where else [])]
+        cells += [_experts(line, name) for _, name in pairs]
+        cells += [f"{100 * line[name]:.1f}" for _, name in shares]
+        rows.append((*(str(line[name]) for name in where), *cells, _with_interval(line, "x", 1000)))
+    titles = (title for title, _ in (*pairs, *shares))
+    return (*where, *REPLAY_HEAD[:2], *(["kept, %"] if where else []), *titles, REPLAY_HEAD[-1]), rows
+
+
+def _with_interval(line: dict[str, Any], name: str, scale: float) -> str:
+    edges = line.get(f"{name}_interval")
+    text = f"{scale * line[name]:.1f}"
+    return text if edges is None else f"{text} [{', '.join(f'{scale * edge:.1f}' for edge in edges)}]"
 
 
 def by_cache(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -118,8 +142,9 @@ def _half(edges: Sequence[float]) -> float:
     return (edges[1] - edges[0]) / 2
 
 
-def _experts(row: dict[str, Any]) -> str:
-    return "-" if row["after"] is None else f"{row['before']:.1f} → {row['after']:.1f}"
+def _experts(row: dict[str, Any], of: str = "") -> str:
+    before, after = row[f"{of}before"], row[f"{of}after"]
+    return "-" if after is None else f"{before:.1f} → {after:.1f}"
 
 
 def show(

@@ -65,6 +65,7 @@ def measure(
         "kind": "guard cost",
         "environment": record.environment(),
         "model": f"{layers} layers of {SHAPES[shape].title}'s shape, random weights, bfloat16, eager",
+        "gates": SHAPES[shape].gates.about(),
         "guard": dict(guard),
         "tokens": tokens,
         "samples": samples,

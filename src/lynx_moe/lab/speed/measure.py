@@ -40,6 +40,7 @@ def measure(
         "kind": "speed",
         "environment": record.environment(),
         "model": f"{layers} layers of {SHAPES[shape].title}'s shape, random weights, bfloat16, eager",
+        "gates": SHAPES[shape].gates.about(),
         "num_experts": num_experts(SHAPES[shape]),
         "top_k": SHAPES[shape].config["num_experts_per_tok"],
         "layers": layers,

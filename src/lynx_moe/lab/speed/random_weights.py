@@ -1,15 +1,17 @@
 """Random weights for published layer shapes: for speed only, since their answers mean nothing.
 
-Random gates route unlike trained ones, so they are drawn such that a batch loads about as many distinct experts as was
-published for Qwen3-30B-A3B (48.8 of 128 at batch 16, arXiv 2511.02237): every token's embedding shares a common part,
-which makes some experts popular. What a run really loaded is measured and reported with it.
+Random gates would route unlike trained ones, so they are drawn as `gates.py` says: every token's embedding shares a
+common part, which makes some experts popular. What a run really loaded is measured and reported with it.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
+from lynx_moe.lab.speed.shapes import GATES
+
 LOAD_FORMAT = "lynx_moe_random"
-LOGIT_STD = 1.5  # spread of the router logits: top-1 about 0.12, top-8 of 128 about 0.4 of the softmax mass
-COMMON = 0.9  # length of the embeddings' common part, in units of their own part; set by the curve named above
+EMBEDDINGS = ("embed_tokens.weight", "embedding.weight")  # gpt-oss: the latter
+ROUTERS = ("gate.weight", "router.weight")
 
 
 def register_loader() -> None:
@@ -23,17 +25,26 @@ def register_loader() -> None:
         def load_weights(self, model: Any, model_config: Any) -> None:
             super().load_weights(model, model_config)
             rng = torch.Generator().manual_seed(0)
+            gates = getattr(model_config.hf_config, GATES)
             for name, weight in model.named_parameters():
-                if name.endswith(("embed_tokens.weight", "embedding.weight")):  # gpt-oss: the latter
-                    noise = torch.randn(weight.shape, generator=rng)
-                    weight.data.copy_(noise + COMMON * torch.randn(weight.shape[1], generator=rng))
-                elif name.endswith(("gate.weight", "router.weight")):
-                    noise = torch.randn(weight.shape, generator=rng)
-                    weight.data.copy_(noise * (LOGIT_STD / weight.shape[1] ** 0.5))
+                if name.endswith((*EMBEDDINGS, *ROUTERS)):
+                    fill_routing(name, weight, gates, rng)
                 elif name.endswith("norm.weight"):
                     weight.data.fill_(1.0)
                 else:
                     fill_quantised(name, weight, rng)
+
+
+def fill_routing(name: str, weight: Any, gates: Mapping[str, float], rng: Any) -> None:
+    """Embeddings that share a common part, and router weights with the spread of logits that is asked for."""
+    import torch
+
+    drawn = torch.randn(weight.shape, generator=rng, device=rng.device)
+    if name.endswith(EMBEDDINGS):
+        drawn += gates["common"] * torch.randn(weight.shape[1], generator=rng, device=rng.device)
+    else:
+        drawn *= gates["std"] / weight.shape[1] ** 0.5
+    weight.data.copy_(drawn)
 
 
 def fill_quantised(name: str, weight: Any, rng: Any) -> None:

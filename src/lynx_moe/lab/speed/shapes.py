@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lynx_moe.lab.speed.gates import DEEPSEEK_V2_LITE, QWEN3_30B, Gates, unpublished
 from lynx_moe.lab.speed.quantization import quantization_config
 
 
@@ -18,6 +19,7 @@ class Shape:
     layers: int  # that fit in the memory of a small machine
     all_layers: int
     expert_mib: float
+    gates: Gates
 
 
 SHAPES = {
@@ -26,6 +28,7 @@ SHAPES = {
         layers=2,
         all_layers=48,
         expert_mib=3 * 2048 * 768 * 2 / 2**20,
+        gates=QWEN3_30B,
         config={
             "architectures": ["Qwen3MoeForCausalLM"],
             "model_type": "qwen3_moe",
@@ -48,6 +51,7 @@ SHAPES = {
         layers=3,
         all_layers=16,
         expert_mib=3 * 2048 * 1024 * 2 / 2**20,
+        gates=unpublished(1.29),
         config={
             "architectures": ["OlmoeForCausalLM"],
             "model_type": "olmoe",
@@ -60,11 +64,45 @@ SHAPES = {
             "norm_topk_prob": False,
         },
     ),
+    "deepseek-v2-lite": Shape(
+        title="DeepSeek-V2-Lite",
+        layers=2,
+        all_layers=27,
+        expert_mib=3 * 2048 * 1408 * 2 / 2**20,
+        gates=DEEPSEEK_V2_LITE,
+        config={
+            "architectures": ["DeepseekV2ForCausalLM"],
+            "model_type": "deepseek_v2",
+            "hidden_size": 2048,
+            "intermediate_size": 10944,
+            "moe_intermediate_size": 1408,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "q_lora_rank": None,
+            "kv_lora_rank": 512,
+            "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64,
+            "v_head_dim": 128,
+            "n_routed_experts": 64,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 6,
+            "first_k_dense_replace": 0,  # really 1 of 27 layers: beside two it would weigh too much
+            "moe_layer_freq": 1,
+            "norm_topk_prob": False,
+            "scoring_func": "softmax",
+            "topk_method": "greedy",
+            "n_group": 1,
+            "topk_group": 1,
+            "routed_scaling_factor": 1.0,
+            "rope_theta": 10000,
+        },
+    ),
     "mixtral-8x7b": Shape(
         title="Mixtral-8x7B",
         layers=1,
         all_layers=32,
         expert_mib=3 * 4096 * 14336 * 2 / 2**20,
+        gates=unpublished(0.97),
         config={
             "architectures": ["MixtralForCausalLM"],
             "model_type": "mixtral",
@@ -82,6 +120,7 @@ SHAPES = {
         layers=2,
         all_layers=24,
         expert_mib=3 * 2880 * 2880 * 4.25 / 8 / 2**20,  # mxfp4: 4 bits, and 8 more for every 32 numbers
+        gates=unpublished(1.2),
         config={
             "architectures": ["GptOssForCausalLM"],
             "model_type": "gpt_oss",
@@ -111,6 +150,7 @@ SHAPES |= {
     for scheme, bits in (("w8a8", 8), ("fp8", 8), ("int4", 4.25))  # 4 bits, and 16 more for every 64 numbers
 }
 VOCABULARY = 8192
+GATES = "lynx_moe_gates"
 
 
 def tiny(shape: Shape) -> Shape:
@@ -122,12 +162,14 @@ def tiny(shape: Shape) -> Shape:
 
 
 def num_experts(shape: Shape) -> int:
-    return int(shape.config.get("num_experts") or shape.config["num_local_experts"])
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    return int(next(shape.config[name] for name in names if name in shape.config))
 
 
 def write_config(shape: Shape, layers: int, folder: Path) -> Path:
-    """A model folder with nothing but the shape's config.json."""
+    """A model folder with nothing but the shape's config.json; how its gates are to be drawn stands there too."""
     common = {
+        GATES: {"std": shape.gates.std, "common": shape.gates.common},
         "vocab_size": VOCABULARY,
         "num_hidden_layers": layers,
         "max_position_embeddings": 4096,

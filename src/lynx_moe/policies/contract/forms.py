@@ -47,6 +47,7 @@ class Dropping(Reweighing):
     token_level: ClassVar[bool] = True
     acts_alone: ClassVar[bool] = True
     drops_slots: ClassVar[bool] = True
+    own_only: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = OF_SLOTS
 
     def live(self, step: Step, rank_TK: Tensor) -> Tensor:
@@ -65,6 +66,7 @@ class Merging(Calibrated, Reweighing):
     the scalar fitted for the pair (norm=fold). Slots that meet on an expert are merged: the first takes the sum."""
 
     drops_slots: ClassVar[bool] = True
+    own_only: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("own", "fold", *BY_RULE)
     norm: str = "own"
 

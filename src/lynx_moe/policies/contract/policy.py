@@ -45,6 +45,8 @@ class Policy:
     acts_alone    acts on a row that decodes alone, with nothing donated, too.
     drops_slots   a row may end up with fewer than K experts: `propose` says so by EMPTY slots (`fillers.py`).
     knows_prices  reads `Rows.price`. Other policies take a price above 0 as leave to remap the row.
+    own_only      which experts it loads, and which of a row's own it takes away, follows from the rows' own experts and
+                  their weights alone: a trace of routes without scores is enough to tell (`lab/replay/routes.py`).
     knows_ranks   has the knob per_rank: its experts can be spread over the ranks of expert parallelism.
     guarded       a step that would load more than the model's own routing keeps the latter. False is for experiments
                   of the lab, which deny experts to see what that costs; no policy of the table says so.
@@ -59,6 +61,7 @@ class Policy:
     acts_alone: ClassVar[bool] = False
     drops_slots: ClassVar[bool] = False
     knows_prices: ClassVar[bool] = False
+    own_only: ClassVar[bool] = False
     knows_ranks: ClassVar[bool] = False
     guarded: ClassVar[bool] = True
     one_of: ClassVar[tuple[str, ...]] = ()
@@ -94,6 +97,11 @@ class Policy:
     def at_price(self, price: float) -> Self:
         """The policy at this price; itself if it knows none."""
         return self
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether it looks at scores of experts that a row did not choose."""
+        return not self.own_only
 
     @property
     def calibration_file(self) -> str | None:

@@ -8,7 +8,7 @@ from lynx_moe.routing import RouterSpec, Rows
 
 def tried(policy: Policy, spec: RouterSpec) -> None:
     """Raises ValueError if the policy cannot decide a step of this router, whatever the reason."""
-    logits_TE = torch.randn(6, spec.num_experts, generator=torch.Generator().manual_seed(0)) * 2
+    logits_TE = torch.randn(6, spec.num_experts, generator=torch.Generator().manual_seed(0), dtype=torch.float32) * 2
     logits_TE[0, spec.top_k :] = -torch.inf
     logits_TE[1] = logits_TE[1, 0]
     try:

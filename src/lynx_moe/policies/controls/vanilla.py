@@ -14,3 +14,4 @@ class Vanilla(Policy):
     summary: ClassVar[str] = "the model's own routing, bit-identical (the baseline)"
     source: ClassVar[str] = "-"
     is_identity: ClassVar[bool] = True
+    own_only: ClassVar[bool] = True

@@ -22,6 +22,7 @@ class Oea(Spread):
     name: ClassVar[str] = "oea"
     summary: ClassVar[str] = "union of everybody's first k0 experts, the rest filled from it"
     source: ClassVar[str] = "OEA, arXiv 2511.02237"
+    own_only: ClassVar[bool] = True
     k0: int
 
     def __post_init__(self) -> None:

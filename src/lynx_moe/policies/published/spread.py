@@ -32,6 +32,10 @@ class Spread(Ranked, Rerouting):
         """bool [E]: kept experts that the policy's rule does not give up."""
         raise NotImplementedError(f"{self.name} must define pinned()")
 
+    @property
+    def needs_scores(self) -> bool:
+        return self.per_rank or super().needs_scores
+
     def stays(self, step: Step) -> Tensor:
         keep_E = super().stays(step)
         return level(keep_E, self.pinned(step), step, self.placement) if self.spreads else keep_E

@@ -54,6 +54,7 @@ async def realtime(socket: WebSocket) -> None:
             await socket.send_text("heard " + await socket.receive_text())
 
 
+app.middleware_stack = app.build_middleware_stack()  # as vLLM's build_app leaves it
 bodies.build_app(lambda: app)
 
 

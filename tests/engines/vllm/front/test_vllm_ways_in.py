@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 from app import Server, served
-from tiny_moe import save_moe
 from vllm import SamplingParams
 from vllm.engine.protocol import StreamingInput
 from vllm.sampling_params import RequestOutputKind
 
 from lynx_moe.engines.vllm import Refused, switch_async
+from lynx_moe.testbed import path
 
 POLICY = "lynx:alpha=0.3,beta=1"
 RUN_BATCH = importlib.import_module("vllm.entrypoints.launchers.run_batch")
@@ -53,7 +53,7 @@ BAD = (
     ({"lynx_moe": "nonsense"}, "unknown policy 'nonsense'"),
     ({"lynx_moe": -7}, "-7 is no price: it must be finite, 0"),
     ({"lynx_moe": ["exact"]}, "must be a string"),
-    ({"lynx_moe": "oea:k0=9"}, "more than the model's top_k=4"),
+    ({"lynx_moe": "oea:k0=9"}, "more than the model's top_k=8"),
     ({"lynx": "exact"}, "the key 'lynx' asks for nothing; write 'lynx_moe'"),
     ({"lynx_moe": "exact", "LYNX_MOE": "exact"}, "the key 'LYNX_MOE' asks for nothing"),
 )
@@ -61,24 +61,23 @@ BAD = (
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder: Path = tmp_path_factory.mktemp("model")
-    save_moe(folder)
+    folder: Path = tmp_path_factory.mktemp("server")
     template = folder / "chat.jinja"
     template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     options = json.dumps({"lynx_moe": {"policy": POLICY}})
     flags = ("--additional-config", options, "--chat-template", str(template), "--enable-scale-out")
-    flags += ("--worker-extension-cls", "user_extension.Theirs", "--dtype", "bfloat16")
+    flags += ("--worker-extension-cls", "user_extension.Theirs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_PLUGINS", "lynx_moe")
-        with served(str(folder), *flags) as started:
+        with served(str(path("qwen3-moe")), *flags) as started:
             yield started
 
 
 def with_wish(way: str, wish: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    path, body = HONOURS[way]
+    where, body = HONOURS[way]
     if way == "generate":
-        return path, {**body, "sampling_params": {**body["sampling_params"], "extra_args": wish}}
-    return path, {**body, "vllm_xargs": wish}
+        return where, {**body, "sampling_params": {**body["sampling_params"], "extra_args": wish}}
+    return where, {**body, "vllm_xargs": wish}
 
 
 def message(answer: Any) -> str:
@@ -99,19 +98,19 @@ def test_a_path_honours_a_wish_or_says_what_is_wrong_with_it(server: Server, way
 
 @pytest.mark.parametrize("way", ["completions", "chat", "responses", "messages", "generate"])
 def test_a_bad_wish_is_refused_before_anything_is_streamed(server: Server, way: str) -> None:
-    path, body = with_wish(way, {"lynx_moe": "nonsense"})
-    answer = server.post(path, {**body, "stream": True})
+    where, body = with_wish(way, {"lynx_moe": "nonsense"})
+    answer = server.post(where, {**body, "stream": True})
     assert answer.status_code == 400
     assert "unknown policy 'nonsense'" in message(answer)
 
 
-@pytest.mark.parametrize("path", DROPS)
-def test_a_path_that_drops_a_wish_refuses_it(server: Server, path: str) -> None:
+@pytest.mark.parametrize("where", DROPS)
+def test_a_path_that_drops_a_wish_refuses_it(server: Server, where: str) -> None:
     for wish in ({"lynx_moe": "exact"}, {"lynx_moe": "nonsense"}, {"lynx": "exact"}):
-        answer = server.post(path, {**DROPS[path], "vllm_xargs": wish})
+        answer = server.post(where, {**DROPS[where], "vllm_xargs": wish})
         assert answer.status_code == 400
-        assert f"{path} takes no vllm_xargs" in message(answer)
-    assert "takes no vllm_xargs" not in server.post(path, {**DROPS[path], "vllm_xargs": {"other": 1}}).text
+        assert f"{where} takes no vllm_xargs" in message(answer)
+    assert "takes no vllm_xargs" not in server.post(where, {**DROPS[where], "vllm_xargs": {"other": 1}}).text
 
 
 def test_a_wish_beside_the_field_is_refused(server: Server) -> None:
@@ -121,7 +120,7 @@ def test_a_wish_beside_the_field_is_refused(server: Server) -> None:
 
 def test_no_path_was_forgotten(server: Server) -> None:
     routes = [route for route in server.app.routes if "POST" in (getattr(route, "methods", None) or ())]
-    known = {path for path, _ in HONOURS.values()} | set(DROPS) | DECODE_NOTHING
+    known = {where for where, _ in HONOURS.values()} | set(DROPS) | DECODE_NOTHING
     assert {route.path for route in routes} - known == set()
 
 

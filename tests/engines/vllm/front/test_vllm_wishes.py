@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_vllm_cache import Core, shared
+from core import Core, shared
 from vllm.v1.request import StreamingUpdate
 
 from lynx_moe.engines.vllm.front import admission

@@ -112,6 +112,19 @@ def test_counts_equal_a_recount(policy):
     assert plan.stats().layers[1].decode.before == 0
 
 
+@pytest.mark.parametrize("policy", ["lynx", "priced", "oea:k0=1"])
+def test_a_plan_is_the_same_where_the_model_is_built_in_bfloat16(policy):
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        plan = make_plan(policy)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert plan.rows.price.dtype == torch.float32
+    begin(plan, [True] * 7, [1] * 7)
+    logits, weights, ids = own_routing(7)
+    assert torch.equal(decided(logits, weights, ids, 0)[1].long(), plan.policy.route(logits, SPEC).ids)
+
+
 @pytest.mark.parametrize(("policy", "counted"), [("priced:price=10", 1), ("topk:k=1", 1), ("lynx", 0), ("vanilla", 0)])
 def test_a_row_alone_is_counted_where_the_policy_acts_alone(policy, counted):
     plan = make_plan(policy)

@@ -98,4 +98,7 @@ def test_a_bad_policy_is_refused_before_the_engine_starts(model, tmp_path):
 def test_what_only_the_engine_can_refuse_is_the_last_line(model, tmp_path):
     done = run(REMOTE, tmp_path, model, "oea:k0=99", **REMOTE_ENV)
     assert done.returncode != 0
-    assert "Refusal: lynx_moe: oea: k0=99 is more than the model's top_k=4 (layer " in done.stderr.splitlines()[-1]
+    assert (
+        "Refusal: lynx_moe: oea: k0=99 is more than the model's top_k=4; use k0 <= 4 (layer "
+        in done.stderr.splitlines()[-1]
+    )

@@ -36,6 +36,8 @@ def build_app(original: Any, *args: Any, **kwargs: Any) -> Any:
     """Around vLLM's build_app: innermost, so that whoever has no key is told so first."""
     app = original(*args, **kwargs)
     app.user_middleware.append(Middleware(Bodies))
+    if app.middleware_stack is not None:  # vLLM's last step has built it already
+        app.middleware_stack = app.build_middleware_stack()
     return app
 
 
@@ -115,7 +117,12 @@ def _takes_field(scope: Message, body: dict[str, Any]) -> bool:
 @functools.cache
 def _has_field(endpoint: Any) -> bool:
     kinds = [kind for hint in typing.get_type_hints(endpoint).values() for kind in (hint, *typing.get_args(hint))]
-    return any(FIELD in getattr(kind, "model_fields", ()) for kind in kinds)
+    return any(FIELD in getattr(kind, "model_fields", ()) or _hands_on(kind) for kind in kinds)
+
+
+def _hands_on(kind: Any) -> bool:
+    """A batch of chats makes chats of all that it was given."""
+    return hasattr(kind, "to_chat_completion_request") and kind.model_config.get("extra") == "allow"
 
 
 def _heard(scope: Message, receive: Receive, send: Send) -> Receive:

@@ -41,7 +41,7 @@ class StepRows:
     def __init__(self, max_rows: int, device: torch.device, *, graphs: bool = False) -> None:
         self.valid = torch.ones(max_rows, dtype=torch.bool, device=device)
         self.remap = torch.zeros(max_rows, dtype=torch.bool, device=device)
-        self.price = torch.zeros(max_rows, device=device)
+        self.price = torch.zeros(max_rows, dtype=torch.float32, device=device)  # models are built under another default
         buffers = (self.valid, self.remap, self.price)
         self.host = None if device.type != "cpu" else tuple(buffer.numpy() for buffer in buffers)  # the same memory
         self.always = graphs or device.type != "cpu"
@@ -122,7 +122,7 @@ class StepRows:
         host = torch.zeros(2, len(self.valid), dtype=torch.bool, pin_memory=True)
         host[0, :num_valid] = True
         host[1, : len(remap_T)] = torch.from_numpy(remap_T)
-        asked = torch.zeros(len(self.valid), pin_memory=True)
+        asked = torch.zeros(len(self.valid), dtype=torch.float32, pin_memory=True)
         if price_T is not None:
             asked[: len(remap_T)] = torch.from_numpy(price_T)
         self.price.copy_(asked, non_blocking=True)

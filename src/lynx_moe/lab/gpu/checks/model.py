@@ -20,8 +20,8 @@ from lynx_moe.lab.gpu.checks.decision import _seconds
 from lynx_moe.lab.gpu.checks.serve import BATCHES, policies_for
 from lynx_moe.lab.gpu.checks.step import Measure
 from lynx_moe.lab.speed import measure as speed
-from lynx_moe.lab.speed.random_weights import COMMON, LOGIT_STD
-from lynx_moe.lab.speed.shapes import SHAPES, Shape, num_experts, tiny, write_config
+from lynx_moe.lab.speed.random_weights import EMBEDDINGS, ROUTERS, fill_routing
+from lynx_moe.lab.speed.shapes import GATES, SHAPES, Shape, num_experts, tiny, write_config
 
 CONTEXT = 64
 
@@ -56,6 +56,7 @@ def measure(name: str, dry: bool) -> dict[str, Any]:
         "num_experts": num_experts(shape),
         "top_k": shape.config["num_experts_per_tok"],
         "expert_bytes": shape.expert_mib * 2**20,
+        "gates": shape.gates.about(),
         "samples": samples,
         "summary": speed.summarise(samples, policies, batches),
         "experts": counted,
@@ -64,7 +65,7 @@ def measure(name: str, dry: bool) -> dict[str, Any]:
 
 
 def build(shape: Shape, device: str) -> Any:
-    """The model with random weights, its embeddings and gates as `shapes.register_loader` draws them. Unquantised."""
+    """The model with random weights, unquantised; `random_weights.fill_routing` draws its embeddings and gates."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with tempfile.TemporaryDirectory() as folder:
@@ -78,11 +79,10 @@ def build(shape: Shape, device: str) -> Any:
         settings = AutoConfig.from_pretrained(folder)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16, experts_implementation="grouped_mm")
+    rng = torch.Generator(device).manual_seed(0)
     for name, weight in model.eval().named_parameters():
-        if name.endswith("embed_tokens.weight"):
-            weight.data.normal_().add_(COMMON * torch.randn(weight.shape[1], device=device))
-        elif name.endswith(("gate.weight", "router.weight")):
-            weight.data.normal_(std=LOGIT_STD / weight.shape[1] ** 0.5)
+        if name.endswith((*EMBEDDINGS, *ROUTERS)):
+            fill_routing(name, weight, getattr(settings, GATES), rng)
     return model
 
 

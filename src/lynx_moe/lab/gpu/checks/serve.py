@@ -74,6 +74,7 @@ def about(shape: Shape) -> dict[str, Any]:
         "num_experts": num_experts(shape),
         "top_k": shape.config["num_experts_per_tok"],
         "expert_bytes": shape.expert_mib * 2**20,
+        "gates": shape.gates.about(),
     }
 
 
