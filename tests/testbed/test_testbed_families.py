@@ -82,8 +82,8 @@ def test_a_resumed_run_ends_with_the_same_bits_and_loads_in_stock_transformers(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lynx_moe.testbed.training.train.TASKS", ["reverse"])
-    monkeypatch.setattr("lynx_moe.testbed.training.train.EVALUATE_ITEMS", 1)
+    monkeypatch.setattr("lynx_moe.testbed.training.course.TASKS", ["reverse"])
+    monkeypatch.setattr("lynx_moe.testbed.training.course.EVALUATE_ITEMS", 1)
     model = train(tiny_family, tokenizer, folder(tmp_path / "a", texts))
     straight = model.state_dict()
     work = folder(tmp_path / "b", texts)

@@ -5,6 +5,8 @@ The sources are not installed where tests run; the documents that came with the 
 
 import hashlib
 import json
+import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from transformers import (
 
 from lynx_moe.testbed.report import router
 from lynx_moe.testbed.text import held_out
+from lynx_moe.testbed.text.card import checked
 from lynx_moe.testbed.text.documents import split_of
 from lynx_moe.testbed.text.page import render
 from lynx_moe.testbed.text.recipe import TEXT
@@ -28,7 +31,6 @@ from lynx_moe.testbed.training.evaluate import nats
 
 FOLDER = MODELS / "text"
 pytestmark = pytest.mark.skipif(not (FOLDER / "model.safetensors").is_file(), reason="models/text is not in this clone")
-CHECKED = 6  # documents of each kind
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerFast, dict]
 
@@ -60,29 +62,25 @@ def test_the_card_pretends_nothing_and_names_known_sources(loaded: Loaded) -> No
     assert {told["name"]: told["licence"] for told in scores["sources"]} == licences
 
 
-def test_its_documents_are_held_out(loaded: Loaded) -> None:
+def test_its_documents_are_held_out_and_enough_for_every_split() -> None:
     documents = held_out.read(FOLDER)
-    assert len(documents) == len(loaded[2]["shipped_nats"]) >= 2 * CHECKED
-    assert {document["kind"] for document in documents} == set(KINDS)
-    assert all(split_of(document["text"]) == "test" for document in documents)
+    counts = Counter((split_of(document["text"]), document["kind"]) for document in documents)
+    assert counts == {(split, kind): number for split, number in held_out.SHIPPED.items() for kind in KINDS}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_knows_held_out_text_as_well_as_its_card_says(loaded: Loaded, kind: str) -> None:
+def test_it_knows_held_out_text_as_well_as_its_card_says(loaded: Loaded) -> None:
     model, tokenizer, scores = loaded
-    told = zip(held_out.read(FOLDER), scores["shipped_nats"], strict=True)
-    mine = [(document["text"], loss) for document, loss in told if document["kind"] == kind][:CHECKED]
-    found = nats(model, tokenizer, [text for text, _ in mine], TEXT.row_length)
-    assert [n.mean().item() for n in found] == pytest.approx([loss for _, loss in mine], abs=0.01)
-    chance = torch.tensor(len(tokenizer)).log().item()
-    assert scores["text"][kind]["nats"] < 0.75 * chance
+    found = nats(model, tokenizer, [d["text"] for d in checked(held_out.read(FOLDER))], TEXT.row_length)
+    assert [n.mean().item() for n in found] == pytest.approx(scores["shipped_nats"], abs=0.01)
+    chance = math.log(len(tokenizer))
+    assert all(row["nats"] < 0.75 * chance for row in scores["text"].values())
 
 
 def test_its_routers_are_healthy_and_not_flat(loaded: Loaded) -> None:
     """On few tokens, so loosely: what the card says of many must show."""
     model, tokenizer, scores = loaded
-    texts = [document["text"] for document in held_out.read(FOLDER)]
-    encoded = [(tokenizer(text)["input_ids"][: TEXT.row_length], 1) for text in texts[:CHECKED] + texts[-CHECKED:]]
+    texts = [document["text"] for document in checked(held_out.read(FOLDER))]
+    encoded = [(tokenizer(text)["input_ids"][: TEXT.row_length], 1) for text in texts]
     found = router.health(router.routes(model, encoded, tokenizer.pad_token_id), TEXT.score)
     told = scores["router"]
     assert found["weights"] == pytest.approx(told["weights"], abs=0.02)

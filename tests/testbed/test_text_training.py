@@ -176,8 +176,8 @@ def test_the_card_tells_what_was_measured(finished: Path) -> None:
     assert len(scores["layers"]) == 2
     assert scores["training"]["tokens"] == 2 * 4 * 33
     shipped = held_out.read(out)
-    assert shipped
-    assert all(split_of(document["text"]) == "test" for document in shipped)
+    assert {split_of(document["text"]) for document in shipped} == {"calibrate", "tune", "test"}
+    assert {document["kind"] for document in shipped} == set(KINDS)
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     assert scores["parameters"] == sum(p.numel() for p in model.parameters())
     experts = 2 * 64 * 3 * 16 * 8

@@ -16,6 +16,7 @@ from lynx_moe.testbed.report.facts import as_lines, training_record, weights_has
 from lynx_moe.testbed.text import held_out
 from lynx_moe.testbed.text.page import render
 from lynx_moe.testbed.text.recipe import TEXT
+from lynx_moe.testbed.text.sources import KINDS
 from lynx_moe.testbed.training.evaluate import nats
 from lynx_moe.testbed.training.loss import Routed
 from lynx_moe.testbed.training.schedule import planned
@@ -29,7 +30,7 @@ SHAPE = (
     "num_experts_per_tok",
     "vocab_size",
 )
-DOCUMENTS, ROUTED_DOCUMENTS, ROWS, DRAWS = 400, 60, 8, 1000
+DOCUMENTS, ROUTED_DOCUMENTS, CHECKED, ROWS, DRAWS = 400, 60, 8, 8, 1000
 
 
 def loss_of(found: list[Tensor], texts: list[str], tokenizer: PreTrainedTokenizerFast, limit: int) -> dict[str, Any]:
@@ -89,13 +90,14 @@ def measure(
 def write_model(out: Path, folder: Path, family: Family = TEXT, num_workers: int = 2) -> None:
     """Save the run in `out` as the model in `folder`: bfloat16 weights, tokenizer, log, documents to check it, card."""
     tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
-    found = held_out.held_out_documents(out, DOCUMENTS)
+    kept = held_out.held_out_documents(out)
+    found = {kind: held_out.first(kept, "test", kind, DOCUMENTS) for kind in KINDS}
     run = Run(family, tokenizer, out / "run")
     before = measure(run.model.eval(), tokenizer, found)["text"]
     save_model(run.model, folder)
     tokenizer.save_pretrained(folder)
     shutil.copy(out / "run" / "log.jsonl", folder / "training.jsonl")
-    held_out.write(held_out.to_ship(found), folder)
+    held_out.write(held_out.to_ship(kept), folder)
     training = training_record(folder / "training.jsonl", family) | {"steps": run.step}
     training["tokens"] = run.step * family.batch_rows * family.row_length
     fell = run.step - planned(family, out / "run", run.step).decay_from
@@ -114,7 +116,7 @@ def write_card(folder: Path, found: dict[str, list[held_out.Document]], **extra:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     file = folder / "scores.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    shipped = nats(model, tokenizer, [d["text"] for d in held_out.read(folder)], TEXT.row_length, ROWS)
+    shipped = [d["text"] for d in checked(held_out.read(folder))]
     scores = {
         **known,
         **extra,
@@ -122,11 +124,16 @@ def write_card(folder: Path, found: dict[str, list[held_out.Document]], **extra:
         "active": active_parameters(model),
         "shape": {fact: getattr(model.config, fact) for fact in SHAPE},
         **measure(model, tokenizer, found),
-        "shipped_nats": [round(n.mean().item(), 4) for n in shipped],
+        "shipped_nats": [round(n.mean().item(), 4) for n in nats(model, tokenizer, shipped, TEXT.row_length, ROWS)],
         "sha256": weights_hash(folder),
     }
     file.write_text(as_lines(scores) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(render(folder.name, scores), encoding="utf-8")
+
+
+def checked(shipped: list[held_out.Document]) -> list[held_out.Document]:
+    """Those documents that came with a model of which its card tells the loss of each by itself."""
+    return [d for kind in KINDS for d in held_out.first(shipped, "test", kind, CHECKED)]
 
 
 def active_parameters(model: PreTrainedModel) -> int:

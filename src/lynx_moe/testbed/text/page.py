@@ -80,7 +80,8 @@ Packages that are fetched by name and read, or that a normal installation holds;
 `lynx_moe.testbed.text.documents.split_of(document)`: the first byte of the SHA-256 of the whole document, if divisible
 by 16, holds it out; the second byte's remainder by 4 says for what: 0 and 2 `test`, 1 `tune`, 3 `calibrate`. These are
 the splits of every command here. Paragraphs of 40 and more characters that an earlier document had are left out before,
-so none is on both sides. `held_out.jsonl` holds {shipped} short ones of the split `test`, with their sources.
+so none is on both sides. `held_out.jsonl` holds some of each split that are not long, with
+their sources; `--data` of the commands that measure takes it.
 
 SHA-256 of `model.safetensors`: `{sha256}`
 """
@@ -138,7 +139,6 @@ def render(name: str, scores: dict[str, Any]) -> str:
         "router_by_layer": _by_layer(layers, "router_entropy"),
         "first_by_layer": _by_layer(layers, "first_share"),
         "source_rows": "\n".join(_source_rows(scores["sources"])),
-        "shipped": len(scores["shipped_nats"]),
         "sha256": scores["sha256"],
     }
     return PAGE.format(name=name, **facts)
