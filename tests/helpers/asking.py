@@ -52,6 +52,5 @@ def remapped_blocks(llm: Any, prompt: list[int], forget: Callable[[], Any] = lam
     alone, exact = prompt_kv(llm, prompt, BLOCK)
     assert alone == 0
     apart = (kv[-1] - exact[-1]).norm(dim=-1) / exact[-1].norm(dim=-1)  # the last layer's
-    print("APART", apart)
     assert ((apart < 0.05) | (apart > 0.2)).all(), apart
     return cached, (apart > 0.2).tolist()
