@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 
 from lynx_moe import RouterSpec, Routing, Rows, make_policy
-from lynx_moe.kernels import cpu
+from lynx_moe.kernels import cpu, fused
 from lynx_moe.routing import distinct, select
 
 POLICIES = ["lynx", "lynx:alpha=3,beta=2", "lynx:alpha=0.7,beta=1,pin_top1=true", "lynx:alpha=1,beta=0", "lynx:beta=4"]
@@ -135,3 +135,10 @@ def test_other_routers_take_the_definition(special: dict) -> None:
     expected, got = policy.route(logits, spec), policy.decide(logits, spec)
     assert torch.equal(got.ids, expected.ids)
     assert torch.equal(got.weights, expected.weights)
+
+
+def test_another_engine_can_start_where_numba_was_imported() -> None:
+    """vLLM's CPU platform asks every attribute of every loaded module for vars(), and takes the answer for a dict."""
+    ffi = pytest.importorskip("llvmlite.binding").ffi
+    assert fused.loops() is not None
+    assert isinstance(vars(ffi.lib), dict)
