@@ -212,7 +212,7 @@ def reroute(
     # Two ways to stay: all are kept (an engine may break ties otherwise), or what is filled up with is what was there.
     again_TK = (own.ids[:, :, None] == ids_TK[:, None, :]).any(-1)
     stays_T1 = keep_E[own.ids].all(-1, keepdim=True) | again_TK.all(-1, keepdim=True)
-    weights_TK = rule(ids_TK) if rule else weigh(logits_TE, ids_TK, spec, own.weights.sum(-1, keepdim=True))
+    weights_TK = rule(ids_TK) if rule is not None else weigh(logits_TE, ids_TK, spec, own.weights.sum(-1, keepdim=True))
     return Routing(torch.where(stays_T1, own.ids, ids_TK), torch.where(stays_T1, own.weights, weights_TK))
 
 
