@@ -29,9 +29,9 @@ class Settings:
     trust_remote_code: bool | None = None
 
     def __post_init__(self) -> None:
-        self.reading()
         if self.batch_size < 2:
             raise ValueError(f"batch_size={self.batch_size}: a request alone shares with nobody; use 2 or more")
+        self.reading()
         if self.num_experts < 1:
             raise ValueError(f"num_experts={self.num_experts}: deny at least 1 expert of each layer")
         if self.rounds < 0 or self.rounds in (1, 2):
