@@ -22,7 +22,7 @@ def test_live_and_replayed_ids_are_the_same(family: str, tmp_path: Path, monkeyp
 
     def spy(plan: Plan, logits: Tensor, weights: Tensor, ids: Tensor, layer: int, *hidden: Tensor) -> Any:
         final = reroute(plan, logits, weights, ids, layer, *hidden)
-        if plan.recorder is not None and plan.rows.kind.acts:
+        if plan.recorder is not None and plan.acts:
             rows = plan.rows.masks(len(ids))
             valid = torch.ones(len(ids), dtype=torch.bool) if rows is None or rows.valid is None else rows.valid
             live[layer].append((ids.long() if final is None else final.ids)[valid].clone())
