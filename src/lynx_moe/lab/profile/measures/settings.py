@@ -29,6 +29,8 @@ class Settings:
     trust_remote_code: bool | None = None
 
     def __post_init__(self) -> None:
+        if self.batch_size < 2:
+            raise ValueError(f"batch size {self.batch_size}: a request alone shares with nobody; use 2 or more")
         self.reading()
         if self.batch_size < 2:
             raise ValueError(f"batch_size={self.batch_size}: a request alone shares with nobody; use 2 or more")
