@@ -56,6 +56,7 @@ def test_code_is_run_only_where_it_is_trusted(folder: Path, monkeypatch: pytest.
     says = "does not run the code of .* unasked; read it, then add --trust-remote-code"
     with pytest.raises(ValueError, match=says):
         fidelity.open_model(fidelity.Settings(**given), [])
+    assert fidelity.documents(fidelity.Settings(**given))  # its tokenizer is none of its own code
     options = {"concurrency": 2, "mix": "homogeneous", "vision": False, "options": {"trust_remote_code": False}}
     with pytest.raises(ValueError, match=says):
         open_model(str(folder), **options)

@@ -94,6 +94,8 @@ def test_switching_is_all_or_nothing(fresh: Any) -> None:
         "policy": "oea:k0=2",
         "presets": {"balanced": "oea:k0=2", "fast": "priced:price=0.1"},
         "switchable": True,
+        "recorded": None,
+        "prices": {},
     }
 
 

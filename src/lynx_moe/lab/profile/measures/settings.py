@@ -30,10 +30,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
-            raise ValueError(f"batch size {self.batch_size}: a request alone shares with nobody; use 2 or more")
-        self.reading()
-        if self.batch_size < 2:
             raise ValueError(f"batch_size={self.batch_size}: a request alone shares with nobody; use 2 or more")
+        self.reading()
         if self.num_experts < 1:
             raise ValueError(f"num_experts={self.num_experts}: deny at least 1 expert of each layer")
         if self.rounds < 0 or self.rounds in (1, 2):
