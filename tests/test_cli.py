@@ -79,8 +79,8 @@ def test_serve_refuses_a_bad_policy_before_vllm_is_imported(policy: str, says: s
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.vllm
 def test_serve_refuses_in_one_line_what_vllms_own_parser_understood(tmp_path: Path) -> None:
-    pytest.importorskip("vllm")
     (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}', encoding="utf-8")
     result = run("serve", "--port", "0", str(tmp_path))
     assert result.returncode == 2

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 WITHOUT_VLLM = "vLLM is not installed"
-HAS_VLLM = importlib.util.find_spec("vllm") is not None
+_vllm = importlib.util.find_spec("vllm")
+HAS_VLLM = _vllm is not None and _vllm.origin is not None  # tests/engines/vllm can be imported by that name too
 ROOMS = ("engines/vllm", "serving")  # all of these need vLLM; elsewhere the marker `vllm` says which tests do
 
 

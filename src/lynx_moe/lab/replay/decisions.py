@@ -4,7 +4,7 @@ D decisions of T rows each, E experts, K = top_k. A decision is a step of a laye
 together (`torch.vmap` over the policy's plain-torch definition).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,7 +50,7 @@ class Decisions:
         for mine in zip(*rows, strict=True):
             parts = [*mine, *([] if self.bias is None else [self.bias])]
             chunks = zip(*(torch.split(part, CHUNK) for part in parts), strict=True)
-            decided = [torch.vmap(one)(*chunk) for chunk in chunks] if mine[0].shape[1] else [mine[1:3]]
+            decided = [_each(one, chunk) for chunk in chunks] if mine[0].shape[1] else [mine[1:3]]
             found.append([torch.cat(column) for column in zip(*decided, strict=True)])
         ids_DTK, weights_DTK = (torch.cat(column, 1) for column in zip(*found, strict=True))
         return Routing(ids_DTK, weights_DTK)
@@ -62,6 +62,18 @@ class Decisions:
 
     def scores(self) -> Tensor:
         return scores(self.logits, self.spec)
+
+
+def _each(one: Callable[..., tuple[Tensor, ...]], chunk: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """`one` of every decision: at once, or in turn where this torch cannot (2.11: a view as integers)."""
+    try:
+        found: tuple[Tensor, ...] = torch.vmap(one)(*chunk)
+    except RuntimeError as error:
+        if "Batching rule not implemented" not in str(error):
+            raise
+        decided = [one(*parts) for parts in zip(*chunk, strict=True)]
+        found = tuple(map(torch.stack, zip(*decided, strict=True)))
+    return found
 
 
 def chosen_steps(recording: Recording, num_steps: int | None) -> Tensor:
