@@ -18,7 +18,7 @@ from lynx_moe.policies import POLICIES
 def test_the_base_install_brings_no_engine_and_fits_what_vllm_installs() -> None:
     """Every base requirement is met by what vLLM's own environment holds, so pip has nothing to up- or downgrade."""
     base = [r for r in map(Requirement, metadata.requires("lynx-moe") or []) if r.marker is None]
-    assert {r.name for r in base} == {"torch", "typer", "rich"}
+    assert {r.name for r in base} == {"torch", "numpy", "typer", "rich"}
     for requirement in base:
         assert requirement.specifier.contains(metadata.version(requirement.name), prereleases=True)
         assert not any(s.operator in ("==", "<", "<=", "~=") for s in requirement.specifier), (
