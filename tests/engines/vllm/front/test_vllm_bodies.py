@@ -3,6 +3,7 @@
 import asyncio
 import json
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -120,6 +121,17 @@ def test_a_body_in_pieces_or_of_another_kind_comes_whole(client: Any) -> None:
         for headers in ({}, {"content-type": "application/json"}):
             assert client.post("/v1/audio/transcriptions", content=body, headers=headers).json() == len(body)
     assert client.post("/invocations", content=b"").json() == 0
+
+
+def test_what_the_engine_would_not_take_is_refused_before_an_answer_begins(client: Any) -> None:
+    config = SimpleNamespace(additional_config={"lynx_moe": {"policy": "lynx"}})
+    app.state.engine_client = SimpleNamespace(vllm_config=config, output_processor=None)
+    try:
+        given = {"prompt": "a", "vllm_xargs": {"lynx_moe": "nonsense"}}
+        assert "unknown policy 'nonsense'" in refused(client.post("/v1/completions", json=given))
+        assert client.post("/v1/completions", json={**given, "vllm_xargs": WISH}).status_code == 200
+    finally:
+        del app.state.engine_client
 
 
 def test_an_event_of_a_websocket_is_answered_by_an_error_and_goes_no_further(client: Any) -> None:

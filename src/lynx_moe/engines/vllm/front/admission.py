@@ -157,12 +157,17 @@ async def get_supported_tasks(original: Any, engine: Any) -> Any:
     return tasks
 
 
-def generate(original: Any, engine: Any, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
-    """Around AsyncLLM.generate: refuses when it is called, when a streamed answer has not begun yet."""
+def check(engine: Any, sampling_params: Any) -> None:
+    """Raises Unwelcome for a request with these parameters that an AsyncLLM would not take."""
     if (admission := of(engine)) is not None:
-        wish = _wish(_params(prompt, sampling_params))
+        wish = _wish(sampling_params)
         if wish is not None:
             admission.check(wish)
+
+
+def generate(original: Any, engine: Any, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around AsyncLLM.generate: refuses when it is called, when a streamed answer has not begun yet."""
+    check(engine, _params(prompt, sampling_params))
     return original(engine, prompt, sampling_params, *args, **kwargs)
 
 

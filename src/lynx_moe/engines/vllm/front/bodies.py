@@ -10,12 +10,13 @@ import functools
 import json
 import typing
 from collections.abc import Awaitable, Callable, MutableMapping
+from types import SimpleNamespace
 from typing import Any
 
 from starlette.middleware import Middleware
 from starlette.routing import Match
 
-from lynx_moe.engines.vllm.front.admission import Unwelcome
+from lynx_moe.engines.vllm.front import admission
 from lynx_moe.engines.vllm.launch.options import KEY
 from lynx_moe.engines.vllm.step import wishes
 
@@ -46,7 +47,7 @@ async def run_request(original: Any, handler: Any, request: Any, *args: Any) -> 
     reason = lost(request.url, getattr(request.body, "model_extra", None) or {}, takes_field=True)
 
     async def refuse(_: Any) -> None:
-        raise Unwelcome(reason)
+        raise admission.Unwelcome(reason)
 
     return await original(handler if reason is None else refuse, request, *args)
 
@@ -65,7 +66,9 @@ class Bodies:
         else:
             messages = await _whole(receive)
             body = _object(b"".join(message.get("body", b"") for message in messages))
-            reason = body and lost(scope["path"], body, takes_field=_takes_field(scope, body))
+            reason = body and (
+                lost(scope["path"], body, takes_field=_takes_field(scope, body)) or _unwelcome(scope, body)
+            )
             await (_answer(send, reason) if reason else self.app(scope, _again(messages, receive), send))
 
 
@@ -74,6 +77,10 @@ def _is_looked_at(scope: Message) -> bool:
     if scope["type"] != "http" or scope["method"] != "POST" or _last(scope["path"]) in DECODES_NOTHING:
         return False
     return any(name == b"content-type" and b"json" in value for name, value in scope["headers"])
+
+
+def _lost_on(scope: Message, body: dict[str, Any]) -> str | None:
+    return lost(scope["path"], body, takes_field=_takes_field(scope, body))
 
 
 def lost(path: str, body: dict[str, Any], *, takes_field: bool) -> str | None:
@@ -92,6 +99,19 @@ def lost(path: str, body: dict[str, Any], *, takes_field: bool) -> str | None:
             )
         if name != FIELD and _is_meant(name):
             return f"{KEY}: {name!r} is not read by the server; write {FIELD}"
+    return None
+
+
+def _unwelcome(scope: Message, body: dict[str, Any]) -> str | None:
+    """Why the engine would not take the wish. It says so itself, but where an answer is streamed not always before the
+    answer begins (responses)."""
+    client, given = getattr(scope["app"].state, "engine_client", None), body.get(FIELD)
+    if client is None or not isinstance(given, dict):
+        return None
+    try:
+        admission.check(client, SimpleNamespace(extra_args=given))
+    except admission.Unwelcome as error:
+        return str(error)
     return None
 
 
