@@ -20,7 +20,7 @@ from lynx_moe.engines.vllm.step.plan import Plan
 from lynx_moe.engines.vllm.tell.samples import samples
 
 logger = logging.getLogger("vllm.lynx_moe")
-DIRECTORY = "LYNX_MOE_METRICS_DIR"  # an environment variable: options are part of vLLM's compile cache key
+DIRECTORY = "LYNX_MOE_METRICS_DIR"  # an environment variable, which workers in other processes inherit
 
 
 @dataclass(frozen=True, kw_only=True)
