@@ -1,6 +1,7 @@
 """Imports go one way, between rooms, inside them and between files; and rooms stay small. docs/design.md says why."""
 
 import ast
+import re
 import statistics
 from pathlib import Path
 
@@ -38,6 +39,7 @@ INSIDE = {  # lowest first: each may use what stands before it, and rooms of one
 ENGINES = {"vllm", "transformers", "sglang"}
 FILES = sorted(ROOT.rglob("*.py"))
 GRAPH = import_graph.graph(ROOT)
+READ, NAMED = (".py", ".md"), re.compile(r"^ *(?:from|import) (lynx_moe[\w.]*)", re.MULTILINE)
 MOST_FILES, MEDIAN_LINES, MOST_LINES = 15, 90, 250
 
 
@@ -119,6 +121,15 @@ def test_tests_import_no_tests() -> None:
     """Alone, such a test could not be collected: what several of them use is a helper."""
     tests = Path(__file__).parent.rglob("test_*.py")
     assert [path for path in tests if any(names[0].startswith("test_") for names in import_graph.imports(path))] == []
+
+
+def test_modules_named_in_texts_exist() -> None:
+    """Scripts that tests run in processes of their own, examples and documents too: ruff and mypy do not read them."""
+    root = Path(__file__).parent.parent
+    texts = [p for folder in ("tests", "examples", "docs") for p in (root / folder).rglob("*.*") if p.suffix in READ]
+    named = {(path, name) for path in texts for name in NAMED.findall(path.read_text(encoding="utf-8"))}
+    assert len(named) > 100
+    assert [(str(path), name) for path, name in sorted(named) if name not in GRAPH] == []
 
 
 def test_circles_are_found_at_any_depth_and_for_type_checkers_too(tmp_path: Path) -> None:

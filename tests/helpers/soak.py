@@ -30,8 +30,8 @@ CLIENTS, ANSWER_SECONDS, SWITCH_SECONDS = 8, 180, 3
 LEAK = 1.03  # more than this, from a life's second third to its last one
 LIFE_SAMPLES = 60  # shorter lives, of two minutes or so, say nothing of leaks
 POLICIES = ("lynx", "lynx:alpha=0.3,beta=1", "vanilla", "priced:price=0.03", "oea:k0=2", "topk:k=2", "xshare:budget=16")
-WISHES = ("exact", "exact", None, "fast", "balanced", "oea:k0=3", "lynx:alpha=3,beta=2")
-BAD_WISHES = ("unknown", "oea:k0=99", "lynx:alpha=x", 3, "reap:share=0.5,data=/etc/hostname", "exact\n")
+WISHES = ("exact", "exact", None, "fast", "balanced", 0.03, "oea:k0=3", "lynx:alpha=3,beta=2")
+BAD_WISHES = ("unknown", "oea:k0=99", "lynx:alpha=x", -3, "reap:share=0.5,data=/etc/hostname", "exact\n")
 BAD_BODIES = (b"", b"{", b"[]", b'{"policy": 3}', b'{"policy": "linx"}', b'{"policy": "lynx:beta=-1"}', b"\xff" * 100)
 DOWN = (502, 503, 500)
 

@@ -45,10 +45,12 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _version(name: str) -> str | None:
+    """None also for a name that another distribution answers to, as vLLM's CPU build does once its command ran."""
     try:
-        return metadata.version(name)
+        found = metadata.distribution(name)
     except metadata.PackageNotFoundError:
         return None
+    return found.version if found.metadata["Name"] == name else None
 
 
 def _cpu_name() -> str:

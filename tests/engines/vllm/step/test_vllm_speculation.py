@@ -14,8 +14,8 @@ import json
 from tiny_vllm import engine, tokens
 from vllm import SamplingParams
 from lynx_moe.engines import vllm as lynx_vllm
-from lynx_moe.engines.metrics import Kind
-from lynx_moe.engines.vllm.plan import Plan
+from lynx_moe.engines.shared.metrics import Kind
+from lynx_moe.engines.vllm.step.plan import Plan
 from lynx_moe.testbed import path, tasks
 
 OPTIONS = {"max_model_len": 512, "dtype": "auto", "skip_tokenizer_init": False, "disable_log_stats": False}

@@ -24,13 +24,12 @@ class Refusal(ValueError):
 
 
 def expect() -> None:
-    """In a process that may start an engine, before it does: there is a place for its refusal, which a parent may have
-    made, and none of an engine before."""
-    if PLACE not in os.environ:
-        _made[:] = [(os.getpid(), tempfile.TemporaryDirectory(prefix="lynx_moe-refusal-"))]
-        os.environ[PLACE] = _made[0][1].name
-    if any(process == os.getpid() for process, _ in _made):  # a child leaves what the parent waits for
-        heard()
+    """In a process that may start an engine, before it does: there is a place for its refusal, and none of an engine
+    before. A place that a parent made stays the parent's: its engines' reasons are not this one's."""
+    if not any(process == os.getpid() for process, _ in _made):
+        _made.append((os.getpid(), tempfile.TemporaryDirectory(prefix="lynx_moe-refusal-")))
+    os.environ[PLACE] = _made[-1][1].name
+    heard()
 
 
 def tell(reason: str) -> None:
