@@ -58,8 +58,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Much of a test is waiting for a process to start, so three at once fill two cores. A file's tests share their engines.
+PYTEST_OPTIONS ?= -n 3 --dist loadfile
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 # The newest release of everything but vLLM and torch: there is a CPU build of this torch, newer ones come for CUDA. What
 # depends on torch alone (policies, kernels) is left to `make test`.
@@ -75,7 +77,7 @@ $(NEWEST)/.ready: pyproject.toml
 
 test-newest: $(NEWEST)/.ready test-base
 	$(NEWEST)/bin/python -m pip list --disable-pip-version-check | grep -iE '^(torch|transformers|lm.eval|datasets|peft|numpy|typer|rich|matplotlib) '
-	$(NEWEST)/bin/python -m pytest $(NEWEST_TESTS)
+	$(NEWEST)/bin/python -m pytest $(PYTEST_OPTIONS) $(NEWEST_TESTS)
 
 # The package as `pip install` gives it without any extra, built from this clone.
 BASE := .venv-base

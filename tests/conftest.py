@@ -1,7 +1,13 @@
 """Which tests can run here, and at the end what this machine did not cover."""
 
+import os
 from pathlib import Path
 from typing import Any
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; read when torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 import pytest
 from covered import HAS_VLLM, ROOMS, WITHOUT_VLLM, not_covered

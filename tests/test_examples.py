@@ -44,6 +44,7 @@ def test_every_example_is_run_here_and_listed() -> None:
     assert all(f'run("{name}"' in here and f"]({name})" in listed for name in names)
 
 
+@pytest.mark.vllm
 def test_offline_vllm() -> None:
     out = run("offline_vllm.py").splitlines()
     (experts,) = [line for line in out if line.startswith("distinct experts")]
@@ -63,6 +64,7 @@ def test_own_policy() -> None:
     assert all(saved(line.partition(" experts")[0]) for line in out)
 
 
+@pytest.mark.vllm
 def test_server_and_client_then_read_metrics(url: str) -> None:
     asked = run("server_and_client.py", url)
     assert all(f"{wish}: " in asked for wish in ("(the server decides)", "exact", "fast", "oea:k0=3"))

@@ -19,8 +19,9 @@ def as_is(out, top_k):
     return out
 
 
-def backwards(out, top_k):
-    return out[::-1]
+def any_order(out, top_k):
+    """Backwards until transformers 5.19 or so."""
+    return out if out[0].is_floating_point() else out[::-1]
 
 
 def dense_scores(out, top_k):
@@ -65,7 +66,7 @@ FAMILIES = {  # module name of the model, and a variant
     "qwen3_moe-norm": family("Qwen3MoeTopKRouter", "Qwen3Moe", N, NORM),
     "olmoe": family("OlmoeTopKRouter", "Olmoe", N, RAW, renormalize=False),
     "olmoe-norm": family("OlmoeTopKRouter", "Olmoe", N, NORM),
-    "granitemoe": family("GraniteMoeTopKRouter", "GraniteMoe", L, read=backwards),
+    "granitemoe": family("GraniteMoeTopKRouter", "GraniteMoe", L, read=any_order),
     "gpt_oss": family("GptOssTopKRouter", "GptOss", L),
     # Llama 4: these scores multiply the expert's input, not its output.
     "llama4": family("Llama4Router", "Llama4Text", L, read=dense_scores, scoring="sigmoid", renormalize=False),

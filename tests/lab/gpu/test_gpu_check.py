@@ -21,6 +21,7 @@ def check(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.vllm
 @pytest.mark.timeout(1800)
 def test_every_step_runs_dry_and_is_not_done_again(tmp_path: Path) -> None:
     first = check(tmp_path, "--dry-run", "--only", ",".join(DRY))
