@@ -50,6 +50,7 @@ class StepRows:
         self.num_rows = self.num_decode_rows = self.num_exact_rows = 0
         self.asked_T = np.zeros(0, dtype=np.float32)  # of rows that may be remapped
         self.groups: list[torch.Tensor] = []
+        self._masks: dict[int, Rows | None] = {}  # of this step, by the rows that an operator sees
 
     def idle(self) -> None:
         """A dummy or profile run: every row is taken as real (memory profiling routes them), none may be remapped."""
@@ -92,7 +93,13 @@ class StepRows:
 
     def masks(self, num_rows: int) -> Rows | None:
         """The masks for an operator that sees num_rows rows. None: every row may be remapped and none is padding (CPU
-        only: what a CUDA graph records must not depend on the step)."""
+        only: what a CUDA graph records must not depend on the step). Layers of a step share them: three slices with swept
+        caches cost as much as a decision."""
+        if num_rows not in self._masks:
+            self._masks[num_rows] = self._views(num_rows)
+        return self._masks[num_rows]
+
+    def _views(self, num_rows: int) -> Rows | None:
         price = self.price[:num_rows] if self.mixed or self.always else None
         if self.always or num_rows != self.num_rows:
             return Rows(valid=self.valid[:num_rows], remap=self.remap[:num_rows], price=price)
@@ -111,7 +118,8 @@ class StepRows:
         return mask.to(self.valid.device)
 
     def _write(self, remap_T: np.ndarray, num_valid: int, price_T: np.ndarray | None) -> None:
-        """price_T None: nobody will read it."""
+        """Begins a step. price_T None: nobody will read it."""
+        self._masks = {}
         if self.host is not None:
             valid, remap, price = self.host
             if price_T is not None:
