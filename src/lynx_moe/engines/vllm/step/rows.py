@@ -93,8 +93,8 @@ class StepRows:
 
     def masks(self, num_rows: int) -> Rows | None:
         """The masks for an operator that sees num_rows rows. None: every row may be remapped and none is padding (CPU
-        only: what a CUDA graph records must not depend on the step). Layers of a step share them: three slices with swept
-        caches cost as much as a decision."""
+        only: what a CUDA graph records must not depend on the step). A step's layers share them: three slices with
+        swept caches cost as much as a decision."""
         if num_rows not in self._masks:
             self._masks[num_rows] = self._views(num_rows)
         return self._masks[num_rows]
