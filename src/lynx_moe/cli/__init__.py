@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from lynx_moe.cli import bakeoff, calibrate, demo, evaluation, fidelity, profile, replay, serve, show, speed, watch
 from lynx_moe.cli.shared import errors, version
+from lynx_moe.lab.shared import terminal
 from lynx_moe.policies import POLICIES, SHARED, Policy, knobs
 from lynx_moe.testbed.cli import app as testbed
 
@@ -43,13 +43,14 @@ def every_command(
 @app.command()
 def policies() -> None:
     """Every policy, its knobs with their defaults, and where it was published."""
-    console, table = Console(), Table(box=box.SIMPLE_HEAD)
+    console, table = terminal.console(), Table(box=box.SIMPLE_HEAD)
+    between = "\n" if console.is_terminal else "  "
     for column in ("policy", "knobs", "what stays", "source"):
         table.add_column(column, no_wrap=column in ("policy", "knobs"))
     for name, policy in POLICIES.items():
         own = {knob: about for knob, about in knobs(policy).items() if knob not in SHARED}
         lines = [f"{knob}: {kind.__name__}{_default(policy, knob, value)}" for knob, (kind, value) in own.items()]
-        table.add_row(name, "\n".join(lines) or "-", policy.summary, policy.source)
+        table.add_row(name, between.join(lines) or "-", policy.summary, policy.source)
     console.print(table)
     for knob, meaning in SHARED.items():
         others = [name for name, policy in POLICIES.items() if knob not in knobs(policy)]

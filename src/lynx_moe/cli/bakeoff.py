@@ -4,9 +4,22 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from lynx_moe.cli.shared.options import BatchSizes, Data, Dtype, Model, Out, Prefix, Seed, Steps, Trust, found, sizes
+from lynx_moe.cli.shared.options import (
+    BatchSizes,
+    Data,
+    Dtype,
+    MaxMemory,
+    Model,
+    Out,
+    Prefix,
+    Seed,
+    Steps,
+    Trust,
+    found,
+    sizes,
+)
+from lynx_moe.lab.shared import terminal
 from lynx_moe.policies import DEFAULT
 
 app = typer.Typer()
@@ -30,6 +43,7 @@ def bakeoff(
     steps: Steps = 32,
     seed: Seed = 0,
     dtype: Dtype = "auto",
+    max_memory: MaxMemory = None,
     trust_remote_code: Trust = False,
     against: Annotated[str, typer.Option(help="The policy to compare with the best published one.")] = DEFAULT,
     exact: Annotated[int, typer.Option(help="Also `lynx-moe eval` of the best settings, so many items a task.")] = 0,
@@ -56,8 +70,8 @@ def bakeoff(
         norms=tuple(norms.split(",")),
         calibration=None if calibration is None else str(calibration),
     )
-    console, file = Console(), out / "bakeoff.jsonl"
-    whole = measure(settings, file, policies.split(), advance=console.print)
+    console, file = terminal.console(), out / "bakeoff.jsonl"
+    whole = measure(settings, file, policies.split(), console.print, max_memory)
     if exact:
         exact_match(whole, out / "eval.jsonl", exact)
     for title, head, rows in (*findings.comparisons(whole, against), findings.cost_table(whole)):

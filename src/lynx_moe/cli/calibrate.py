@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from lynx_moe.cli.shared.options import Data, Dtype, Model, Prefix, Seed, Sequences, Steps, Trust, found
+from lynx_moe.cli.shared.options import Data, Dtype, MaxMemory, Model, Prefix, Seed, Sequences, Steps, Trust, found
+from lynx_moe.lab.shared import terminal
 
 app = typer.Typer()
 
@@ -22,6 +22,7 @@ def calibrate(
     split: Annotated[str, typer.Option(help="calibrate: what no test draws; all: the whole file.")] = "calibrate",
     similarity: Annotated[str, typer.Option(help="How alike two experts are: frobenius or cosine.")] = "frobenius",
     dtype: Dtype = "auto",
+    max_memory: MaxMemory = None,
     trust_remote_code: Trust = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file.")] = Path("out/calibration.safetensors"),
 ) -> None:
@@ -41,6 +42,5 @@ def calibrate(
         trust_remote_code=trust_remote_code or None,
         split=split,
     )
-    with Console().status("starting") as status:
-        made = measurement.calibrate(settings, out, similarity, advance=status.update)
+    made = measurement.calibrate(settings, out, similarity, terminal.console().print, max_memory)
     typer.echo(f"{len(made.layers)} layers, {made.provenance.num_tokens} tokens: {out}")

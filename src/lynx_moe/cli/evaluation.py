@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from lynx_moe.cli.shared.options import (
     Baseline,
@@ -14,6 +13,7 @@ from lynx_moe.cli.shared.options import (
     found,
     json_of,
 )
+from lynx_moe.lab.shared import terminal
 from lynx_moe.policies import DEFAULT, make_policy
 
 app = typer.Typer()
@@ -76,7 +76,7 @@ def evaluate(
         include_path=None if include_path is None else str(include_path),
         trust_remote_code=trust_remote_code or None,
     )
-    console, file = Console(), out / "eval.jsonl"
+    console, file = terminal.console(), out / "eval.jsonl"
     result = evaluation.apart(settings, specs, file, allow_code=allow_code)
     if control:
         specs.append(scores.control(result["results"]))

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from lynx_moe.cli.shared.options import (
     BatchSizes,
     Data,
     Dtype,
+    MaxMemory,
     Model,
     Out,
     Policies,
@@ -21,6 +21,7 @@ from lynx_moe.cli.shared.options import (
     found,
     sizes,
 )
+from lynx_moe.lab.shared import terminal
 from lynx_moe.policies import DEFAULT
 
 app = typer.Typer()
@@ -41,6 +42,7 @@ def fidelity(
     steps: Steps = 32,
     seed: Seed = 0,
     dtype: Dtype = "auto",
+    max_memory: MaxMemory = None,
     trust_remote_code: Trust = False,
     split: Split = "all",
     out: Out = Path("out/fidelity"),
@@ -64,8 +66,8 @@ def fidelity(
         trust_remote_code=trust_remote_code or None,
         split=split,
     )
-    console, file = Console(), out / "fidelity.jsonl"
-    result = measurement.measure(settings, policies.split(), file, advance=console.print)
+    console, file = terminal.console(), out / "fidelity.jsonl"
+    result = measurement.measure(settings, policies.split(), file, console.print, max_memory)
     for title, lines in tables.by_cache(result["results"]).items():
         tables.show(f"{model}: {title}", tables.FIDELITY_HEAD, tables.fidelity_rows(lines), console)
     console.print(f"Picture: {plot_fidelity.draw(result, file.with_suffix('.png'))}")

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from lynx_moe.cli.shared.options import Data, Dtype, Model, Out, Prefix, Seed, Sequences, Steps, Trust, found
+from lynx_moe.lab.shared import terminal
 
 app = typer.Typer()
 
@@ -47,7 +47,7 @@ def profile(
         dtype=dtype,
         trust_remote_code=trust_remote_code or None,
     )
-    console, file = Console(), out / "profile.jsonl"
+    console, file = terminal.console(), out / "profile.jsonl"
     whole = measure(settings, file, advance=console.print)
     shown = page.draw(whole, file.with_suffix(".html"))
     for sentence in verdict(whole):

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from lynx_moe.cli.shared.options import (
     Data,
@@ -19,6 +18,7 @@ from lynx_moe.cli.shared.options import (
     found,
     sizes,
 )
+from lynx_moe.lab.shared import terminal
 from lynx_moe.policies import DEFAULT, make_policy
 
 app = typer.Typer()
@@ -105,7 +105,7 @@ def replay(
     else:
         rows = decide(recording.load(recorded), policies.split(), Setting(steps=steps, **parallel))
     head, shown = tables.replay_table(rows, **parallel)
-    tables.show(str(recorded), head, shown, Console())
+    tables.show(str(recorded), head, shown, terminal.console())
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("".join(json.dumps(line) + "\n" for line in rows), encoding="utf-8")

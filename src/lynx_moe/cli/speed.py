@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from lynx_moe.cli.shared.options import (
     Baseline,
@@ -16,6 +15,7 @@ from lynx_moe.cli.shared.options import (
     json_of,
     sizes,
 )
+from lynx_moe.lab.shared import terminal
 from lynx_moe.policies import DEFAULT, make_policy
 
 app = typer.Typer()
@@ -42,7 +42,7 @@ def bench(
     path = out / "speed.json"
     options = {"shape": shape, "layers": layers, "policies": specs, "batch_sizes": batches, "rounds": rounds}
     result = apart(run_speed, path, options)
-    tables.show(result["model"], tables.SPEED_HEAD, tables.speed_rows(result["summary"]), Console())
+    tables.show(result["model"], tables.SPEED_HEAD, tables.speed_rows(result["summary"]), terminal.console())
     typer.echo(f"Record: {path}")
 
 
@@ -68,5 +68,5 @@ def guard_cost(
     options = {"shape": shape, "layers": layers, "policies": specs, "batch_sizes": sizes(batch_sizes)}
     options |= {"rounds": rounds, "tokens": tokens, "guard": json_of(guard, "--guard")}
     result = apart(run_guard_cost, out / "guard.json", options)
-    tables.show(result["model"], HEAD, table(result["summary"]), Console(), CAPTION)
+    tables.show(result["model"], HEAD, table(result["summary"]), terminal.console(), CAPTION)
     typer.echo(f"Record: {out / 'guard.json'}")

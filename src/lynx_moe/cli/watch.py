@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from lynx_moe.lab.shared import terminal
 
 app = typer.Typer()
 
@@ -22,12 +23,13 @@ def top(
     from lynx_moe.lab.watch.frame import frame
     from lynx_moe.lab.watch.scrape import scrape
 
-    earlier = scrape(url)
+    console, earlier = terminal.console(), scrape(url)
     if once:
-        Console().print(frame(earlier, None, url))
+        console.print(terminal.fitted(console, frame(earlier, None, url)))
         return
     try:
-        with Live(frame(earlier, None, url), console=Console(), auto_refresh=False) as live:
+        first = terminal.fitted(console, frame(earlier, None, url))
+        with Live(first, console=console, auto_refresh=False) as live:
             while True:
                 time.sleep(every)
                 try:
@@ -35,7 +37,7 @@ def top(
                 except ValueError as error:  # it may come back
                     live.update(Text(str(error)), refresh=True)
                     continue
-                live.update(frame(now, earlier, url), refresh=True)
+                live.update(terminal.fitted(console, frame(now, earlier, url)), refresh=True)
                 earlier = now
     except KeyboardInterrupt:
         return

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import lynx_moe
 from lynx_moe.calibration import artifact
 from lynx_moe.cli import app
-from lynx_moe.lab.bakeoff import exact
+from lynx_moe.lab.bakeoff import cell, exact
 from lynx_moe.lab.bakeoff import measure as bakeoff
 from lynx_moe.lab.bakeoff.fronts import fronts
 from lynx_moe.lab.bakeoff.together import together
@@ -78,7 +78,11 @@ def test_only_settings_on_the_tune_front_are_tested_and_the_record_says_who_was_
     for size in (2, 4):
         tuned, told = (bakeoff.of_cell(whole[1], split, size, "mixed") for split in ("tune", "test"))
         on = {setting["spec"] for one in fronts(tuned) for setting in one["settings"]}
-        assert {line["spec"] for line in told} == on < {line["spec"] for line in tuned}
+        ends = [line["method"] for line in told if line["spec"] not in on]
+        assert on < {line["spec"] for line in tuned}
+        assert on <= {line["spec"] for line in told}
+        keep_all = {line["method"] for line in tuned if line["after"] == line["before"]}
+        assert sorted(ends) == sorted(keep_all)  # one of them each
         assert (tuned[0]["num_sequences"], told[0]["num_sequences"]) == (8, 16)
     assert {line["policy"]: line["calibrated"] for line in results} == {
         "oea": False, "random": False, "topk": False, "reap": True}  # fmt: skip
@@ -106,6 +110,50 @@ def test_a_killed_run_goes_on_and_a_new_policy_is_measured_alone(
     assert {line["policy"] for line in new} == {"naee"}
     with pytest.raises(ValueError, match="num_sequences=16, now it is 12"):
         bakeoff.measure(bakeoff.Settings(**{**vars(settings), "num_sequences": 12}), path, NAMES)
+
+
+def test_a_killed_cell_goes_on_behind_its_last_batch(
+    settings: bakeoff.Settings, whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[int] = []
+
+    def dying(*given: Any) -> Any:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(given[3])
+        return decode_together(*given)
+
+    monkeypatch.setattr(cell, "decode_together", dying)
+    with pytest.raises(KeyboardInterrupt):
+        bakeoff.measure(settings, tmp_path / "b.jsonl", NAMES)
+    assert (tmp_path / "b.pieces.jsonl").is_file()
+    assert lines.load(tmp_path / "b.jsonl", "bakeoff")["results"] == []
+    done.append(0)  # past the one at which it dies
+    again = bakeoff.measure(settings, tmp_path / "b.jsonl", NAMES)
+    first, second = ([one for one in each["results"] if one["kind"] == "bakeoff"] for each in (whole[1], again))
+    assert first == second  # a piece is a piece, whenever it was made
+    assert not (tmp_path / "b.pieces.jsonl").exists()
+
+
+def test_too_little_memory_means_fewer_settings_at_a_time_and_then_a_refusal(
+    settings: bakeoff.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[int] = []
+    monkeypatch.setattr(cell, "decode_together", lambda *given: together.append(given[3]) or decode_together(*given))
+    given = replace(settings, batch_sizes=(4,), calibration=None)
+    bakeoff.measure(given, tmp_path / "a.jsonl", ["topk"], max_gib=0.001)
+    assert set(together) == {2}
+    with pytest.raises(ValueError, match=r"batch 4 under one policy beside the exact model would take .*--max-memory"):
+        bakeoff.measure(given, tmp_path / "b.jsonl", ["topk"], max_gib=1e-5)
+    assert not (tmp_path / "b.jsonl").exists()
+
+
+def test_a_line_has_the_true_token_s_log_likelihood(whole: tuple[Path, dict[str, Any]]) -> None:
+    for line in whole[1]["results"]:
+        if line["kind"] == "bakeoff":
+            assert len(line["gain_by_sequence"]) == line["num_sequences"]
+            assert line["gain_interval"][0] <= line["gain"] <= line["gain_interval"][1]
+            assert line["exact"] < 0
 
 
 def test_data_that_were_calibrated_on_are_refused(folder: Path, calibration: Path, tmp_path: Path) -> None:
@@ -146,7 +194,9 @@ def test_the_command_makes_a_page_and_tables(whole: tuple[Path, dict[str, Any]],
     shown = CliRunner().invoke(app, ["bakeoff", record["settings"]["model"], *options])
     assert shown.exit_code == 0, shown.output
     page = path.with_suffix(".html").read_text()
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 3
+    assert "True token&#39;s log-likelihood against the exact model&#39;s" in page
+    assert (path.parent / "likelihood.png").stat().st_size > 10_000
     assert "batch 4, mixed" in page
     assert "data=" not in page.split("<h2>", 1)[1]
     assert (path.parent / "fronts.png").stat().st_size > 10_000

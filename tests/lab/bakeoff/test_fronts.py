@@ -1,5 +1,6 @@
 """Fronts: what is on them, what lies between, and intervals that belong together."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lynx_moe.lab.bakeoff.findings import comparisons
-from lynx_moe.lab.bakeoff.fronts import fronts, lowest, pareto, ratios
+from lynx_moe.lab.bakeoff.findings import comparisons, front_tables
+from lynx_moe.lab.bakeoff.fronts import GAP, fronts, lowest, pareto, ratios
 from lynx_moe.lab.bakeoff.grids import GRIDS, ORACLE, budgets, settings
+from lynx_moe.lab.bakeoff.refine import ROUNDS, between, refinements
 from lynx_moe.policies import POLICIES, make_policy
 from lynx_moe.routing import RouterSpec
 
@@ -29,13 +31,115 @@ def test_nothing_on_the_front_is_beaten_and_everything_else_is(drawn):
 
 def test_between_settings_kl_is_interpolated_geometrically_and_beyond_the_last_it_stays():
     kept, kl = np.array([0.2, 0.4, 0.6, 0.5]), np.array([1.0, 1e-2, 1e-4, 0.5])
-    found = np.exp(lowest(kept, np.log(kl), (0.1, 0.2, 0.3, 0.5, 0.9)))
-    np.testing.assert_allclose(found, [np.nan, 1, 0.1, 1e-3, 1e-4])
+    gain = np.array([-3.0, -1.0, 0.0, -9.0])
+    log_kl, told = lowest(kept, np.log(kl), gain, (0.1, 0.2, 0.3, 0.5, 0.9))
+    np.testing.assert_allclose(np.exp(log_kl), [np.nan, 1, 0.1, 1e-3, 1e-4])
+    np.testing.assert_allclose(told, [np.nan, -3, -2, -0.5, 0])
 
 
-def line(method: str, kept: float, kl: np.ndarray, mix: str = "mixed", **more: Any) -> dict[str, Any]:
-    """kl: of each sequence."""
+@pytest.mark.parametrize(("goes_on", "last"), [(False, 1e-4), (True, np.nan)])
+def test_nothing_is_said_of_gaps_in_which_nothing_was_measured(goes_on, last):
+    """The check that found it: between 57.7 % and 96.9 % a ratio of 0.52 was printed where measuring gave 0.80."""
+    kept, kl = np.array([0.50, 0.55, 0.577]), np.array([1e-2, 1e-3, 1e-4])
+    shares = (0.5, 0.52, 0.56, 0.577, 0.6, 0.8)
+    found = lowest(kept, np.log(kl), -kl, shares, GAP, goes_on)
+    assert np.isfinite(found[:, :4]).all()
+    np.testing.assert_allclose(np.exp(found[0, 4:]), [last, last])
+    wide = lowest(np.array([0.5, 0.577, 0.969]), np.log(kl), -kl, (0.5, 0.55, 0.577, 0.6, 0.969), GAP)
+    np.testing.assert_allclose(np.exp(wide[0]), [1e-2, np.nan, 1e-3, np.nan, 1e-4])
+
+
+def test_a_gap_is_a_dash_in_the_tables():
+    base = noise(4)
+    lines = [line("oea", kept, base * (1 - kept)) for kept in (0.3, 0.34, 0.38, 0.42, 0.97)]
+    lines += [line("priced", kept, base * (1 - kept) / 2) for kept in (0.29, 0.33, 0.37, 0.41)]
+    whole = {"results": [one | {"split": "test", "kind": "bakeoff"} for one in lines]}
+    ratio, more = comparisons(whole)
+    assert [cell != "-" for cell in ratio[2][0]] == [cell != "-" for cell in more[2][0]] == [True] * 3 + [False] * 4
+    kl, gain = front_tables(whole)
+    assert [cell != "-" for cell in kl[2][0]] == [cell != "-" for cell in gain[2][0]] == [True] * 3 + [False] * 4
+    assert [cell != "-" for cell in kl[2][1]] == [True] * 7  # its knobs end there, and KL stays
+
+
+def test_log_likelihood_is_told_of_the_same_settings_with_its_paired_interval():
+    base = noise(5)
+    lines = [line("oea", kept, base, gain=-base / 4) for kept in (0.3, 0.34)]
+    lines += [line("priced", kept, base / 2, gain=-base) for kept in (0.3, 0.34)]
+    found = fronts(lines)
+    assert found[0]["at"][0.3]["gain"] == pytest.approx(-base.mean() / 4)
+    low, high = found[1]["at"][0.3]["gain_interval"]
+    assert low < -base.mean() < high
+    row = next(one for one in ratios(found, "priced", ["oea"]) if one["fraction"] == 0.3)
+    assert row["ratio"] == pytest.approx(0.5)
+    assert row["more"] == pytest.approx(-0.75 * base.mean())
+    assert row["more_interval"][0] < row["more"] < row["more_interval"][1] < 0
+    old = [{name: value for name, value in one.items() if "gain" not in name and name != "exact"} for one in lines]
+    whole = {"results": [one | {"split": "test", "kind": "bakeoff"} for one in old]}
+    assert [title for title, _, _ in comparisons(whole) if "likelihood" in title] == []  # of an older record
+
+
+def spec_line(spec: str, kept: float, kl: float, method: str | None = None) -> dict[str, Any]:
+    return line(method or spec.partition(":")[0], kept, np.full(SEQUENCES, kl)) | {"spec": spec}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("priced:price=0.01", "priced:price=0.04", ["priced:price=0.02"]),
+        ("oracle:price=1", "oracle:price=4", ["oracle:price=2"]),
+        ("oea:k0=2", "oea:k0=4", ["oea:k0=3"]),
+        ("oea:k0=2", "oea:k0=3", []),
+        ("xshare:budget=16", "xshare:budget=20,k0=1", ["xshare:budget=18", "xshare:budget=18,k0=1"]),
+        ("topk:k=2,norm=mass", "topk:k=4,norm=mass", ["topk:k=3,norm=mass"]),
+        ("topk:k=2,norm=mass", "topk:k=4", None),
+        ("lynx", "lynx:alpha=4,beta=2", None),
+        ("lynx:alpha=1,beta=1", "lynx:alpha=4,beta=1", ["lynx:alpha=2,beta=1"]),
+        ("lynx-v1:num_keep=20", "lynx-v1:mode=confidence,threshold=0.5", None),
+        ("reap:num_keep=16,data=x", "reap:num_keep=32,data=x", ["reap:num_keep=24,data=x"]),
+    ],
+)
+def test_the_middle_of_two_settings(first, second, expected):
+    assert between(first, second, RouterSpec(num_experts=64, top_k=8)) == expected
+
+
+def test_gaps_are_halved_where_they_are_read_and_no_further():
+    router = RouterSpec(num_experts=64, top_k=8)
+    lines = [spec_line(f"oea:k0={k}", kept, 1 - kept) for k, kept in ((1, 0.2), (3, 0.36), (4, 0.5), (7, 0.95))]
+    lines += [spec_line("priced:price=0.01", 0.97, 1e-3), spec_line("priced:price=0.04", 0.577, 1e-2)]
+    found = {setting.spec: setting.method for setting in refinements(lines, router)}
+    assert found == {"oea:k0=2": "oea", "oea:k0=5": "oea", "priced:price=0.02": "priced"}
+    lynx = [("lynx:alpha=4,beta=1", 0.4), ("lynx", 0.5), ("lynx:alpha=1,beta=1", 0.9)]
+    lines = [spec_line(spec, kept, 1 - kept) for spec, kept in lynx]
+    assert [setting.spec for setting in refinements(lines, router)] == ["lynx:alpha=2,beta=1"]
+    lines = [spec_line("priced:price=0.01", 0.97, 1e-3), spec_line("priced:price=1", 0.9, 0.1)]
+    assert refinements(lines, router) == []  # no share up there is reported
+
+
+def test_halving_ends_when_no_gap_is_left():
+    """On a made-up method whose share falls with the logarithm of its price."""
+
+    def measured(spec: str) -> dict[str, Any]:
+        price = float(spec.partition("=")[2])
+        kept = 1 / (1 + price)
+        return spec_line(spec, kept, price)
+
+    lines, rounds = [measured(f"priced:price={price}") for price in (0.1, 1, 10)], 0
+    while new := refinements(lines, RouterSpec(num_experts=64, top_k=8)):
+        lines, rounds = lines + [measured(setting.spec) for setting in new], rounds + 1
+    assert rounds <= ROUNDS
+    (front,) = fronts(lines)
+    assert all(front["at"].values())
+    kept = sorted(setting["kept"] for setting in front["settings"])
+    assert max(b - a for a, b in pairwise(kept) if a < 0.8 and b > 0.3) <= GAP
+
+
+def line(
+    method: str, kept: float, kl: np.ndarray, mix: str = "mixed", gain: np.ndarray | None = None, **more: Any
+) -> dict[str, Any]:
+    """kl, gain: of each sequence."""
+    gain = -kl if gain is None else gain
     shown = {"kl": kl.mean(), "kl_interval": [0, 1], "agree": 1.0, "kl_by_sequence": kl.tolist()}
+    shown |= {"gain": gain.mean(), "gain_by_sequence": gain.tolist(), "exact": -3.0}
     where = {"batch_size": 16, "mix": mix, "before": 10.0, "after": 10 * kept, "steps_by_sequence": [3] * SEQUENCES}
     return {"policy": method.split()[0], "method": method, "spec": f"{method}:{kept}", **where, **shown, **more}
 
@@ -47,22 +151,24 @@ def noise(seed: int) -> np.ndarray:
 def test_intervals_hold_the_mean_and_ratios_are_paired():
     base = noise(0)
     lines = [
-        line("oea", 0.3, base),
-        line("oea", 0.7, base / 100),
-        line("oea", 0.6, base),
-        line("oea", 0.9995, base / 1e4),
+        line("oea", 0.48, base),
+        line("oea", 0.52, base / 100),
+        line("oea", 0.51, base),
     ]
-    lines += [line("ours", 0.3, base / 2), line("ours", 0.7, base / 200), line("lynx", 0.5, 9 * noise(1))]
+    lines += [line("ours", 0.48, base / 2), line("ours", 0.52, base / 200), line("lynx", 0.5, 9 * noise(1))]
+    lines += [line("lynx", 0.9995, base / 1e4)]
     found = {one["method"]: one for one in fronts(lines)}
-    assert [setting["spec"] for setting in found["oea"]["settings"]] == ["oea:0.3", "oea:0.7"]
+    assert [setting["spec"] for setting in found["oea"]["settings"]] == ["oea:0.48", "oea:0.52"]
     at = found["oea"]["at"]
     assert at[0.5]["kl"] == pytest.approx(base.mean() / 10)
     assert at[0.8]["kl"] == pytest.approx(base.mean() / 100)
     low, high = at[0.5]["interval"]
     assert 1.1 * low < at[0.5]["kl"] < high / 1.1
     assert found["lynx"]["at"][0.4] is None
+    assert [setting["spec"] for setting in found["lynx"]["settings"]] == ["lynx:0.5"]
+    assert found["lynx"]["at"][0.6] is None  # what lies before the one that keeps all is not known
     rows = ratios(list(found.values()), "ours", ["oea", "lynx", "ours"])
-    assert [row["fraction"] for row in rows] == [0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+    assert [row["fraction"] for row in rows] == [0.5, 0.6, 0.7, 0.8]
     for row in rows:
         assert row["best"] == "oea"
         np.testing.assert_allclose([row["ratio"], *row["ratio_interval"]], 0.5)  # the same sequences in every draw
@@ -113,11 +219,12 @@ def test_like_is_compared_with_like_and_with_the_oracle():
     base = noise(0)
     lines = [line(method, kept, base * share) for method, share in
              (("priced", 1), ("oea", 4), ("priced calibrated", 0.5), ("sere", 10), (ORACLE, 0.25))
-             for kept in (0.3, 0.9)]  # fmt: skip
+             for kept in (0.3, 0.34)]  # fmt: skip
     for one in lines:
         calibrated = one["method"] in ("priced calibrated", "sere")
         one |= {"split": "test", "kind": "bakeoff", "spec": one["spec"] + ",data=x" * calibrated}
-    free, with_data, oracle = comparisons({"results": lines})
+    free, more_free, with_data, more_with, oracle = comparisons({"results": lines})
+    assert all(title.startswith("True token's log-likelihood of priced") for title, _, _ in (more_free, more_with))
     assert [row[1][:4] for _, _, (row,) in (free, with_data, oracle)] == ["0.25", "0.05", "4.00"]
     assert free[2][0][1].endswith(" oea")
     assert with_data[2][0][1].endswith(" sere")

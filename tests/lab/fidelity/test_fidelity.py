@@ -1,6 +1,7 @@
 """Lockstep decoding of a tiny random model: what must be exact is exact, and damage grows with what a policy drops."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from typer.testing import CliRunner
 
 import lynx_moe
 from lynx_moe.cli import app
+from lynx_moe.engines.transformers import cache
 from lynx_moe.lab.fidelity import measure as fidelity
-from lynx_moe.lab.fidelity.lockstep import decode
+from lynx_moe.lab.fidelity import memory
+from lynx_moe.lab.fidelity.lockstep import decode, left_padded, prefill
 from lynx_moe.lab.shared import lines, tables
 from lynx_moe.lab.shared.documents import batches
 
@@ -78,6 +81,70 @@ def test_two_runs_with_one_seed_are_identical_and_an_interrupted_one_goes_on(fol
         fidelity.measure(replace(settings(folder), seed=1), POLICIES, tmp_path / "a.jsonl")
     other = fidelity.measure(settings(folder, seed=1), POLICIES, tmp_path / "c.jsonl")
     assert other["results"] != first["results"]
+
+
+def test_a_killed_cell_goes_on_behind_its_last_batch(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = settings(folder, batch_sizes=(2,))
+    whole = fidelity.measure(given, POLICIES, tmp_path / "a.jsonl")
+    decoded: list[int] = []
+
+    def dying(model: Any, batch: Any, *rest: Any) -> Any:
+        if len(decoded) == 3:
+            raise KeyboardInterrupt
+        decoded.append(batch.num_steps)
+        return decode(model, batch, *rest)
+
+    monkeypatch.setattr(fidelity, "decode", dying)
+    with pytest.raises(KeyboardInterrupt):
+        fidelity.measure(given, POLICIES, tmp_path / "b.jsonl")
+    assert lines.load(tmp_path / "b.jsonl", "fidelity")["results"] == []
+    with pytest.raises(ValueError, match="seed=0, now it is 1"):
+        fidelity.measure(replace(given, seed=1), POLICIES, tmp_path / "b.jsonl")
+    decoded.append(0)  # past the one at which it dies
+    again = fidelity.measure(given, POLICIES, tmp_path / "b.jsonl")
+    assert len(decoded) == 1 + 7  # batches of 2 out of 14, none of them twice
+    assert again["results"] == whole["results"]
+    assert [file.name for file in tmp_path.iterdir() if "pieces" in file.name] == []
+
+
+def test_what_takes_too_much_memory_is_refused_before_it_is_decoded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fidelity, "decode", lambda *_: pytest.fail("it was decoded"))
+    says = (
+        r"batch 3 under 3 policies would take about .* GiB beside the model \(caches .*\), and 0.0 may be used; lower "
+        "--batch-sizes, --prefix or --steps, name fewer --policies, take --dtype bfloat16, or raise --max-memory"
+    )
+    with pytest.raises(ValueError, match=says):
+        fidelity.measure(settings(folder, batch_sizes=(3,)), POLICIES, tmp_path / "a.jsonl", max_gib=1e-4)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_estimate_counts_every_cache_as_it_really_is(model: Any) -> None:
+    sizes = memory.measured(model)
+    (batch,) = batches(documents(5), 5, "mixed", seed=0)
+    ids_BL, mask_BL = left_padded([member.prefix for member in batch.members])
+    held = cache.held_bytes(prefill(model, ids_BL, mask_BL))
+    config = model.config
+    assert held == 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * ids_BL.numel()
+    assert 5 * ids_BL.shape[1] * sizes.token == pytest.approx(held)
+    assert sizes.fixed == 0
+    one, many = (sizes.need(batch, num)["caches"] for num in (1, 11))
+    ended = held / ids_BL.shape[1] * (ids_BL.shape[1] + batch.num_steps + 1)
+    assert many - one == pytest.approx(10 * ended, abs=10)
+    assert sizes.need(batch, 1, 7)["logits"] == 7 * sizes.need(batch, 1, 1)["logits"] == 7 * 5 * 12 * config.vocab_size
+
+
+def test_the_table_has_log_likelihood_and_perplexity(folder: Path, tmp_path: Path) -> None:
+    whole = fidelity.measure(settings(folder, batch_sizes=(2,)), POLICIES, tmp_path / "a.jsonl")
+    row = dict(zip(tables.FIDELITY_HEAD, tables.fidelity_rows(whole["results"])[2], strict=True))
+    line = whole["results"][2]
+    assert row["log-likelihood, mnats"].startswith(f"{1000 * line['gain']:+.1f}")
+    told = [float(number) for number in row["perplexity"].split(" → ")]
+    assert told == pytest.approx([math.exp(-line["exact"]), math.exp(-line["exact"] - line["gain"])], rel=1e-3)
+    assert told[1] > told[0]
 
 
 def test_the_command_shows_a_table_a_picture_and_markdown(folder: Path, tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ Prefix = Annotated[int, typer.Option(help="Tokens of running text that are prefi
 Steps = Annotated[int, typer.Option(help="Tokens of running text that are decoded.")]
 Seed = Annotated[int, typer.Option(help="Draws the exercises and who shares a batch.")]
 Split = Annotated[str, typer.Option(help="Of the data: all, calibrate, tune or test, which never overlap.")]
+MaxMemory = Annotated[
+    float | None, typer.Option(help="GiB to use beside the model (default: four fifths of what is free).")
+]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, ...; auto: as the weights were saved.")]
 Shape = Annotated[
     str,

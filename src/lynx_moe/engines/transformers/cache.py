@@ -3,7 +3,7 @@ those of 5.24 `cache`, and some take either.
 """
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -30,6 +30,11 @@ def past_length(cache: Any) -> int | Tensor:
     return length
 
 
+def held_bytes(cache: Any) -> int:
+    """Bytes of all tensors that a cache holds, its own and those of its layers."""
+    return sum(tensor.nbytes for tensor in _tensors(cache, set()))
+
+
 def repeat(cache: Any, batch: int, num: int) -> None:
     """The cache of `batch` sequences, 2 or more, becomes that of `num` times these, one after the other.
 
@@ -39,6 +44,24 @@ def repeat(cache: Any, batch: int, num: int) -> None:
     order = torch.arange(batch).repeat(num)
     cache.reorder_cache(order)
     _reorder(cache, batch, order, set())
+
+
+def _tensors(held: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor below `held`, once."""
+    if id(held) in seen:
+        return
+    seen.add(id(held))
+    if isinstance(held, Tensor):
+        yield held
+    elif isinstance(held, dict | list | tuple):
+        for part in held.values() if isinstance(held, dict) else held:
+            yield from _tensors(part, seen)
+    elif _is_model_code(held):
+        yield from _tensors(vars(held), seen)
+
+
+def _is_model_code(held: Any) -> bool:
+    return type(held).__module__.partition(".")[0] in ("transformers", "transformers_modules")
 
 
 def _reorder(held: Any, batch: int, order: Tensor, seen: set[int]) -> Any:
@@ -54,7 +77,7 @@ def _reorder(held: Any, batch: int, order: Tensor, seen: set[int]) -> Any:
         places: Iterable[Any] = list(held) if isinstance(held, dict) else range(len(held))
         for place in places:
             held[place] = _reorder(held[place], batch, order, seen)
-    elif type(held).__module__.partition(".")[0] in ("transformers", "transformers_modules"):
+    elif _is_model_code(held):
         _reorder(vars(held), batch, order, seen)
     return held
 

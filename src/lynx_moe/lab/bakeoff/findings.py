@@ -1,6 +1,7 @@
 """The tables of a bakeoff: heads and rows of text, from its lines."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lynx_moe.lab.bakeoff.fronts import FRACTIONS, fronts, ratios
@@ -14,18 +15,25 @@ SHARES = tuple(f"{100 * fraction:.0f} %" for fraction in FRACTIONS)
 
 
 def front_tables(whole: Line) -> list[Table]:
-    """A table per cell: the lowest KL of each method at each share of experts, millinats."""
+    """Two tables per cell: the lowest KL of each method at each share of experts, millinats; and what the true token's
+    log-likelihood gained there, millinats, with the change of perplexity."""
     found = fronts(tested(whole))
-    tables = []
+    tables: list[Table] = []
     for mine in _cells(found):
+        name = name_of(mine[0]["batch_size"], mine[0]["mix"])
         rows = [(one["method"], *(_kl(at) for at in one["at"].values())) for one in mine]
-        tables.append((name_of(mine[0]["batch_size"], mine[0]["mix"]), ("method", *SHARES), rows))
+        tables.append((f"KL in millinats, {name}", ("method", *SHARES), rows))
+        if (exact := mine[0]["exact"]) is not None:
+            rows = [(one["method"], *(_gain(at) for at in one["at"].values())) for one in mine]
+            title = f"True token's log-likelihood against the exact model's, in millinats (perplexity), {name}"
+            tables.append((f"{title}; the exact model's perplexity: {math.exp(-exact):.4g}", ("method", *SHARES), rows))
     return tables
 
 
 def comparisons(whole: Line, ours: str = DEFAULT) -> list[Table]:
     """`ours` against the best published method that needs no calibration, calibrated against calibrated, and beside the
-    oracle, as far as the record has them; the best published methods alone where it lacks `ours`."""
+    oracle, as far as the record has them: KL, and the true token's log-likelihood. The best published methods alone
+    where it lacks `ours`."""
     found = fronts(tested(whole))
     tables = []
     for words, calibrated in (("without calibration", False), ("with calibration", True)):
@@ -33,14 +41,19 @@ def comparisons(whole: Line, ours: str = DEFAULT) -> list[Table]:
         rivals = [name for name in dict.fromkeys(one["policy"] for one in group) if is_published(name) and name != ours]
         if rivals and any(one["policy"] == ours for one in group):
             title = f"KL of {ours}, as a share of the best published method's, both {words}"
-            tables.append((title, ("batches", *SHARES), _against(group, ours, rivals)))
+            tables.append((title, ("batches", *SHARES), _against(group, ours, rivals, _ratio)))
+            if group[0]["exact"] is not None:
+                title = (
+                    f"True token's log-likelihood of {ours} above that of the same method, in millinats, both {words}"
+                )
+                tables.append((title, ("batches", *SHARES), _against(group, ours, rivals, _more)))
         elif rivals:
             title = f"Best published method {words}, KL in millinats"
             tables.append((title, ("batches", *SHARES), [_best_row(cell, rivals) for cell in _cells(group)]))
     free = [one for one in found if not one["calibrated"]]
     if {ours, ORACLE} <= {one["policy"] for one in free}:
         title = f"KL of {ours} without calibration, as a multiple of the oracle's"
-        tables.append((title, ("batches", *SHARES), _against(free, ours, [ORACLE])))
+        tables.append((title, ("batches", *SHARES), _against(free, ours, [ORACLE], _ratio)))
     return tables
 
 
@@ -50,8 +63,23 @@ def settings_table(whole: Line) -> Table:
     for one in fronts(tested(whole)):
         for setting in one["settings"]:
             row = (f"{100 * setting['kept']:.0f}", f"{1000 * setting['kl']:.2f}", f"{100 * setting['agree']:.2f}")
-            rows.append((name_of(one["batch_size"], one["mix"]), short(setting["spec"]), *row))
-    return "Settings on the fronts", ("batches", "setting", "experts kept, %", "KL, mnats", "same top-1, %"), rows
+            known = setting["gain"] is not None
+            told = (
+                (f"{1000 * setting['gain']:+.2f}", f"{math.exp(-one['exact'] - setting['gain']):.4g}")
+                if known
+                else ("-", "-")
+            )
+            rows.append((name_of(one["batch_size"], one["mix"]), short(setting["spec"]), *row, *told))
+    head = (
+        "batches",
+        "setting",
+        "experts kept, %",
+        "KL, mnats",
+        "same top-1, %",
+        "log-likelihood, mnats",
+        "perplexity",
+    )
+    return "Settings on the fronts", head, rows
 
 
 def cost_table(whole: Line) -> Table:
@@ -77,12 +105,15 @@ def _cells(found: Sequence[Line]) -> list[list[Line]]:
     return [[one for one in found if (one["batch_size"], one["mix"]) == cell] for cell in cells]
 
 
-def _against(group: Sequence[Line], ours: str, rivals: Sequence[str]) -> list[tuple[str, ...]]:
+def _against(
+    group: Sequence[Line], ours: str, rivals: Sequence[str], cell_of: Callable[[Line, bool], str]
+) -> list[tuple[str, ...]]:
     rows = []
     for cell in _cells(group):
         at = {row["fraction"]: row for row in ratios(cell, ours, rivals)}
         name = name_of(cell[0]["batch_size"], cell[0]["mix"])
-        rows.append((name, *(_ratio(at.get(fraction), ORACLE not in rivals) for fraction in FRACTIONS)))
+        named = ORACLE not in rivals
+        rows.append((name, *(cell_of(at[fraction], named) if fraction in at else "-" for fraction in FRACTIONS)))
     return rows
 
 
@@ -105,11 +136,25 @@ def _kl(at: Line | None) -> str:
     return f"{_digits(1000 * at['kl'])} [{low}, {high}]"
 
 
-def _ratio(row: Line | None, named: bool) -> str:
-    if row is None:
+def _gain(at: Line | None) -> str:
+    if at is None:
         return "-"
+    return f"{_signed(at['gain'], at['gain_interval'])} ({100 * math.expm1(-at['gain']):+.1f} %)"
+
+
+def _ratio(row: Line, named: bool) -> str:
     low, high = row["ratio_interval"]
     return f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}]" + (f" {row['best']}" if named else "")
+
+
+def _more(row: Line, named: bool) -> str:
+    return _signed(row["more"], row["more_interval"]) + (f" {row['best']}" if named else "")
+
+
+def _signed(value: float, interval: Sequence[float]) -> str:
+    """In millinats."""
+    low, high = (f"{1000 * edge:+.1f}" for edge in interval)
+    return f"{1000 * value:+.1f} [{low}, {high}]"
 
 
 def _digits(value: float) -> str:

@@ -1,19 +1,29 @@
 """What each method costs at a given share of experts, from the lines of a bakeoff: fronts, and who is ahead.
 
 A method's front are its settings that no other one beats in both experts kept and KL. Between neighbours on it, KL is
-interpolated geometrically; beyond its last setting, it stays. Settings that keep 99.9 % and more are left out.
+interpolated geometrically, and the true token's log-likelihood in a line; where they are more than GAP apart nothing is
+said. Beyond the last setting that its knobs have, KL stays. Settings that keep 99.9 % and more are left out.
 Intervals are 95 %, bootstrap over sequences: all methods of a cell are drawn with the same sequences, so that ratios
 between methods are paired. A cell is a batch size with a mix of groups.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Line = dict[str, Any]
 FRACTIONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+GAP = 0.05  # of all experts; neighbours of a front further apart say nothing of what is between them
 RESAMPLES, LEAST_KL, SAME = 500, 1e-7, 0.999
+
+
+class Drawn(NamedTuple):
+    """Settings of a cell by resamples: log KL, and what the true token's log-likelihood gained; [S] or [S, R]."""
+
+    log_kl: np.ndarray
+    gain: np.ndarray
 
 
 def pareto(kept: np.ndarray, log_kl: np.ndarray) -> list[int]:
@@ -25,36 +35,49 @@ def pareto(kept: np.ndarray, log_kl: np.ndarray) -> list[int]:
     return found
 
 
-def lowest(kept: np.ndarray, log_kl: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
-    """Log KL of the front at each fraction; NaN where no setting keeps so few."""
-    on = pareto(kept, log_kl)
-    result: np.ndarray = np.interp(fractions, kept[on], log_kl[on], left=np.nan)
-    return result
+def lowest(
+    kept: np.ndarray,
+    log_kl: np.ndarray,
+    gain: np.ndarray,
+    fractions: Sequence[float],
+    widest: float = np.inf,
+    goes_on: bool = False,
+) -> np.ndarray:
+    """[2, F]: log KL of the front at each fraction, and the gain there; NaN where no setting keeps so few, and in gaps
+    wider than `widest`. goes_on: beyond the last setting there are others, which keep all."""
+    on, asked = pareto(kept, log_kl), np.array(fractions)
+    found = np.array([np.interp(asked, kept[on], value[on], left=np.nan) for value in (log_kl, gain)])
+    edges = np.append(kept[on], 1.0 if goes_on else np.inf)
+    for place, (low, high) in enumerate(pairwise(edges)):
+        if high - low > widest + 1e-9 and (goes_on or place + 1 < len(on)):
+            found[:, (asked > low + 1e-9) & (asked < high - 1e-9)] = np.nan
+    return found
 
 
 def fronts(lines: Iterable[Line], fractions: Sequence[float] = FRACTIONS) -> list[Line]:
     """A line per cell and method: `calibrated`, whether it reads a calibration; `settings` on the front (spec, kept,
-    kl); `at`: for each fraction the lowest KL, in nats, with its interval (None where no setting keeps so few), and
-    `draws` of its logarithm, [R, F]."""
+    kl, gain); `exact`, the true token's log-likelihood under the exact model; `at`: for each fraction the lowest KL,
+    in nats, and the gain in log-likelihood there, with intervals (None where nothing is known), and `draws` of
+    the logarithm of KL and of the gain, [2, R, F]."""
     found = []
-    for (batch_size, mix), cell in _grouped(lines, "batch_size", "mix").items():
-        mean_S, draw_SR = _kl(cell)
+    for (batch_size, mix), cell in grouped(lines, "batch_size", "mix").items():
+        mean, drawn = _draws(cell)
         kept_S = np.array([line["after"] / line["before"] for line in cell])
-        for (method,), _ in _grouped(cell, "method").items():
-            mine = np.array(
-                [n for n, one in enumerate(cell) if one["method"] == method and kept_S[n] < SAME], dtype=int
-            )
+        for (method,), _ in grouped(cell, "method").items():
+            all_S = np.array([line["method"] == method for line in cell])
+            mine = np.flatnonzero(all_S & (kept_S < SAME))
             if not len(mine):
                 continue
-            on = mine[pareto(kept_S[mine], mean_S[mine])]
-            draws = np.array([lowest(kept_S[mine], log_kl, fractions) for log_kl in draw_SR[mine].T])
-            middle = lowest(kept_S[mine], mean_S[mine], fractions)
+            on = mine[pareto(kept_S[mine], mean.log_kl[mine])]
+            columns = zip(drawn.log_kl[mine].T, drawn.gain[mine].T, strict=True)
+            draws = np.array([lowest(kept_S[mine], kl, gain, fractions) for kl, gain in columns]).swapaxes(0, 1)
+            goes_on = bool((all_S & (kept_S >= SAME)).any())
+            middle = lowest(kept_S[mine], mean.log_kl[mine], mean.gain[mine], fractions, GAP, goes_on)
             found.append({"batch_size": batch_size, "mix": mix, "method": method, "policy": cell[mine[0]]["policy"],
-                          "calibrated": "data=" in cell[mine[0]]["spec"],
-                          "settings": [{"spec": cell[n]["spec"], "kept": kept_S[n], "kl": cell[n]["kl"],
-                                        "kl_interval": cell[n]["kl_interval"], "agree": cell[n]["agree"]} for n in on],
-                          "at": {f: _at(*value) for f, value in zip(fractions, zip(middle, draws.T, strict=True),
-                                                                    strict=True)},
+                          "calibrated": "data=" in cell[mine[0]]["spec"], "exact": cell[mine[0]].get("exact"),
+                          "settings": [{"spec": cell[n]["spec"], "kept": kept_S[n], "gain": cell[n].get("gain")}
+                                       | {key: cell[n][key] for key in ("kl", "kl_interval", "agree")} for n in on],
+                          "at": {f: _at(middle[:, n], draws[:, :, n]) for n, f in enumerate(fractions)},
                           "draws": draws})  # fmt: skip
     return found
 
@@ -63,20 +86,30 @@ def ratios(
     found: Sequence[Line], ours: str, rivals: Sequence[str], fractions: Sequence[float] = FRACTIONS
 ) -> list[Line]:
     """How `ours` (a method, or the best of a policy's norms) compares with the best of `rivals` (policies), by cell and
-    fraction: both KLs, which methods they are, and ours / best with its paired interval. The best of a draw is chosen
-    within that draw. Where either reaches no so few experts, the fraction is left out."""
+    fraction: both KLs, which methods they are, and ours / best with its paired interval; `more`: what the true token's
+    log-likelihood is above that of the best, with its paired interval. The best of a draw, by KL, is chosen
+    within that draw. Where nothing is known of either, the fraction is left out."""
     rows = []
-    for (batch_size, mix), cell in _grouped(found, "batch_size", "mix").items():
+    for (batch_size, mix), cell in grouped(found, "batch_size", "mix").items():
         mine = [one for one in cell if ours in (one["policy"], one["method"])]
         others = [one for one in cell if one["policy"] in rivals and ours not in (one["policy"], one["method"])]
         for place, fraction in enumerate(fractions):
             a, b = (_best(group, place, fraction) for group in (mine, others))
             if a and b:
-                ratio = np.exp(a["draws"] - b["draws"])
+                ratio, more = np.exp(a["draws"][0] - b["draws"][0]), a["draws"][1] - b["draws"][1]
                 rows.append({"batch_size": batch_size, "mix": mix, "fraction": fraction, "ours": a["method"],
                              "kl": a["kl"], "best": b["method"], "best_kl": b["kl"], "ratio": a["kl"] / b["kl"],
-                             "ratio_interval": np.nanpercentile(ratio, (2.5, 97.5)).tolist()})  # fmt: skip
+                             "ratio_interval": _edges(ratio), "more": a["gain"] - b["gain"],
+                             "more_interval": _edges(more)})  # fmt: skip
     return rows
+
+
+def grouped(lines: Iterable[Line], *keys: str) -> dict[tuple[Any, ...], list[Line]]:
+    """The lines by what they have under these keys, in their order."""
+    found: dict[tuple[Any, ...], list[Line]] = {}
+    for line in lines:
+        found.setdefault(tuple(line[key] for key in keys), []).append(line)
+    return found
 
 
 def _best(group: Sequence[Line], place: int, fraction: float) -> Line | None:
@@ -84,28 +117,40 @@ def _best(group: Sequence[Line], place: int, fraction: float) -> Line | None:
     if not reach:
         return None
     first = min(reach, key=lambda one: one["at"][fraction]["kl"])
-    draws = np.fmin.reduce([one["draws"][:, place] for one in reach])
-    return {"method": first["method"], "kl": first["at"][fraction]["kl"], "draws": draws}
+    kl_MR, gain_MR = np.array([one["draws"][:, :, place] for one in reach]).swapaxes(0, 1)
+    least_R = np.where(np.isnan(kl_MR), np.inf, kl_MR).argmin(0)[None]
+    draws = [np.take_along_axis(value, least_R, 0)[0] for value in (kl_MR, gain_MR)]
+    return {"method": first["method"], **first["at"][fraction], "draws": draws}
 
 
-def _kl(cell: Sequence[Line]) -> tuple[np.ndarray, np.ndarray]:
-    """Log KL of all settings of a cell, [S], and of its resamples, [S, R]."""
+def _draws(cell: Sequence[Line]) -> tuple[Drawn, Drawn]:
+    """Of all settings of a cell: as they were measured, and resampled. Records from before log-likelihood was kept have
+    none: NaN."""
     steps_N = np.array(cell[0]["steps_by_sequence"], dtype=float)
-    sum_SN = np.array([line["kl_by_sequence"] for line in cell]) * steps_N
-    drawn = np.random.default_rng(0).integers(len(steps_N), size=(RESAMPLES, len(steps_N)))
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(steps_N), size=(RESAMPLES, len(steps_N)))
     times_NR = np.stack([np.bincount(row, minlength=len(steps_N)) for row in drawn], 1)
-    mean_S, draw_SR = sum_SN.sum(1) / steps_N.sum(), (sum_SN @ times_NR) / (steps_N @ times_NR)
-    return np.log(np.maximum(mean_S, LEAST_KL)), np.log(np.maximum(draw_SR, LEAST_KL))
+
+    def means(name: str) -> tuple[np.ndarray, np.ndarray]:
+        unknown = [np.nan] * len(steps_N)
+        sum_SN = np.array([line.get(f"{name}_by_sequence", unknown) for line in cell], dtype=float) * steps_N
+        return sum_SN.sum(1) / steps_N.sum(), (sum_SN @ times_NR) / (steps_N @ times_NR)
+
+    (kl_S, kl_SR), (gain_S, gain_SR) = means("kl"), means("gain")
+    logs = [np.log(np.maximum(value, LEAST_KL)) for value in (kl_S, kl_SR)]
+    return Drawn(logs[0], gain_S), Drawn(logs[1], gain_SR)
 
 
-def _at(middle: float, draws: np.ndarray) -> Line | None:
-    if np.isnan(middle):
+def _at(middle: np.ndarray, draws: np.ndarray) -> Line | None:
+    """middle [2], draws [2, R]."""
+    if np.isnan(middle[0]):
         return None
-    return {"kl": float(np.exp(middle)), "interval": np.exp(np.nanpercentile(draws, (2.5, 97.5))).tolist()}
+    found = {"kl": float(np.exp(middle[0])), "interval": np.exp(_edges(draws[0])).tolist()}
+    return found | {"gain": float(middle[1]), "gain_interval": _edges(draws[1])}
 
 
-def _grouped(lines: Iterable[Line], *keys: str) -> dict[tuple[Any, ...], list[Line]]:
-    found: dict[tuple[Any, ...], list[Line]] = {}
-    for line in lines:
-        found.setdefault(tuple(line[key] for key in keys), []).append(line)
-    return found
+def _edges(draws: np.ndarray) -> list[float]:
+    if np.isnan(draws).all():
+        return [np.nan, np.nan]
+    edges: list[float] = np.nanpercentile(draws, (2.5, 97.5)).tolist()
+    return edges

@@ -1,8 +1,9 @@
 """The bakeoff's record: a line of settings, a line per cell and setting, and a line per policy of what deciding costs.
 
-On the split "tune" every setting of every grid is measured; on "test" only those on each method's tune front, so that
-what is reported was not chosen on the data it is reported on. The record is written after every cell. What it lacks is
-measured: after a kill the rest, after a policy or a grid was added its settings.
+On the split "tune" every setting of every grid is measured, and then what lies between neighbours on a front that are
+far apart (`refine`); on "test" only what is on each method's tune front, so that what is reported was not chosen on the
+data it is reported on. The record is written after every cell, and its pieces as they are made (`cell`). What it lacks
+is measured: after a kill the rest, after a policy or a grid was added its settings.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,22 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from lynx_moe.calibration import artifact
-from lynx_moe.engines.transformers import apply
+from lynx_moe.lab.bakeoff.cell import Bench, cell, settings_at_once, unseen
 from lynx_moe.lab.bakeoff.cost import costs
-from lynx_moe.lab.bakeoff.fronts import fronts
-from lynx_moe.lab.bakeoff.grids import NORMS, ORACLE, Setting, needs_calibration, settings
-from lynx_moe.lab.bakeoff.oracle import Oracle
-from lynx_moe.lab.bakeoff.together import Loads, together
+from lynx_moe.lab.bakeoff.fronts import SAME, fronts
+from lynx_moe.lab.bakeoff.grids import NORMS, ORACLE, Setting, settings
+from lynx_moe.lab.bakeoff.refine import ROUNDS, refinements
 from lynx_moe.lab.fidelity import measure as fidelity
-from lynx_moe.lab.fidelity import repeats
-from lynx_moe.lab.fidelity.lockstep import Effect, decode_together
+from lynx_moe.lab.fidelity import memory, repeats
 from lynx_moe.lab.shared import lines
+from lynx_moe.lab.shared import memory as machine
 from lynx_moe.lab.shared.documents import MIXES, Batch, Document, batches
 from lynx_moe.testbed.tasks import TASKS
 
 Line = dict[str, Any]
 SPLITS = ("tune", "test")
-ROWS, LOGITS = 4096, 2**27  # of one forward at most; logits are float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +67,17 @@ class Settings:
 
 
 def measure(
-    given: Settings, path: Path, names: Sequence[str] = (), advance: Callable[[str], None] = lambda message: None
+    given: Settings,
+    path: Path,
+    names: Sequence[str] = (),
+    advance: Callable[[str], None] = lambda message: None,
+    max_gib: float | None = None,
 ) -> Line:
     """Measures what the record at `path` lacks of the named policies (none named: all), and returns the whole of it.
+    max_gib: memory that may be used beside the model; None: most of what is free.
 
     Raises ValueError for bad settings, a model without MoE layers or whose cache
-    cannot be repeated, data that cannot be read or hold too little, and a
+    cannot be repeated, data that cannot be read or hold too little, batches that take too much memory, and a
     record of other settings.
     """
     whole = lines.begin(path, "bakeoff", asdict(given))
@@ -83,19 +87,28 @@ def measure(
     advance("loading the model")
     model, (plain,) = fidelity.open_model(given.of("tune"), ["vanilla"])
     repeats.check(model)
-    grid = settings(plain.layers[0].spec, names, given.norms, given.calibration)
+    router = plain.layers[0].spec
+    grid = settings(router, names, given.norms, given.calibration)
     if not names and (reason := unseen(model)):
         advance(f"without the oracle: {reason}")
         grid = [setting for setting in grid if setting.method != ORACLE]
+    limit = machine.allowed(next(model.parameters()).device, max_gib)
+    bench = Bench(model, memory.measured(model), limit, path, advance)
+    for cut in cuts.values():
+        settings_at_once(bench, cut)  # what does not fit is refused now
+    lines.save(whole, path)
     for number, (split, size, mix) in enumerate(cells, 1):
-        done = {line["spec"] for line in of_cell(whole, split, size, mix)}
-        wanted = grid if split == "tune" else on_front(whole, grid, size, mix)
-        missing = [setting for setting in wanted if setting.spec not in done]
-        cut = cuts[split, size, mix]
-        what = f"{split}, batch {size}, {'one group' if mix == 'one' else 'mixed'}"
-        advance(f"{number} of {len(cells)}: {what}: {len(missing)} settings, {len(cut)} batches")
-        whole["results"] += cell(model, plain.shape, cut, missing, {"split": split, "batch_size": size, "mix": mix})
-        lines.save(whole, path)
+        what = f"{number} of {len(cells)}: {split}, batch {size}, {'one group' if mix == 'one' else 'mixed'}"
+        about = {"kind": "bakeoff", "split": split, "batch_size": size, "mix": mix}
+        if split == "test":
+            _measure(bench, whole, cuts[split, size, mix], on_front(whole, grid, size, mix), about, what)
+            continue
+        _measure(bench, whole, cuts[split, size, mix], grid, about | {"refined": 0}, what)
+        mine = _lines_of(whole, grid, size, mix)
+        for turn in range(1 + max((line["refined"] for line in mine), default=0), 1 + ROUNDS):
+            if not (new := refinements(_lines_of(whole, grid, size, mix), router)):
+                break
+            _measure(bench, whole, cuts[split, size, mix], new, about | {"refined": turn}, f"{what}, gaps {turn}")
     timed = {line["policy"] for line in whole["results"] if line["kind"] == "cost"}
     if missing := [one for one in grid if one.method not in {ORACLE, *timed} and " " not in one.method]:
         advance("timing the decisions")
@@ -103,6 +116,19 @@ def measure(
         whole["results"] += costs(model, batches(found["tune"], size, "mixed", given.seed)[-1], missing)
         lines.save(whole, path)
     return whole
+
+
+def _measure(
+    bench: Bench, whole: Line, cut: Sequence[Batch], wanted: Sequence[Setting], about: Line, what: str
+) -> None:
+    """Adds what the record lacks of these settings in a cell."""
+    done = {line["spec"] for line in of_cell(whole, about["split"], about["batch_size"], about["mix"])}
+    missing = [setting for setting in wanted if setting.spec not in done]
+    bench.tell(f"{what}: {len(missing)} settings, {len(cut)} batches")
+    new, pieces = cell(bench, cut, missing, about)
+    whole["results"] += new
+    lines.save(whole, bench.path)
+    pieces.forget([setting.spec for setting in missing])
 
 
 def _cut(given: Settings, found: Sequence[Document], split: str, size: int, mix: str) -> list[Batch]:
@@ -113,46 +139,6 @@ def _cut(given: Settings, found: Sequence[Document], split: str, size: int, mix:
     return cut
 
 
-def cell(model: Any, shape: Any, cut: Sequence[Batch], wanted: Sequence[Setting], about: Line) -> list[Line]:
-    """A line per setting on these batches: as many settings at a time as fit into a forward."""
-    rows = min(ROWS, LOGITS // model.config.get_text_config().vocab_size)
-    size = max(1, rows // len(cut[0].members) - 1)
-    found = []
-    oracles = [setting for setting in wanted if setting.method == ORACLE]
-    others = [setting for setting in wanted if setting.method != ORACLE]
-    for part in [group[start : start + size] for group in (others, oracles) for start in range(0, len(group), size)]:
-        run, counted = (seer if part[0].method == ORACLE else deciders)(model, part)
-        effects: list[list[Effect]] = [decode_together(model, batch, run, len(part) + 1) for batch in cut]
-        loads = counted.means()[1:]
-        for setting, effect, (before, after) in zip(part, zip(*effects, strict=True), loads, strict=True):
-            name = setting.method.partition(" ")[0]
-            line = {"kind": "bakeoff", **about, "policy": name, "method": setting.method, "spec": setting.spec}
-            line |= {"calibrated": needs_calibration(name), "before": before, "after": after}
-            found.append(line | fidelity.summary(cut, effect, ("kl", "agree")))
-    return found
-
-
-def deciders(model: Any, part: Sequence[Setting]) -> tuple[Any, Loads]:
-    """What acts in a forward for these settings of policies, and where it counts."""
-    policy = together([setting.spec for setting in part])
-    return apply(model, policy), policy.loads
-
-
-def seer(model: Any, part: Sequence[Setting]) -> tuple[Any, Loads]:
-    """The same for settings of the oracle."""
-    oracle = Oracle(model, [float(setting.spec.partition("=")[2]) for setting in part])
-    return oracle, oracle.loads
-
-
-def unseen(model: Any) -> str | None:
-    """Why an oracle cannot see the experts' outputs, if it cannot."""
-    try:
-        Oracle(model, (0.0,))
-    except ValueError as error:
-        return str(error)
-    return None
-
-
 def of_cell(whole: Line, split: str, batch_size: int, mix: str) -> list[Line]:
     key = (split, batch_size, mix)
     found = [line for line in whole["results"] if line["kind"] == "bakeoff"]
@@ -160,11 +146,21 @@ def of_cell(whole: Line, split: str, batch_size: int, mix: str) -> list[Line]:
 
 
 def on_front(whole: Line, grid: Sequence[Setting], batch_size: int, mix: str) -> list[Setting]:
-    """The settings of the grid that are on their method's tune front of a cell."""
-    mine = {setting.spec for setting in grid}
-    tuned = [line for line in of_cell(whole, "tune", batch_size, mix) if line["spec"] in mine]
-    chosen = {setting["spec"] for one in fronts(tuned) for setting in one["settings"]}
-    return [setting for setting in grid if setting.spec in chosen]
+    """The settings of the grid's methods that are on their tune front of a cell; and of those that keep all, where a
+    method has some, the one that does most, so that it is known how far the front's last setting is from it."""
+    tuned = _lines_of(whole, grid, batch_size, mix)
+    found = [Setting(one["method"], setting["spec"]) for one in fronts(tuned) for setting in one["settings"]]
+    ends: dict[str, Line] = {}
+    for line in tuned:
+        if line["after"] / line["before"] >= SAME and line["kl"] > ends.get(line["method"], {"kl": -1.0})["kl"]:
+            ends[line["method"]] = line
+    return found + [Setting(method, line["spec"]) for method, line in ends.items()]
+
+
+def _lines_of(whole: Line, grid: Sequence[Setting], batch_size: int, mix: str) -> list[Line]:
+    """The tune lines of a cell, of the methods that the grid has."""
+    methods = {setting.method for setting in grid}
+    return [line for line in of_cell(whole, "tune", batch_size, mix) if line["method"] in methods]
 
 
 def few(cut: list[Batch], num: int) -> list[Batch]:

@@ -15,11 +15,15 @@ MARKS = "osv^Dp<>Xh*"
 
 
 def draw(whole: Line, folder: Path) -> list[Path]:
-    """Writes fronts.png and half.png. Raises ValueError for a record without tested settings."""
+    """Writes fronts.png, likelihood.png and half.png, the second where the record knows it. Raises ValueError for a
+    record without tested settings."""
     found = fronts(tested(whole))
     if not found:
         raise ValueError("the record has no setting on split test yet; run the same `lynx-moe bakeoff` again")
-    return [_picture(whole, found, folder / "fronts.png", _fronts), _picture(whole, found, folder / "half.png", _half)]
+    panels = {"fronts": _fronts, "likelihood": _likelihood, "half": _half}
+    if any(one["exact"] is None for one in found):
+        del panels["likelihood"]
+    return [_picture(whole, found, folder / f"{name}.png", panel) for name, panel in panels.items()]
 
 
 def _picture(whole: Line, found: Sequence[Line], path: Path, panel: Any) -> Path:
@@ -66,6 +70,19 @@ def _fronts(axes: Any, found: Sequence[Line], styles: dict[str, Line]) -> None:
     axes.grid(alpha=0.3)
     axes.set_xlabel("experts loaded, share of the model's own")
     axes.set_ylabel("KL(exact || policy), nats a token")
+
+
+def _likelihood(axes: Any, found: Sequence[Line], styles: dict[str, Line]) -> None:
+    for one in found:
+        x, y = ([setting[key] for setting in one["settings"]] for key in ("kept", "gain"))
+        line = ":" if " " in one["method"] else "-"
+        axes.plot(x, [1000 * value for value in y], line, markersize=4, linewidth=1.2, **styles[one["policy"]])
+    axes.axhline(0, color="#444444", linewidth=0.8)
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_xlim(0, 1.02)
+    axes.grid(alpha=0.3)
+    axes.set_xlabel("experts loaded, share of the model's own")
+    axes.set_ylabel("true token's log-likelihood against the exact\nmodel's, mnats (-10: 1 % of perplexity)")
 
 
 def _half(axes: Any, found: Sequence[Line], styles: dict[str, Line]) -> None:

@@ -29,6 +29,11 @@ class Loads:
         self.sums = self.sums.to(ids_2PS.device) + flags.sum(-1)
         self.decisions += 1
 
+    def reset(self) -> None:
+        """Starts at zero."""
+        self.sums.zero_()
+        self.decisions = 0
+
     def means(self) -> list[tuple[float, float]]:
         """(before, after) per layer and step, for each policy."""
         before, after = (self.sums / max(self.decisions, 1)).tolist()

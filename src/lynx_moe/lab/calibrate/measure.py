@@ -1,13 +1,18 @@
 """`lynx-moe calibrate`: the tensors that calibrated policies need, measured in one pass over documents."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lynx_moe.calibration.artifact import Artifact, Provenance, save
-from lynx_moe.engines.transformers.experts import Collector
+from lynx_moe.engines.transformers import apply
+from lynx_moe.engines.transformers.experts import HELD, Collector
 from lynx_moe.lab.fidelity import measure as fidelity
-from lynx_moe.lab.fidelity.lockstep import left_padded, positions
+from lynx_moe.lab.fidelity import memory
+from lynx_moe.lab.fidelity.lockstep import fewest_logits, left_padded, positions
+from lynx_moe.lab.shared import memory as machine
 from lynx_moe.lab.shared import record
+from lynx_moe.lab.shared.documents import Document
 
 TOGETHER = 16
 WHOLE = " by document"
@@ -18,11 +23,13 @@ def calibrate(
     path: Path,
     measure: str = "frobenius",
     advance: Callable[[str], None] = lambda message: None,
+    max_gib: float | None = None,
 ) -> Artifact:
-    """Measures all tokens of the documents, prompts and continuations, and writes the file.
+    """Measures all tokens of the documents, prompts and continuations, and writes the file. max_gib: memory that may be
+    used beside the model; None: most of what is free.
 
-    Raises ValueError for data that cannot be read, exercises that are kept for testing, a model without MoE layers, and
-    one whose experts cannot be called one by one.
+    Raises ValueError for data that cannot be read, exercises that are kept for testing, a model without MoE layers,
+    one whose experts cannot be called one by one, and documents that take too much memory.
     """
     if settings.data == "testbed" and settings.split != "calibrate":
         raise ValueError(f"split {settings.split!r} of the testbed is tested on; calibrate with split 'calibrate'")
@@ -31,10 +38,11 @@ def calibrate(
     model, _ = fidelity.open_model(settings, [])
     collector = Collector(model)
     device = next(model.parameters()).device
-    for start in range(0, len(found), TOGETHER):
-        rows = [one.prefix + one.rest for one in found[start : start + TOGETHER]]
+    size = documents_at_once(model, found, machine.allowed(device, max_gib))
+    for start in range(0, len(found), size):
+        rows = [one.prefix + one.rest for one in found[start : start + size]]
         ids_BL, mask_BL = (part.to(device) for part in left_padded(rows))
-        collector.add(ids_BL, mask_BL, position_ids=positions(mask_BL))
+        collector.add(ids_BL, mask_BL, position_ids=positions(mask_BL), **fewest_logits(model))
         advance(f"{start + len(rows)} of {len(found)} documents, {collector.num_tokens} tokens")
     about = Provenance(
         model=settings.model,
@@ -46,6 +54,22 @@ def calibrate(
     artifact = Artifact(layers=collector.layers(measure), provenance=about)
     save(artifact, path)
     return artifact
+
+
+def documents_at_once(model: Any, found: Sequence[Document], limit: int | None) -> int:
+    """How many documents share a forward: TOGETHER, or as many as fit. Raises ValueError if not even the longest one
+    does."""
+    width = max(len(one.prefix) + len(one.rest) for one in found)
+    spec, hidden = apply(model, "vanilla").layers[0].spec, model.config.get_text_config().hidden_size
+    sizes = memory.measured(model)
+
+    def need(num: int) -> dict[str, int]:
+        of_forward = sizes.need_of_rows(num, num * width)
+        return of_forward | {"statistics": 3 * 8 * min(HELD, num * width * spec.num_experts * hidden)}
+
+    machine.refuse_above(limit, need(1), f"a document of {width} tokens", "lower --prefix or --steps")
+    fits = (num for num in range(TOGETHER, 1, -1) if limit is None or sum(need(num).values()) <= limit)
+    return next(fits, 1)
 
 
 def source(settings: fidelity.Settings) -> str:

@@ -9,11 +9,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lynx_moe.lab.demo import quality
-from lynx_moe.lab.shared import plots, record, tables
+from lynx_moe.lab.shared import plots, record, tables, terminal
 from lynx_moe.lab.shared.engine import prepare
 from lynx_moe.lab.speed import guard_cost
 from lynx_moe.lab.speed import measure as speed
@@ -77,7 +76,7 @@ def apart(target: Any, path: Path, options: dict[str, Any], threads: int | None 
 
 def demo(*, model: Path, out: Path, shape: str, layers: int | None, items_per_task: int, rounds: int) -> Path:
     """Both halves, two tables, `demo.json` and `demo.png` in `out`; returns the path of the record."""
-    console = Console()
+    console = terminal.console()
     console.print("[bold]1. Quality[/]: a trained model answers held-out tasks through vLLM, 16 requests at a time")
     options = {"model": model, "policies": QUALITY_POLICIES, "items_per_task": items_per_task, "concurrency": 16}
     first = apart(run_quality, out / "quality.json", options, threads=1)  # a tiny model

@@ -7,7 +7,8 @@ What a policy's cache holds decides what is measured. "own": what its own earlie
 up. "exact": what the exact run wrote, so that each step shows its own damage alone.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -22,6 +23,10 @@ from lynx_moe.lab.shared.documents import Batch
 CACHES = ("own", "exact")
 
 
+def nothing() -> None:
+    """What is called after a step where nobody wants to know."""
+
+
 class Effect(NamedTuple):
     """One policy on one batch, [S, B] each, float32: KL(exact || policy) in nats; 1 where both rank the same token
     first; what the true token's log-likelihood gained; and that log-likelihood under the exact model."""
@@ -33,8 +38,11 @@ class Effect(NamedTuple):
 
 
 @torch.inference_mode()
-def decode(model: Any, batch: Batch, runs: Sequence[Run], cache: str) -> list[Effect]:
+def decode(
+    model: Any, batch: Batch, runs: Sequence[Run], cache: str, tick: Callable[[], None] = nothing
+) -> list[Effect]:
     """The effect of each policy in `runs` (made by `apply`, not installed) on `batch`; they count their own experts.
+    `tick` is called after every step.
 
     Raises ValueError for an unknown `cache`.
     """
@@ -59,11 +67,12 @@ def decode(model: Any, batch: Batch, runs: Sequence[Run], cache: str) -> list[Ef
         for run, own, found in zip(runs, before, steps, strict=True):
             with run:
                 found.append(compare(truth_BV, step_of(model, given, own), rest_BS[:, step + 1]))
+        tick()
     return [Effect(*map(torch.stack, zip(*found, strict=True))) for found in steps]
 
 
 @torch.inference_mode()
-def decode_together(model: Any, batch: Batch, run: Run, num: int) -> list[Effect]:
+def decode_together(model: Any, batch: Batch, run: Run, num: int, tick: Callable[[], None] = nothing) -> list[Effect]:
     """As `decode` with cache "own", for many policies in one forward: the rows of `num` of them, side by side.
 
     run: of a policy that leaves the first rows to the exact model (`bakeoff.together`); the effects are of the others.
@@ -82,6 +91,7 @@ def decode_together(model: Any, batch: Batch, run: Run, num: int) -> list[Effect
             truth_BV, *found = step_of(model, given, cache).chunk(num)
         for kept, policy_BV in zip(steps, found, strict=True):
             kept.append(compare(truth_BV, policy_BV, rest_BS[:, step + 1]))
+        tick()
     return [Effect(*map(torch.stack, zip(*kept, strict=True))) for kept in steps]
 
 
@@ -100,11 +110,16 @@ def positions(mask_BL: Tensor) -> Tensor:
 
 def prefill(model: Any, ids_BL: Tensor, mask_BL: Tensor) -> Any:
     """The cache after a forward over prompts. Raises ValueError where the model keeps none."""
-    given = {"attention_mask": mask_BL, "position_ids": positions(mask_BL)}
+    given = {"attention_mask": mask_BL, "position_ids": positions(mask_BL)} | fewest_logits(model)
     cache = cache_in(model(ids_BL, **given, use_cache=True).values())
     if cache is None:
         raise ValueError(f"{type(model).__name__} returns no cache, so it cannot be decoded step by step")
     return cache
+
+
+def fewest_logits(model: Any) -> dict[str, int]:
+    """What a forward is told so that it makes logits of the last token alone; nothing where it cannot be told."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 def step_of(model: Any, given: dict[str, Tensor], cache: Any) -> Tensor:

@@ -1,10 +1,11 @@
 """`lynx-moe fidelity`: how far policies move a model's next-token distribution, token by token.
 
 A record is a JSONL file: a line of settings, then a line per batch size, mix of groups, cache and policy. It is written
-after every batch size and mix, so that an interrupted run goes on where it stopped.
+after every batch size and mix, and what there is of one is kept beside it (`pieces`): an interrupted run goes on behind
+its last batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ from typing import Any
 import torch
 
 from lynx_moe.engines.transformers import Run, apply
+from lynx_moe.lab.fidelity import memory
 from lynx_moe.lab.fidelity.lockstep import CACHES, Effect, decode
 from lynx_moe.lab.shared import lines
+from lynx_moe.lab.shared import memory as machine
 from lynx_moe.lab.shared.documents import MIXES, SPLITS, Batch, Document, batches, from_file, from_testbed
 from lynx_moe.lab.shared.intervals import weighted_mean
 from lynx_moe.lab.shared.models import unloadable
+from lynx_moe.lab.shared.pieces import Pieces
+from lynx_moe.lab.shared.progress import Progress
 from lynx_moe.policies import make_policy
 
 Line = dict[str, Any]
@@ -64,12 +69,17 @@ class Settings:
 
 
 def measure(
-    settings: Settings, policies: Sequence[str], path: Path, advance: Callable[[str], None] = lambda message: None
+    settings: Settings,
+    policies: Sequence[str],
+    path: Path,
+    advance: Callable[[str], None] = lambda message: None,
+    max_gib: float | None = None,
 ) -> Line:
-    """Measures what the record at `path` lacks, and returns the whole of it.
+    """Measures what the record at `path` lacks, and returns the whole of it. max_gib: memory that may be used beside
+    the model; None: most of what is free.
 
-    Raises ValueError for a bad policy or setting, a model without MoE layers, data that cannot be read, and a record of
-    other settings.
+    Raises ValueError for a bad policy or setting, a model without MoE layers, data that cannot be read, batches that
+    take too much memory, and a record of other settings.
     """
     specs = [make_policy(policy).spec for policy in policies]
     if not specs or len(set(specs)) < len(specs):
@@ -89,33 +99,87 @@ def measure(
         raise ValueError(f"{settings.data} fills no batch of {missing[0][0]}: {len(found)} sequences; give more data")
     advance("loading the model")
     model, runs = open_model(settings, specs)
+    check_memory(model, cuts, len(runs), max_gib)
+    lines.save(whole, path)
     for number, ((batch_size, mix, cache), cut) in enumerate(cuts.items(), 1):
         advance(f"{number} of {len(cuts)}: batch {batch_size}, {mix} group{'s' * (mix == 'mixed')}, {cache} cache")
-        for run in runs:
-            run.reset_stats()
-        effects = [decode(model, batch, runs, cache) for batch in cut]
         part = {"kind": "fidelity", "batch_size": batch_size, "mix": mix, "cache": cache}
-        for spec, run, effect in zip(specs, runs, zip(*effects, strict=True), strict=True):
-            whole["results"].append(
-                part | {"policy": spec, "spec": run.policy.spec} | summary(cut, effect) | loads(run)
-            )
+        pieces = Pieces(path, part)
+        decode_missing(model, cut, runs, specs, cache, pieces, advance)
+        for spec, run in zip(specs, runs, strict=True):
+            each = [pieces.find(spec, place) or {} for place in range(len(cut))]
+            named = part | {"policy": spec, "spec": run.policy.spec}
+            whole["results"].append(named | of_pieces(cut, each) | mean_loads(cut, each))
         lines.save(whole, path)
+        pieces.forget(specs)
     return whole
 
 
+def check_memory(
+    model: Any, cuts: Mapping[tuple[int, str, str], Sequence[Batch]], num_runs: int, max_gib: float | None
+) -> None:
+    """Raises ValueError if a cell would take more than may be used."""
+    limit, sizes = machine.allowed(next(model.parameters()).device, max_gib), memory.measured(model)
+    for (size, _, cache), cut in cuts.items():
+        caches = 1 + num_runs * (2 if cache == "exact" else 1)  # of the exact run, of policies, and copies for a step
+        what = f"batch {size} under {num_runs} {'policies' if num_runs > 1 else 'policy'}"
+        lower = f"{memory.LOWER}{', name fewer --policies' if num_runs > 1 else ''}, take --dtype bfloat16"
+        machine.refuse_above(limit, sizes.need(memory.largest(cut, sizes), caches), what, lower)
+
+
+def decode_missing(
+    model: Any,
+    cut: Sequence[Batch],
+    runs: Sequence[Run],
+    specs: Sequence[str],
+    cache: str,
+    pieces: Pieces,
+    advance: Callable[[str], None],
+) -> None:
+    """Decodes the batches that `pieces` lack, and adds them."""
+    missing = [place for place in range(len(cut)) if not pieces.has(specs, place)]
+    progress = Progress(advance, sum(cut[place].num_steps for place in missing))
+    for place in missing:
+        for run in runs:
+            run.reset_stats()
+        effects = decode(model, cut[place], runs, cache, progress.step)
+        found = zip(specs, runs, effects, strict=True)
+        pieces.add(place, {spec: means(effect) | loads(run) for spec, run, effect in found})
+
+
+def means(effect: Effect, names: Sequence[str] = Effect._fields) -> Line:
+    """Each sequence's means over its steps, by name."""
+    return {name: getattr(effect, name).mean(0).tolist() for name in names}
+
+
 def summary(cut: Sequence[Batch], effects: Sequence[Effect], names: Sequence[str] = Effect._fields) -> Line:
-    """Means over tokens of the effect's named parts with 95 % intervals (bootstrap over sequences), and each sequence's
-    means with its group."""
+    """`of_pieces` of these effects."""
+    return of_pieces(cut, [means(effect, names) for effect in effects], names)
+
+
+def of_pieces(cut: Sequence[Batch], pieces: Sequence[Line], names: Sequence[str] = Effect._fields) -> Line:
+    """Means over tokens of the named figures with 95 % intervals (bootstrap over sequences), and each sequence's means
+    with its group; from a piece per batch, each with a list per name."""
     found: Line = {"num_sequences": sum(len(batch.members) for batch in cut)}
-    found["num_tokens"] = sum(effect.kl.numel() for effect in effects)
-    found["groups"] = [member.group for batch in cut for member in batch.members]
     steps = [batch.num_steps for batch in cut for _ in batch.members]
+    found["num_tokens"] = sum(steps)
+    found["groups"] = [member.group for batch in cut for member in batch.members]
     for name in names:
-        values = [value for effect in effects for value in getattr(effect, name).mean(0).tolist()]
+        values = [value for piece in pieces for value in piece[name]]
         found[name] = sum(value * count for value, count in zip(values, steps, strict=True)) / sum(steps)
         found[f"{name}_interval"] = weighted_mean(values, steps)
         found[f"{name}_by_sequence"] = [round(value, 7) for value in values]
     found["steps_by_sequence"] = steps
+    return found
+
+
+def mean_loads(cut: Sequence[Batch], pieces: Sequence[Line]) -> Line:
+    """What `loads` says of the pieces, means over steps."""
+    steps = torch.tensor([batch.num_steps for batch in cut], dtype=torch.float64)
+    found: Line = {"num_experts": pieces[0]["num_experts"]}
+    for name in ("before", "after", "before_by_layer", "after_by_layer"):
+        values = torch.tensor([piece[name] for piece in pieces], dtype=torch.float64)
+        found[name] = (torch.tensordot(steps, values, 1) / steps.sum()).tolist()
     return found
 
 
@@ -153,9 +217,5 @@ def loads(run: Run) -> Line:
     stats = run.stats()
     layers = {"before_by_layer": [layer.alike.mean_before for layer in stats.layers]}
     layers["after_by_layer"] = [layer.alike.mean_after for layer in stats.layers]
-    return {
-        "before": stats.mean_before,
-        "after": stats.mean_after,
-        **layers,
-        "num_experts": run.layers[0].spec.num_experts,
-    }
+    num_experts = run.layers[0].spec.num_experts
+    return {"before": stats.mean_before, "after": stats.mean_after, **layers, "num_experts": num_experts}

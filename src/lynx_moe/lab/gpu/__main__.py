@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from lynx_moe.lab.gpu import report, steps
-from lynx_moe.lab.shared import record
+from lynx_moe.lab.shared import record, terminal
 
 
 def main(
@@ -24,7 +23,7 @@ def main(
         steps.measure_here(step, out / f"{step}.json", dry=dry_run, apart=apart)
         sys.stdout.flush()
         os._exit(0)  # without waiting for engines that never came back
-    console = Console()
+    console = terminal.console()
     if not dry_run and steps.device() == "no GPU":
         raise ValueError("torch sees no GPU; --dry-run tries every step on the CPU")
     names = only.split(",") if only else steps.usual()

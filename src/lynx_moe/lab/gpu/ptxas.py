@@ -13,7 +13,6 @@ from unittest.mock import patch
 
 import torch
 import triton
-from rich.console import Console
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
@@ -22,7 +21,7 @@ from lynx_moe.kernels.gpu import launch
 from lynx_moe.kernels.gpu.keep import keep_kernel
 from lynx_moe.kernels.gpu.reroute import reroute_kernel
 from lynx_moe.lab.gpu.checks.decision import ROUTERS
-from lynx_moe.lab.shared import tables
+from lynx_moe.lab.shared import tables, terminal
 from lynx_moe.policies import make_policy
 from lynx_moe.routing import RouterSpec, Routing, Rows, select
 
@@ -100,7 +99,7 @@ def main() -> None:
         for text, num_rows, router in CASES
         for noted in notes(text, num_rows, router)
     ]
-    tables.show(f"Triton {triton.__version__}, sm_90", HEAD, lines, Console(), "")
+    tables.show(f"Triton {triton.__version__}, sm_90", HEAD, lines, terminal.console(), "")
 
 
 if __name__ == "__main__":

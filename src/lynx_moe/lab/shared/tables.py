@@ -1,5 +1,6 @@
 """Records as tables, for a terminal (rich) and for Markdown."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +11,16 @@ from rich.table import Table
 from lynx_moe.lab.shared.scores import overall
 
 QUALITY_HEAD = ("policy", "exact match, %", "paired difference", "distinct experts")
-FIDELITY_HEAD = ("batch", "groups", "policy", "KL, mnats", "same top-1, %", "gain, mnats", "experts")
+FIDELITY_HEAD = (
+    "batch",
+    "groups",
+    "policy",
+    "KL, mnats",
+    "same top-1, %",
+    "log-likelihood, mnats",
+    "perplexity",
+    "experts",
+)
 REPLAY_HEAD = (
     "policy",
     "distinct experts",
@@ -83,7 +93,8 @@ def speed_rows(summary: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def fidelity_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Means over tokens with their intervals; KL and the true token's log-likelihood in thousandths of a nat."""
+    """Means over tokens with their intervals; KL, and what the true token's log-likelihood gained, in thousandths of a
+    nat; perplexity of the true text, the exact model's and the policy's."""
 
     def text(line: dict[str, Any], name: str, scale: float, sign: str = "") -> str:
         low, high = (scale * edge for edge in line[f"{name}_interval"])
@@ -97,6 +108,7 @@ def fidelity_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
             text(line, "kl", 1000),
             text(line, "agree", 100),
             text(line, "gain", 1000, "+"),
+            f"{math.exp(-line['exact']):.4g} → {math.exp(-line['exact'] - line['gain']):.4g}",
             _experts(line),
         )
         for line in results
@@ -150,7 +162,8 @@ def _experts(row: dict[str, Any], of: str = "") -> str:
 def show(
     title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console: Console, caption: str = "[95 % intervals]"
 ) -> None:
-    """Prints a table, with a rule wherever the first of the columns named "batch" changes."""
+    """Prints a table, with a rule wherever the first of the columns named "batch" changes. On a terminal a cell may
+    have several lines; elsewhere a row is one line, whatever it holds."""
     below: str | None = "± half the range over the rounds" if tuple(head) == SPEED_HEAD else caption
     if head[-1] == REPLAY_HEAD[-1]:
         below = None
@@ -158,9 +171,15 @@ def show(
     table.box, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, (0, 0)
     for name in head:
         table.add_column(name, no_wrap=name == "policy")
+    if not console.is_terminal:
+        rows = [tuple(one_line(cell) for cell in row) for row in rows]
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         table.add_row(*row, end_section=following is not None and head[0] == "batch" and following[0] != row[0])
     console.print(table)
+
+
+def one_line(cell: str) -> str:
+    return cell.replace(":\n", ":").replace("\n", " ")
 
 
 def evaluation_markdown(results: Sequence[dict[str, Any]]) -> str:
@@ -182,7 +201,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def fidelity_markdown(results: Sequence[dict[str, Any]]) -> str:
     parts = []
     for title, lines in by_cache(results).items():
-        rows = [tuple(cell.replace(":\n", ":").replace("\n", " ") for cell in row) for row in fidelity_rows(lines)]
+        rows = [tuple(one_line(cell) for cell in row) for row in fidelity_rows(lines)]
         parts.append(f"{title.capitalize()}:\n\n{markdown(FIDELITY_HEAD, rows)}\n")
     return "\n".join(parts)
 
