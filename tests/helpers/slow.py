@@ -190,6 +190,18 @@ def xshare(batch: Batch, budget: int, k0: int) -> set[int]:
     return pinned | largest(share, budget, pinned)
 
 
+def alloc(batch: Batch, k: float, k_base: int) -> dict[int, set[int]]:
+    """id(row) -> the experts that it keeps."""
+    kept = {id(row): set(row.order(row.own)[:k_base]) for row in batch.rows.values()}
+    rest = sorted((-row.p[e], e) for row in batch.rows.values() for e in row.own if e not in kept[id(row)])
+    spare = math.floor(k * len(batch.rows)) - k_base * len(batch.rows)
+    if spare > 0:
+        last = rest[:spare][-1]  # rows that want the same expert by the same score get it together
+        for row in batch.rows.values():
+            kept[id(row)] |= {e for e in row.own if (-row.p[e], e) <= last}
+    return kept
+
+
 def sere(batch: Batch, num_primary: int, rho: float, similarity: list[list[float]]) -> Callable[[Row, int], int]:
     primary = union(batch, num_primary) | batch.free
 

@@ -34,6 +34,8 @@ SPECS = [
     "exfold:num_keep=1,norm=model",
     "topk:k=1",
     "topk:k=2,norm=k2=2",
+    "alloc:k=2",
+    "alloc:k=1.5,norm=k2=2",
     "naee:beta=0.5",
     "min-p:k_min=1,threshold=0.5",
     "reap:share=0.5",

@@ -41,6 +41,11 @@ def topk(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
     return "topk:k=1", slow.dropping(batch, lambda row, rank: rank < 1, norm)
 
 
+def alloc(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
+    kept = slow.alloc(batch, 1.5, 1)
+    return "alloc:k=1.5", slow.dropping(batch, lambda row, rank: row.order(row.own)[rank] in kept[id(row)], norm)
+
+
 def naee(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
     def live(row: slow.Row, rank: int) -> bool:
         weights = [row.weights[row.own.index(e)] for e in row.order(row.own)]
@@ -69,10 +74,9 @@ def exfold(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
 
 
 RULES: dict[Callable, tuple[str, ...]] = {
-    **dict.fromkeys((oea, xshare, xshare_alpha, reap, topk, naee, min_p), NORMS),
+    **dict.fromkeys((oea, xshare, xshare_alpha, reap, topk, alloc, naee, min_p), NORMS),
     **dict.fromkeys((sere, exfold), ("own", "fold", *NORMS)),
 }
-PER_TOKEN = (topk, naee, min_p)
 CASES = [(rule, norm) for rule, norms in RULES.items() for norm in norms]
 
 
@@ -93,7 +97,7 @@ def compare(rule: Callable, norm: str, case: Case, order: list[int]) -> bool:
     ids, weights = own.ids.clone(), own.weights.clone()
     for t, (new_ids, new_weights) in changed.items():
         ids[t], weights[t] = torch.tensor(new_ids), torch.tensor(new_weights)
-    gains = rule in PER_TOKEN or len(batch.rows) > 1 or bool(batch.free)
+    gains = policy.acts_alone or len(batch.rows) > 1 or bool(batch.free)
     if not gains or len(experts(batch, ids)) > len(experts(batch, own.ids)):
         ids, weights, changed = own.ids, own.weights, {}
     ids = torch.tensor(slow.fill(ids.tolist(), own.ids.tolist(), case.valid.tolist()))

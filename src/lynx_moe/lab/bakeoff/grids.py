@@ -34,6 +34,7 @@ GRIDS: dict[str, Callable[[int, int], Sequence[str]]] = {
     "oea": lambda e, k: over("oea:k0={}", range(1, k)),
     "xshare": lambda e, k: over("xshare:budget={},k0={}", budgets(e, k), (0, 1)),
     "topk": lambda e, k: over("topk:k={}", range(1, k)),
+    "alloc": lambda e, k: over("alloc:k={:g}", sorted({1 + (k - 1) * step / 8 for step in range(8)})),
     "naee": lambda e, k: over("naee:beta={}", (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)),
     "min-p": lambda e, k: over("min-p:k_min={},threshold={}", sorted({1, max(1, k // 2)}), (0.05, 0.1, 0.2, 0.4)),
     "sere": lambda e, k: over("sere:num_primary={},rho={}", range(1, max(2, k // 2 + 1)), (0.0, 0.5)),
