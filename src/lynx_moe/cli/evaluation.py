@@ -83,7 +83,7 @@ def evaluate(
         result = evaluation.apart(settings, specs, file, allow_code=allow_code)
     tables.show(model, *tables.task_table(result["results"]), console)
     if overall := scores.overall(result["results"]):
-        head = ("policy", f"mean of {overall[0]['num_tasks']} tasks, %", *tables.QUALITY_HEAD[2:])
-        tables.show(f"n = {overall[0]['n']}", head, tables.quality_rows(overall, "value"), console)
+        means = tables.quality_table(overall, "value", f"mean of {overall[0]['num_tasks']} tasks, %")
+        tables.show(f"n = {overall[0]['n']}", *means, console)
         console.print(f"Picture: {plot_evaluation.draw(result, file.with_suffix('.png'))}")
     console.print(f"Record: {file}")

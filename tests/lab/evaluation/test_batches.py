@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from lynx_moe.lab.evaluation.harness import is_sampled
 from lynx_moe.lab.evaluation.harness_transformers import Lockstep, batches
 from lynx_moe.lab.evaluation.harness_vllm import Served, Shuffled
 
@@ -32,15 +33,25 @@ class Model:
         return [str(number) for number, _ in outputs]
 
 
+class Letters:
+    """A tokenizer that cuts text into its letters."""
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[str]:
+        assert not add_special_tokens
+        return list(text)
+
+
 class TinyServed(Served, Model):
     def __init__(self, mix: str) -> None:
         self.mix, self.parts, self.engine = mix, [], Engine()
+        self.lengths, self.sampled, self.tokenizer = {}, set(), Letters()
         self.model = Shuffled(self.engine)
 
 
 class TinyLockstep(Lockstep, Model):
     def __init__(self, mix: str) -> None:
         self.mix, self.parts, self.model, self.batch_size = mix, [], Engine(), 4
+        self.lengths, self.sampled, self.tokenizer = {}, set(), Letters()
         self.resets = 0
 
     def reset_stats(self) -> None:
@@ -54,7 +65,7 @@ def request(number: int) -> Any:
     """Of tasks a and b, which are generated alike, or of c."""
     task = "abc"[number // 7]
     settings = {"until": ["\n"], "max_gen_toks": 8 if task < "c" else 9}
-    return SimpleNamespace(task_name=task, number=number, args=("text", settings))
+    return SimpleNamespace(task_name=task, number=number, doc_id=number % 7, args=("text", settings))
 
 
 REQUESTS = [request(number) for number in range(21)]
@@ -84,6 +95,29 @@ def test_heterogeneous_batches_hold_all_tasks_mixed() -> None:
     assert sorted(call) == list(range(21))
     assert len({number // 7 for number in call[:7]}) > 1
     assert served.parts == [(["a", "b", "c"], [{"resets": 1}])]
+
+
+def test_the_length_of_every_answer_is_kept_by_task_and_item() -> None:
+    served = TinyServed("heterogeneous")
+    served.generate_until([*REQUESTS, request(10)])  # an item that is asked twice
+    assert list(served.lengths) == ["a", "b", "c"]
+    assert served.lengths["b"] == {0: [1], 1: [1], 2: [1], 3: [2, 2], 4: [2], 5: [2], 6: [2]}
+    assert served.sampled == set()
+
+
+@pytest.mark.parametrize(
+    ("asked", "sampled"),
+    [
+        ({"until": ["x"]}, False),
+        ({"do_sample": False, "temperature": 0.7}, False),
+        ({"do_sample": True, "temperature": 0.0}, False),
+        ({"temperature": 0.0}, False),
+        ({"temperature": 0.7}, True),
+        ({"do_sample": True}, True),
+    ],
+)
+def test_who_samples_is_known(asked: dict[str, Any], sampled: bool) -> None:
+    assert is_sampled(asked) is sampled
 
 
 def test_lockstep_batches_are_full_random_and_of_requests_that_are_generated_alike() -> None:

@@ -56,6 +56,9 @@ def test_the_record_holds_settings_items_and_experts(record: Path) -> None:
         metric = line["metrics"]["exact_match,none"]
         assert len(metric["items"]) == line["n"] == LIMIT
         assert metric["value"] == sum(metric["items"]) / LIMIT
+        assert len(line["length"]["items"]) == LIMIT
+        assert line["length"]["value"] > 0
+        assert line["greedy"]
         assert metric["interval"][0] <= metric["value"] <= metric["interval"][1]
         assert line["decode_steps"] > 0
         assert len(line["after_by_layer"]) == 4
@@ -137,6 +140,7 @@ def test_an_interrupted_record_goes_on_and_takes_no_other_settings(
         key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key not in ("weights", "versions")
     }
     engine = SimpleNamespace(set_policy=lambda spec: f"full {spec}", set_guard=lambda options: None, parts=[])
+    engine.lengths, engine.sampled = {}, set()
     monkeypatch.setitem(evaluation.ENGINES, "vllm", lambda *_, **__: engine)
     monkeypatch.setattr(harness, "run", lambda *_, **__: None)
     done = []
@@ -155,7 +159,7 @@ def test_an_interrupted_record_goes_on_and_takes_no_other_settings(
 
 def test_a_guard_watches_every_policy_that_changes_something_once_more(tmp_path: Path, monkeypatch: Any) -> None:
     did: list[tuple[str, Any]] = []
-    engine = SimpleNamespace(parts=[])
+    engine = SimpleNamespace(parts=[], lengths={}, sampled=set())
     engine.set_policy = lambda spec: did.append(("policy", spec)) or spec
     engine.set_guard = lambda options: did.append(("guard", options))
     monkeypatch.setitem(evaluation.ENGINES, "vllm", lambda *_, **__: engine)

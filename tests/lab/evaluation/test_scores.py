@@ -92,6 +92,44 @@ def test_the_control_loads_as_many_experts_as_the_second_policy() -> None:
         scores.control(scores.compare(base))
 
 
+def test_the_length_of_answers_stands_beside_accuracy_with_its_paired_difference(tmp_path: Any) -> None:
+    asked = results(sort=[1, 0, 1, 1], walk=[0, 1])
+    counted = [(["sort", "walk"], [worker(10, 300, 200)])]
+    long = {"sort": {0: [4], 1: [6, 8], 2: [5], 3: [3]}, "walk": {0: [20], 1: [30]}}
+    short = {"sort": {n: [2] for n in range(4)}, "walk": {0: [10], 1: [30]}}
+    base, other = (
+        harness_results.lines(name, name, asked, counted, lengths, sampled)
+        for name, lengths, sampled in (("vanilla", long, []), ("lynx", short, ["walk"]))
+    )
+    assert base[0]["length"]["items"] == [4, 7, 5, 3]
+    assert base[0]["length"]["value"] == pytest.approx(19 / 4)
+    found = scores.compare([*base, *other])
+    assert found[2]["length"]["difference"] == pytest.approx(2 - 19 / 4)
+    assert found[2]["length"]["difference_interval"][1] < 0
+    rows = scores.overall(found)
+    assert [row["length"] for row in rows] == pytest.approx([(19 / 4 + 25) / 2, (2 + 20) / 2])
+    assert rows[1]["length_difference"] == pytest.approx(11 - (19 / 4 + 25) / 2)
+    page = tables.evaluation_markdown(found)
+    assert "| sort<br>output tokens, greedy | 4 | 4.8 [" in page
+    assert "| walk<br>output tokens, sampled | 2 | 25.0 [" in page
+    assert "<br>-2.8 [" in page
+    assert "| distinct experts | output tokens |" in page
+    assert "| 11.0, -3.9 [" in page
+    record = {"settings": {"model": "m", "concurrency": 2, "mix": "homogeneous"}, "results": found}
+    record["environment"] = {"cpu": "c", "cores": 1, "date": "2026-01-01T00:00:00"}
+    assert plot_evaluation.draw(record, tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_where_one_policy_s_lengths_are_unknown_none_are_told() -> None:
+    """As of a record that was begun before lengths were kept."""
+    asked, counted = results(sort=[1, 0]), [(["sort"], [worker(10, 300, 200)])]
+    new = harness_results.lines("lynx", "lynx", asked, counted, {"sort": {0: [1], 1: [2]}})
+    old = [{k: v for k, v in line.items() if k != "length"} for line in lines("vanilla", 300, sort=[1, 0])]
+    found = scores.compare([*old, *new])
+    assert not any("length" in row for row in scores.overall(found))
+    assert "output tokens" not in tables.evaluation_markdown(found)
+
+
 def test_markdown_holds_a_row_per_task_and_metric_and_the_means() -> None:
     found = scores.compare(
         [*lines("vanilla", 300, sort=[1, 0], walk=[1, 1]), *lines("lynx", 150, sort=[1, 1], walk=[1, 1])]

@@ -43,9 +43,9 @@ def exact_tables(file: Path) -> list[findings.Table]:
     """The means over tasks of an evaluation that lies beside the record, if there is one."""
     if not file.is_file():
         return []
-    head = ("policy", "mean of tasks, %", *tables.QUALITY_HEAD[2:])
     means = scores.overall(lines.load(file, "evaluation")["results"])
-    rows = tables.quality_rows([row | {"spec": short(row["spec"])} for row in means], "value")
+    short_rows = [row | {"spec": short(row["spec"])} for row in means]
+    head, rows = tables.quality_table(short_rows, "value", "mean of tasks, %")
     return [("Exact match of the settings that no other one beats", head, rows)]
 
 

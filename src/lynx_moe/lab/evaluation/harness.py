@@ -96,13 +96,17 @@ def load(manager: Any, name: str) -> dict[str, Any]:
 
 class Batches:
     """What is put before one of the harness's model classes. `parts` holds, for each group of tasks that shared
-    batches, their names and the policy's statistics, one dictionary per worker.
+    batches, their names and the policy's statistics, one dictionary per worker. `lengths` holds the tokens of every
+    answer by task and item, and `sampled` the tasks whose answers are not greedy.
 
     An engine says how it changes the policy (`set_policy(spec)` returns the spec with all its knobs), and counts.
     """
 
     mix: str
     parts: list[tuple[list[str], list[dict[str, Any]]]]
+    lengths: dict[str, dict[int, list[int]]]
+    sampled: set[str]
+    tokenizer: Any
 
     def set_policy(self, spec: str) -> str:
         raise NotImplementedError
@@ -120,7 +124,11 @@ class Batches:
 
     def begin(self) -> None:
         """Before the tasks of one policy: nothing is left of what ran before."""
-        self.parts = []
+        self.parts, self.lengths, self.sampled = [], {}, set()
+
+    def length(self, text: str) -> int:
+        """Tokens of an answer, as the model's tokenizer cuts it; what ended it does not count."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     def answer(self, requests: list[Any]) -> list[str]:
         """The texts written for requests that may share batches."""
@@ -137,7 +145,17 @@ class Batches:
             for place, answer in zip(places, written, strict=True):
                 answers[place] = answer
             self.parts.append((group, self.stats()))
+        for request, text in zip(requests, answers, strict=True):
+            items = self.lengths.setdefault(request.task_name, {})
+            items.setdefault(request.doc_id, []).append(self.length(text))
+            if is_sampled(request.args[1]):
+                self.sampled.add(request.task_name)
         return answers
+
+
+def is_sampled(asked: dict[str, Any]) -> bool:
+    """Whether a task asks for anything but the likeliest tokens; the harness decodes greedily unless it does."""
+    return bool(asked.get("do_sample", asked.get("temperature", 0) > 0)) and asked.get("temperature", 1) > 0
 
 
 def shuffled(count: int) -> list[int]:

@@ -1,20 +1,34 @@
 """From the harness's results to one line per policy and task (`lab/shared/scores.py` says what a line holds)."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+from lynx_moe.lab.shared.intervals import mean_difference
 from lynx_moe.lab.shared.scores import Line, interval
 
 
-def lines(policy: str, spec: str, results: dict[str, Any], parts: Sequence[tuple[list[str], Any]]) -> list[Line]:
-    """One line per task of one policy's results; `parts` are the calls of the engine, see `harness.Batches`."""
+def lines(
+    policy: str,
+    spec: str,
+    results: dict[str, Any],
+    parts: Sequence[tuple[list[str], Any]],
+    lengths: Mapping[str, Mapping[int, Sequence[int]]] = MappingProxyType({}),
+    sampled: Collection[str] = (),
+) -> list[Line]:
+    """One line per task of one policy's results; `parts`, `lengths` and `sampled` are what the engine kept, see
+    `harness.Batches`."""
     found = []
     for task, samples in results["samples"].items():
         counts = next((experts(stats) for names, stats in parts if task in names), experts([]))
-        found.append({"kind": "result", "policy": policy, "spec": spec, "task": task}
-                     | {"n": results["n-samples"][task]["effective"], "questions": _questions(samples)}
-                     | counts | {"metrics": _metrics(results["results"][task], samples)})  # fmt: skip
+        found.append(
+            {"kind": "result", "policy": policy, "spec": spec, "task": task}
+            | {"n": results["n-samples"][task]["effective"], "questions": _questions(samples)}
+            | counts
+            | {"length": length(lengths.get(task)), "greedy": task not in sampled}
+            | {"metrics": _metrics(results["results"][task], samples)}
+        )
     return found
 
 
@@ -34,6 +48,15 @@ def experts(stats: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "after_by_layer": after,
         "guard": stats[0].get("guard") if stats else None,
     }
+
+
+def length(items: Mapping[int, Sequence[int]] | None) -> dict[str, Any] | None:
+    """Tokens of an answer, the mean over items with its interval, and each item's (the mean, where it was asked several
+    times) in the order of the items; None for a task that writes nothing."""
+    if not items:
+        return None
+    means = [sum(items[item]) / len(items[item]) for item in sorted(items)]
+    return {"value": sum(means) / len(means), "interval": mean_difference(means, [0.0] * len(means)), "items": means}
 
 
 def _metrics(values: dict[str, Any], samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -116,7 +116,10 @@ def evaluate(
             allow_code=allow_code,
         )
         seconds = round(time.perf_counter() - start, 1)
-        new = [line | {"seconds": seconds} for line in harness_results.lines(arm, spec, results, lm.parts)]
+        new = [
+            line | {"seconds": seconds}
+            for line in harness_results.lines(arm, spec, results, lm.parts, lm.lengths, lm.sampled)
+        ]
         whole["results"] = scores.compare([*whole["results"], *new])
         lines.save(whole, path)
     return whole

@@ -34,8 +34,14 @@ def _tradeoff(axes: Any, rows: list[dict[str, Any]], settings: dict[str, Any]) -
         value, (low, high) = 100 * row["value"], (100 * edge for edge in row["interval"])
         color = COLORS[number % len(COLORS)]
         axes.errorbar(row["after"], value, [[value - low], [high - value]], None, "o", color=color, capsize=4)
+        written = f", answers {row['length_difference']:+.1f} tokens" if number and "length" in row else ""
         axes.annotate(
-            row["spec"], (row["after"], value), xytext=(6, 6), textcoords="offset points", color=color, fontsize=8
+            row["spec"] + written,
+            (row["after"], value),
+            xytext=(6, 6),
+            textcoords="offset points",
+            color=color,
+            fontsize=8,
         )
     axes.margins(x=0.15)
     axes.set_xlabel("distinct experts per layer and decode step")

@@ -32,6 +32,21 @@ REPLAY_HEAD = (
 SPEED_HEAD = ("batch", "policy", "TPOT, ms", "tokens/s", "speed-up", "distinct experts")
 
 
+def quality_table(
+    summary: Sequence[dict[str, Any]], value: str = "exact_match", title: str = QUALITY_HEAD[1]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows; with the length of answers in tokens, and its paired difference, where it is known of all."""
+    head, rows = ("policy", title, *QUALITY_HEAD[2:]), quality_rows(summary, value)
+    if not all("length" in row for row in summary):
+        return head, rows
+    cells = [
+        f"{row['length']:.1f}, {row['length_difference']:+.1f} [{', '.join(f'{edge:+.1f}' for edge in edges)}]"
+        for row in summary
+        if (edges := row["length_difference_interval"])
+    ]
+    return (*head, "output tokens"), [(*row, cell) for row, cell in zip(rows, cells, strict=True)]
+
+
 def quality_rows(summary: Iterable[dict[str, Any]], value: str = "exact_match") -> list[tuple[str, ...]]:
     return [
         (
@@ -46,7 +61,8 @@ def quality_rows(summary: Iterable[dict[str, Any]], value: str = "exact_match") 
 
 
 def task_table(results: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and rows of an evaluation: a row per task and metric, a column per policy. A cell holds the value with its
+    """Head and rows of an evaluation: a row per task and metric, and one for the length of its answers; a column per
+    policy. A cell holds the value with its
     interval, and below it the paired difference to the first policy; shares are in percent. What the names of all tasks
     begin with is left out."""
     tasks = list(dict.fromkeys(line["task"] for line in results))
@@ -61,12 +77,20 @@ def task_table(results: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], list
             title = task[shared:] + ("" if len(mine[0]["metrics"]) == 1 else f"\n{name}")
             cells = [_value(line["metrics"][name], number > 0) for number, line in enumerate(mine)]
             rows.append((title, str(mine[0]["n"]), *cells))
+        if all(line.get("length") for line in mine):
+            how = "greedy" if all(line.get("greedy") for line in mine) else "sampled"
+            cells = [_text(line["length"], number > 0, 1, 1) for number, line in enumerate(mine)]
+            rows.append((f"{task[shared:]}\noutput tokens, {how}", str(mine[0]["n"]), *cells))
     return ("task", "n", *specs.values()), rows
 
 
 def _value(metric: dict[str, Any], paired: bool) -> str:
     share = all(0 <= item <= 1 for item in metric["items"] or [2])
-    scale, digits = (100, 1) if share else (1, 3)
+    return _text(metric, paired, *((100, 1) if share else (1, 3)))
+
+
+def _text(metric: dict[str, Any], paired: bool, scale: int, digits: int) -> str:
+    """The value with its interval, and below it the paired difference."""
 
     def text(value: float, interval: list[float] | None, sign: str) -> str:
         edges = "" if interval is None else f" [{', '.join(f'{scale * edge:{sign}.{digits}f}' for edge in interval)}]"
@@ -186,10 +210,9 @@ def evaluation_markdown(results: Sequence[dict[str, Any]]) -> str:
     """`task_table` and below it the means over tasks with the distinct experts."""
     head, rows = task_table(results)
     rows = [tuple(cell.replace("\n", "<br>") for cell in row) for row in rows]
-    means = quality_rows(overall(results), "value")
     parts = [markdown(head, rows)]
-    if means:
-        parts.append(markdown(("policy", "mean of tasks, %", *QUALITY_HEAD[2:]), means))
+    if means := overall(results):
+        parts.append(markdown(*quality_table(means, "value", "mean of tasks, %")))
     return "\n\n".join(parts) + "\n"
 
 
