@@ -2,6 +2,7 @@
 
 import difflib
 import types
+from collections.abc import Mapping
 from dataclasses import MISSING
 from typing import Any, get_args, get_type_hints
 
@@ -37,8 +38,8 @@ def knobs(policy: type[Policy]) -> dict[str, tuple[type, Any]]:
     return {f.name: (_plain(hints[f.name]), f.default) for f in policy.knob_fields()}
 
 
-def make_policy(spec: str) -> Policy:
-    """The policy that a spec string names: `name` or `name:knob=value,knob=value`.
+def make_policy(spec: str, table: Mapping[str, type[Policy]] = POLICIES) -> Policy:
+    """The policy of `table` that a spec string names: `name` or `name:knob=value,knob=value`.
 
     The first `=` ends a knob's name, so its value may hold one (norm=k2=8); a comma ends the value.
     Raises ValueError that says what was given, what is allowed and the nearest valid name.
@@ -48,9 +49,9 @@ def make_policy(spec: str) -> Policy:
     if not spec.isprintable():  # specs come over HTTP, and messages that quote them go to logs
         raise ValueError(f"the spec {spec!r} holds signs that cannot be printed, such as a line break; leave them out")
     name, _, rest = spec.strip().partition(":")
-    if name not in POLICIES:
-        raise ValueError(f"unknown policy {name!r} in {spec!r}{_nearest(name, list(POLICIES))}")
-    allowed = knobs(POLICIES[name])
+    if name not in table:
+        raise ValueError(f"unknown policy {name!r} in {spec!r}{_nearest(name, list(table))}")
+    allowed = knobs(table[name])
     given: dict[str, Any] = {}
     for part in filter(None, (p.strip() for p in rest.split(","))):
         key, text = (p.strip() for p in (part.partition("=")[::2]))
@@ -64,7 +65,7 @@ def make_policy(spec: str) -> Policy:
     missing = [key for key, (_, default) in allowed.items() if default is MISSING and key not in given]
     if missing:
         raise ValueError(f"{name} needs {', '.join(missing)}: write {name}:{','.join(f'{k}=VALUE' for k in missing)}")
-    return POLICIES[name](**given)
+    return table[name](**given)
 
 
 def _parse(name: str, key: str, text: str, kind: type) -> Any:

@@ -3,9 +3,9 @@
 D decisions of T rows each, S steps, L layers, E experts, K = top_k, R replicas.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,8 +14,11 @@ from lynx_moe.engines.shared.layers import Layer, fitted
 from lynx_moe.lab.replay import cache
 from lynx_moe.lab.replay.decisions import Decisions, chosen_steps, groups
 from lynx_moe.lab.replay.recording import Recording
+from lynx_moe.lab.replay.resident import RULES, OfCache
+from lynx_moe.lab.replay.resident import decided as of_cache
 from lynx_moe.lab.shared import intervals
 from lynx_moe.policies import POLICIES, ModelShape, Placement, Policy, make_policy
+from lynx_moe.routing import Routing
 
 OF_ROWS = ("mass", "overlap", "changed", "x")
 
@@ -63,25 +66,52 @@ def replay(
     Of a trace of routes also `kept`, after / before, with its 95 % interval and that of x, over the drawn batches.
 
     Raises ValueError for a bad policy, a knob that does not fit the recorded router, and, on a trace of routes, for a
-    policy that needs scores of experts that rows did not choose.
+    policy that needs scores of experts that rows did not choose; and for a rule that looks at a cache (`resident`)
+    where there is none, or more than one.
     """
     shape = ModelShape(**recording.facts["shape"])
-    named = [(make_policy(policy) if isinstance(policy, str) else policy).for_model(shape) for policy in policies]
+    named = [named_policy(policy, setting).for_model(shape) for policy in policies]
     if recording.facts.get("own_only"):
         _check_own_only(named)
     placement = Placement.linear(recording.layers[0].spec.num_experts, setting.ranks)
     layers = [Layer(name=layer.name, spec=layer.spec, placement=placement) for layer in recording.layers]
-    by_layer = [fitted(policy, layers, shape.name or shape.model_type, recording.remap.device) for policy in named]
     steps_S, numbers = chosen_steps(recording, setting.steps), range(len(layers))
     stacked = list(groups(recording, steps_S, numbers))
     lines = []
-    for policy, fits in zip(named, by_layer, strict=True):
-        jobs = [(fits[0], group) for group in stacked]
-        if policy.calibration_file is not None:  # every layer has a policy of its own
-            jobs = [(fits[n], group) for n in numbers for group in groups(recording, steps_S, [n])]
-        counted = _count(jobs, (len(layers), len(steps_S)), setting.replicas)
+    fits_by_policy = [
+        None if policy.name in RULES else fitted(policy, layers, shape.name or shape.model_type, recording.remap.device)
+        for policy in named
+    ]
+    for policy, fits in zip(named, fits_by_policy, strict=True):
+        if fits is None:
+            decided = of_cache(recording, cast(OfCache, policy), setting.slots or 0)
+            jobs = ((group, _taken(decided, group)) for group in stacked)
+        elif policy.calibration_file is None:
+            jobs = ((group, group.decide(fits[0], setting.replicas)) for group in stacked)
+        else:  # every layer has a policy of its own
+            by_layer = ((n, group) for n in numbers for group in groups(recording, steps_S, [n]))
+            jobs = ((group, group.decide(fits[n], setting.replicas)) for n, group in by_layer)
+        counted = _count(jobs, (len(layers), len(steps_S), layers[0].spec.num_experts), setting.replicas)
         lines.append({"policy": policy.spec, **_line(counted, placement, setting, recording.facts.get("run"))})
     return lines
+
+
+def named_policy(policy: str | Policy, setting: Setting) -> Policy:
+    """The policy, or the rule of a cache. Raises ValueError for a bad spec, and for a rule that this setting has no
+    cache for."""
+    made = make_policy(policy, {**POLICIES, **RULES}) if isinstance(policy, str) else policy
+    if made.name in RULES and setting.slots is None:
+        raise ValueError(f"{made.spec} looks at which experts a cache holds: say by --slots how many it has room for")
+    if made.name in RULES and (setting.ranks > 1 or setting.replicas > 1):
+        raise ValueError(f"{made.spec} is replayed with one cache: leave --ranks and --replicas at 1")
+    return made
+
+
+def _taken(decided: Sequence[Routing], group: Decisions) -> Routing:
+    """What was decided for the rows of a group."""
+    parts = zip(group.layer_D.tolist(), group.places, strict=True)
+    ids, weights = zip(*((decided[n].ids[places], decided[n].weights[places]) for n, places in parts), strict=True)
+    return Routing(torch.stack(ids), torch.stack(weights))
 
 
 def routings(recording: Recording, policy: Policy, layer: int) -> Tensor:
@@ -112,13 +142,14 @@ class _Counted:
     rows_S: Tensor
 
 
-def _count(jobs: Sequence[tuple[Policy, Decisions]], shape_LS: tuple[int, int], replicas: int) -> _Counted:
-    num_experts, num_steps = jobs[0][1].spec.num_experts, shape_LS[1]
-    used_CRLSE = torch.zeros(2, replicas, *shape_LS, num_experts, dtype=torch.bool)
+def _count(jobs: Iterable[tuple[Decisions, Routing]], shape_LSE: tuple[int, int, int], replicas: int) -> _Counted:
+    """Of decisions and what was decided."""
+    num_steps = shape_LSE[1]
+    used_CRLSE = torch.zeros(2, replicas, *shape_LSE, dtype=torch.bool)
     of_rows_SM = torch.zeros(num_steps, len(OF_ROWS), dtype=torch.float64)
     rows_S = torch.zeros(num_steps, dtype=torch.int64)
-    for policy, group in jobs:
-        final, score_DTE = group.decide(policy, replicas), group.scores()
+    for group, final in jobs:
+        score_DTE = group.scores()
         for column, choice in enumerate((group.ids, final.ids)):
             used_CRLSE[column, :, group.layer_D, group.step_D] = group.used(choice, replicas).transpose(0, 1)
         live_DTK = (final.weights > 0).to(score_DTE.dtype)  # a slot left over holds some loaded expert, at weight 0
