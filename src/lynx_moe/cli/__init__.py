@@ -9,7 +9,20 @@ import typer
 from rich import box
 from rich.table import Table
 
-from lynx_moe.cli import bakeoff, calibrate, demo, evaluation, fidelity, profile, replay, serve, show, speed, watch
+from lynx_moe.cli import (
+    bakeoff,
+    calibrate,
+    demo,
+    evaluation,
+    evidence,
+    fidelity,
+    profile,
+    replay,
+    serve,
+    show,
+    speed,
+    watch,
+)
 from lynx_moe.cli.shared import errors, version
 from lynx_moe.lab.shared import terminal
 from lynx_moe.policies import POLICIES, SHARED, Policy, knobs
@@ -65,7 +78,7 @@ def _default(policy: type[Policy], knob: str, value: Any) -> str:
     return "" if value is MISSING else f" = {'auto' if value is None else str(value).lower()}"
 
 
-for room in (serve, demo, speed, evaluation, fidelity, bakeoff, profile, replay, calibrate, show, watch):
+for room in (serve, demo, speed, evaluation, fidelity, bakeoff, profile, replay, calibrate, evidence, show, watch):
     app.add_typer(room.app)
 app.add_typer(testbed, name="testbed")
 

@@ -10,6 +10,7 @@ from lynx_moe.calibration.artifact import load
 from lynx_moe.cli import app
 from lynx_moe.lab.calibrate import measure as calibrate
 from lynx_moe.lab.fidelity import measure as fidelity
+from lynx_moe.lab.fidelity.lockstep import left_padded
 from lynx_moe.lab.shared import lines
 from lynx_moe.policies.contract.calibrated import DIMENSIONS
 
@@ -51,3 +52,25 @@ def test_exercises_that_are_tested_on_are_refused(folder: Path, tmp_path: Path) 
         with pytest.raises(ValueError, match="split 'calibrate'"):
             calibrate.calibrate(settings, tmp_path / "a.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_documents_share_a_forward_as_far_as_memory_allows(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes.append(len(rows))
+        return left_padded(rows)
+
+    monkeypatch.setattr(calibrate, "left_padded", padded)
+    settings = fidelity.Settings(model=str(folder), batch_sizes=(2,), num_sequences=28, split="calibrate")
+    calibrate.calibrate(settings, tmp_path / "a.safetensors")
+    assert max(sizes) == calibrate.TOGETHER
+    sizes.clear()
+    calibrate.calibrate(settings, tmp_path / "b.safetensors", max_gib=0.004)
+    assert 1 <= max(sizes) < calibrate.TOGETHER
+    says = r"a document of \d+ tokens would take about .* \(logits .*, experts .*, statistics .*\).*lower --prefix or"
+    with pytest.raises(ValueError, match=says):
+        calibrate.calibrate(settings, tmp_path / "c.safetensors", max_gib=1e-5)
+    assert not (tmp_path / "c.safetensors").exists()
