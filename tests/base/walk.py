@@ -19,7 +19,7 @@ import lynx_moe
 from lynx_moe import cli
 
 FILE = "nowhere.json"
-WORKS = {"policies": [], "dashboard": [], "--help": []}
+WORKS = {"policies": [], "dashboard": [], "evidence": ["--list"], "--help": []}
 NEEDS = {  # the package that the line must name
     "serve": (["org/model"], "vllm"),
     "eval": (["org/model", "--tasks", "gsm8k"], "pip install"),
