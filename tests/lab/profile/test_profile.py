@@ -17,7 +17,7 @@ from lynx_moe.cli import app, main
 from lynx_moe.lab.profile.measure import PARTS, measure, missing, part
 from lynx_moe.lab.profile.measures.settings import Settings
 from lynx_moe.lab.profile.show import findings, page, pictures, verdict, words
-from lynx_moe.lab.shared import lines
+from lynx_moe.lab.shared import lines, memory
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SIZES = {"batch_size": 4, "num_sequences": 14, "num_experts": 3, "rounds": 0}
@@ -54,6 +54,15 @@ def test_the_record_holds_every_observation(record: Path) -> None:
             assert line["kl_interval"][0] <= line["kl"] <= line["kl_interval"][1]
     total = sum(line["num_tokens"] for line in part(whole, "confidence") if line["denied"] == "first rank")
     assert total == part(whole, "routing")[0]["num_tokens"]
+
+
+def test_what_takes_more_memory_than_there_is_is_refused(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free", lambda device: 10**6)
+    with pytest.raises(ValueError, match=r"batch 4 would take about .* lower --batch-size, --prefix or --steps, or"):
+        measure(settings, tmp_path / "a.jsonl")
+    assert not (tmp_path / "a.jsonl").exists()
 
 
 def test_an_interrupted_profile_goes_on_to_the_same_record(settings: Settings, tmp_path: Path) -> None:

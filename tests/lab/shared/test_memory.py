@@ -38,8 +38,6 @@ def test_who_is_told_nothing_refuses_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_refusal_names_the_parts_the_limit_and_what_helps() -> None:
     refuse_above(3 * GIB, {"caches": 2 * GIB, "logits": GIB}, "this", "lower that")
-    says = (
-        "this would take about 3.5 GiB beside the model (caches 2.5, logits 1.0), and 3.0 may be used; lower that, or"
-    )
+    says = "this would take about 3.5 GiB beside the model (caches 2.5, logits 1.0), and 3.0 may be used; lower that"
     with pytest.raises(ValueError, match=re.escape(says)):
         refuse_above(3 * GIB, {"caches": 5 * GIB // 2, "logits": GIB}, "this", "lower that")

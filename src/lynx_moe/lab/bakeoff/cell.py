@@ -67,7 +67,7 @@ def settings_at_once(bench: Bench, cut: Sequence[Batch]) -> int:
     """How many settings decode beside the exact model in one forward. Raises ValueError where not even one can."""
     rows, largest = len(cut[0].members), memory.largest(cut, bench.sizes)
     one = bench.sizes.need(largest, 2, 2)
-    lower = f"{memory.LOWER}, take --dtype bfloat16"
+    lower = f"{memory.LOWER}, {memory.RAISE}"
     machine.refuse_above(bench.limit, one, f"batch {rows} under one policy beside the exact model", lower)
     most = max(2, ROWS // rows)
     fits = (

@@ -67,7 +67,7 @@ def documents_at_once(model: Any, found: Sequence[Document], limit: int | None) 
         of_forward = sizes.need_of_rows(num, num * width)
         return of_forward | {"statistics": 3 * 8 * min(HELD, num * width * spec.num_experts * hidden)}
 
-    machine.refuse_above(limit, need(1), f"a document of {width} tokens", "lower --prefix or --steps")
+    machine.refuse_above(limit, need(1), f"a document of {width} tokens", f"lower --prefix or --steps, {memory.RAISE}")
     fits = (num for num in range(TOGETHER, 1, -1) if limit is None or sum(need(num).values()) <= limit)
     return next(fits, 1)
 

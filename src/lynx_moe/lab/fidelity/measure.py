@@ -123,7 +123,7 @@ def check_memory(
     for (size, _, cache), cut in cuts.items():
         caches = 1 + num_runs * (2 if cache == "exact" else 1)  # of the exact run, of policies, and copies for a step
         what = f"batch {size} under {num_runs} {'policies' if num_runs > 1 else 'policy'}"
-        lower = f"{memory.LOWER}{', name fewer --policies' if num_runs > 1 else ''}, take --dtype bfloat16"
+        lower = f"{memory.LOWER}{', name fewer --policies' if num_runs > 1 else ''}, {memory.RAISE}"
         machine.refuse_above(limit, sizes.need(memory.largest(cut, sizes), caches), what, lower)
 
 

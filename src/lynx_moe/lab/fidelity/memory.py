@@ -16,7 +16,7 @@ from lynx_moe.lab.fidelity.lockstep import fewest_logits, prefill
 from lynx_moe.lab.shared.documents import Batch
 
 LENGTHS = (8, 24)  # of the two prompts whose caches are measured
-LOWER = "lower --batch-sizes, --prefix or --steps"
+LOWER, RAISE = "lower --batch-sizes, --prefix or --steps", "take --dtype bfloat16, or raise --max-memory"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from lynx_moe.lab.fidelity.measure import loads, summary
 from lynx_moe.lab.profile.measures.sensitivity import NAMES, Session
 
 Line = dict[str, Any]
+MOST_CHECKED = 8  # policies at most, see `candidates`
 
 
 def kept_enough(ranks: Sequence[Line], tolerance: float) -> int:

@@ -1,18 +1,20 @@
 """The parts of a profile in turn; each is saved when it is done, so a profile that was stopped goes on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lynx_moe.lab.fidelity import memory
 from lynx_moe.lab.fidelity.measure import documents, open_model
-from lynx_moe.lab.profile.check import candidates, check
+from lynx_moe.lab.profile.check import MOST_CHECKED, candidates, check
 from lynx_moe.lab.profile.measures.routing import routing
 from lynx_moe.lab.profile.measures.sensitivity import Session, by_layer, confidence, experts, phases, ranks
 from lynx_moe.lab.profile.measures.settings import Settings
 from lynx_moe.lab.profile.measures.step_time import step_time
 from lynx_moe.lab.shared import lines
-from lynx_moe.lab.shared.documents import batches
+from lynx_moe.lab.shared import memory as machine
+from lynx_moe.lab.shared.documents import Batch, batches
 
 Line = dict[str, Any]
 Maker = Callable[[Session, list[Line]], list[Line]]
@@ -42,7 +44,8 @@ def measure(settings: Settings, path: Path, advance: Callable[[str], None] = lam
 
 
 def open_session(settings: Settings, advance: Callable[[str], None]) -> Session:
-    """The model and its batches, which are read first. Raises ValueError as `measure` does."""
+    """The model and its batches, which are read first. Raises ValueError as `measure` does, and where they would take
+    more memory than there is."""
     cut = batches(documents(settings.reading()), settings.batch_size, "mixed", settings.seed)
     cut = [batch for batch in cut if batch.num_steps > 0]
     if not cut:
@@ -55,7 +58,20 @@ def open_session(settings: Settings, advance: Callable[[str], None]) -> Session:
     for layer in run.layers:
         if layer.spec.num_experts == layer.spec.top_k:
             raise ValueError(f"every token uses all {layer.spec.top_k} experts of {layer.name}: no choice to profile")
+    _check_memory(model, cut)
     return Session(settings=settings, model=model, batches=cut)
+
+
+def _check_memory(model: Any, cut: Sequence[Batch]) -> None:
+    """Raises ValueError if the largest batch would not fit: its tokens in one forward with all their logits, or the
+    caches of the policies that are checked, whichever is more."""
+    sizes = memory.measured(model)
+    batch = memory.largest(cut, sizes)
+    tokens = sum(len(member.prefix) + batch.num_steps for member in batch.members)
+    parts = sizes.need(batch, 1 + MOST_CHECKED)
+    parts = {name: max(size, sizes.need_of_rows(tokens, tokens).get(name, 0)) for name, size in parts.items()}
+    what, lower = f"batch {len(batch.members)}", "lower --batch-size, --prefix or --steps, or take --dtype bfloat16"
+    machine.refuse_above(machine.allowed(next(model.parameters()).device, None), parts, what, lower)
 
 
 def missing(whole: Line) -> list[str]:

@@ -41,7 +41,7 @@ def refuse_above(limit: int | None, parts: Mapping[str, int], what: str, lower: 
         each = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
         raise ValueError(
             f"{what} would take about {total / GIB:.1f} GiB beside the model ({each}), and {limit / GIB:.1f} may be "
-            f"used; {lower}, or raise --max-memory"
+            f"used; {lower}"
         )
 
 
