@@ -58,7 +58,7 @@ def measured(model: Any) -> Sizes:
         token=token,
         layer=(2 + heads) / config.num_hidden_layers,
         logits=12 * config.vocab_size,  # as the model's type, as float32, as log-probabilities
-        experts=16 * (top_k + 1) * config.hidden_size,
+        experts=24 * (top_k + 1) * config.hidden_size,  # the oracle's: inputs, outputs, weighed, and these as float64
         every=not fewest_logits(model),
     )
 
