@@ -113,8 +113,10 @@ def test_a_killed_run_goes_on_and_a_new_policy_is_measured_alone(
 
 
 def test_a_killed_cell_goes_on_behind_its_last_batch(
-    settings: bakeoff.Settings, whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: bakeoff.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    given, names = replace(settings, batch_sizes=(4,), calibration=None), ("topk", "oea")
+    whole = bakeoff.measure(given, tmp_path / "a.jsonl", names)
     done: list[int] = []
 
     def dying(*given: Any) -> Any:
@@ -125,12 +127,12 @@ def test_a_killed_cell_goes_on_behind_its_last_batch(
 
     monkeypatch.setattr(cell, "decode_together", dying)
     with pytest.raises(KeyboardInterrupt):
-        bakeoff.measure(settings, tmp_path / "b.jsonl", NAMES)
+        bakeoff.measure(given, tmp_path / "b.jsonl", names)
     assert (tmp_path / "b.pieces.jsonl").is_file()
-    assert lines.load(tmp_path / "b.jsonl", "bakeoff")["results"] == []
+    assert len(lines.load(tmp_path / "b.jsonl", "bakeoff")["results"]) < len(whole["results"])
     done.append(0)  # past the one at which it dies
-    again = bakeoff.measure(settings, tmp_path / "b.jsonl", NAMES)
-    first, second = ([one for one in each["results"] if one["kind"] == "bakeoff"] for each in (whole[1], again))
+    again = bakeoff.measure(given, tmp_path / "b.jsonl", names)
+    first, second = ([one for one in each["results"] if one["kind"] == "bakeoff"] for each in (whole, again))
     assert first == second  # a piece is a piece, whenever it was made
     assert not (tmp_path / "b.pieces.jsonl").exists()
 
@@ -142,7 +144,7 @@ def test_too_little_memory_means_fewer_settings_at_a_time_and_then_a_refusal(
     monkeypatch.setattr(cell, "decode_together", lambda *given: together.append(given[3]) or decode_together(*given))
     given = replace(settings, batch_sizes=(4,), calibration=None)
     bakeoff.measure(given, tmp_path / "a.jsonl", ["topk"], max_gib=0.001)
-    assert set(together) == {2}
+    assert 2 <= max(together) < 7  # of six settings and the exact model
     with pytest.raises(ValueError, match=r"batch 4 under one policy beside the exact model would take .*--max-memory"):
         bakeoff.measure(given, tmp_path / "b.jsonl", ["topk"], max_gib=1e-5)
     assert not (tmp_path / "b.jsonl").exists()

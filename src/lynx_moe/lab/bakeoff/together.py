@@ -19,8 +19,7 @@ class Loads:
     """Distinct experts, added over layers and steps, int64 [2, P]: by the model's own routing, and by the policies'."""
 
     def __init__(self) -> None:
-        self.sums = torch.zeros(2, 1, dtype=torch.int64)
-        self.decisions = 0
+        self.reset()
 
     def add(self, own_PS: Tensor, final_PS: Tensor, num_experts: int) -> None:
         """One decision of every policy; S = B * K slots each."""
@@ -31,8 +30,7 @@ class Loads:
 
     def reset(self) -> None:
         """Starts at zero."""
-        self.sums.zero_()
-        self.decisions = 0
+        self.sums, self.decisions = torch.zeros(2, 1, dtype=torch.int64), 0
 
     def means(self) -> list[tuple[float, float]]:
         """(before, after) per layer and step, for each policy."""
