@@ -57,7 +57,7 @@ def every_command(
 def policies() -> None:
     """Every policy, its knobs with their defaults, and where it was published."""
     console, table = terminal.console(), Table(box=box.SIMPLE_HEAD)
-    between = "\n" if console.is_terminal else "  "
+    between = "  " if terminal.is_endless(console) else "\n"
     for column in ("policy", "knobs", "what stays", "source"):
         table.add_column(column, no_wrap=column in ("policy", "knobs"))
     for name, policy in POLICIES.items():

@@ -18,6 +18,9 @@ from lynx_moe.routing import RouterSpec, Routing, Rows, select
 class Loads:
     """Distinct experts, added over layers and steps, int64 [2, P]: by the model's own routing, and by the policies'."""
 
+    sums: Tensor
+    decisions: int
+
     def __init__(self) -> None:
         self.reset()
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lynx_moe.lab.shared.scores import overall
+from lynx_moe.lab.shared.terminal import is_endless
 
 QUALITY_HEAD = ("policy", "exact match, %", "paired difference", "distinct experts")
 FIDELITY_HEAD = (
@@ -186,8 +187,8 @@ def _experts(row: dict[str, Any], of: str = "") -> str:
 def show(
     title: str, head: Sequence[str], rows: Sequence[Sequence[str]], console: Console, caption: str = "[95 % intervals]"
 ) -> None:
-    """Prints a table, with a rule wherever the first of the columns named "batch" changes. On a terminal a cell may
-    have several lines; elsewhere a row is one line, whatever it holds."""
+    """Prints a table, with a rule wherever the first of the columns named "batch" changes. A cell may have several
+    lines, but where these are endless: there a row is one line."""
     below: str | None = "± half the range over the rounds" if tuple(head) == SPEED_HEAD else caption
     if head[-1] == REPLAY_HEAD[-1]:
         below = None
@@ -195,7 +196,7 @@ def show(
     table.box, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, (0, 0)
     for name in head:
         table.add_column(name, no_wrap=name == "policy")
-    if not console.is_terminal:
+    if is_endless(console):
         rows = [tuple(one_line(cell) for cell in row) for row in rows]
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         table.add_row(*row, end_section=following is not None and head[0] == "batch" and following[0] != row[0])

@@ -15,8 +15,13 @@ def console() -> Console:
     return made if made.is_terminal or os.environ.get("COLUMNS") else Console(width=WIDE)
 
 
+def is_endless(made: Console) -> bool:
+    """Whether a line may be as long as it likes; then a row of a table is one line."""
+    return made.width >= WIDE
+
+
 def fitted(made: Console, shown: RenderableType) -> RenderableType:
-    """What would fill the whole width of a console, such as a panel: off a terminal as wide as its text."""
-    if made.is_terminal:
+    """What would fill the whole width of a console, such as a panel: where lines are endless as wide as its text."""
+    if not is_endless(made):
         return shown
     return Constrain(shown, Measurement.get(made, made.options, shown).maximum)
