@@ -67,7 +67,7 @@ def test_what_is_not_shipped_is_left_out_by_name(tmp_path: Path, monkeypatch: py
     assert ran == []
     (tmp_path / "with space.npz").touch()
     asked(tmp_path, "--only", "routes", "--routes", str(tmp_path / "with space.npz"))
-    assert len(ran) == 2
+    assert len(ran) == 3
     assert shlex.split(ran[0])[2] == str(tmp_path / "with space.npz")
 
 
