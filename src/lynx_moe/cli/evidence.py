@@ -72,8 +72,8 @@ def steps() -> list[Step]:
         Step("routes", "routes.md", 5, (
             "lynx-moe replay {routes} --mixes one,mixed --policies 'vanilla priced:price=0.01 priced priced:price=0.1 "
             "oea:k0=4 topk:k=4 naee:beta=0.5 min-p:k_min=2,threshold=0.5' > {out}/routes.txt",
-            *(f"lynx-moe replay {{routes}} --mixes one,mixed --steps 32 --slots {slots} --batch-sizes {size} --policies "
-              "'priced:price=0.01 priced priced:price=0.1 oea:k0=4 drop-on-miss:mass=0.05 drop-on-miss:mass=0.1 "
+            *(f"lynx-moe replay {{routes}} --mixes one,mixed --steps 32 --slots {slots} --batch-sizes {size} "
+              "--policies 'priced:price=0.01 priced priced:price=0.1 oea:k0=4 drop-on-miss:mass=0.05 drop-on-miss:mass=0.1 "
               f"drop-on-miss:mass=0.2' > {{out}}/routes-{size}-{slots}.txt" for size, slots in ((8, 16), (16, 32))),
         ), "{routes}"),
     ]  # fmt: skip
