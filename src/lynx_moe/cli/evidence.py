@@ -19,6 +19,10 @@ HELD_OUT = "--data {carved}/held-out.jsonl --dtype float32"
 ON_CARVED = (
     "priced:price=0.01 priced priced:price=0.1 lynx oea:k0=2 oea:k0=4 oea:k0=6 xshare:budget=20,k0=1 alloc:k=4 topk:k=4"
 )
+OF_A_CACHE = (
+    "priced:price=0.01 priced priced:price=0.1 oea:k0=4 drop-on-miss:mass=0.05 drop-on-miss:mass=0.1 "
+    "drop-on-miss:mass=0.2"
+)
 QUANTISED = {"qwen3-moe": ("w8a8", "int4", "awq", "fp8"), "gpt-oss": ("mxfp4",)}
 
 
@@ -73,8 +77,7 @@ def steps() -> list[Step]:
             "lynx-moe replay {routes} --mixes one,mixed --policies 'vanilla priced:price=0.01 priced priced:price=0.1 "
             "oea:k0=4 topk:k=4 naee:beta=0.5 min-p:k_min=2,threshold=0.5' > {out}/routes.txt",
             *(f"lynx-moe replay {{routes}} --mixes one,mixed --steps 32 --slots {slots} --batch-sizes {size} "
-              "--policies 'priced:price=0.01 priced priced:price=0.1 oea:k0=4 drop-on-miss:mass=0.05 drop-on-miss:mass=0.1 "
-              f"drop-on-miss:mass=0.2' > {{out}}/routes-{size}-{slots}.txt" for size, slots in ((8, 16), (16, 32))),
+              f"--policies '{OF_A_CACHE}' > {{out}}/routes-{size}-{slots}.txt" for size, slots in ((8, 16), (16, 32))),
         ), "{routes}"),
     ]  # fmt: skip
     for name, schemes in QUANTISED.items():
