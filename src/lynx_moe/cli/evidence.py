@@ -27,8 +27,8 @@ QUANTISED = {"qwen3-moe": ("w8a8", "int4", "awq", "fp8"), "gpt-oss": ("mxfp4",)}
 
 
 class Step(NamedTuple):
-    """Commands that end in the table of one page. minutes: of two cores, about; needs: what must be there, or else it is
-    left out."""
+    """Commands that end in the table of one page. minutes: of two cores, about; needs: what must be there, or else it
+    is left out."""
 
     name: str
     page: str

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lynx_moe.lab.bakeoff.findings import comparisons, front_tables
-from lynx_moe.lab.bakeoff.fronts import GAP, fronts, lowest, pareto, ratios
+from lynx_moe.lab.bakeoff.fronts import GAP, covering, fronts, lowest, pareto, ratios
 from lynx_moe.lab.bakeoff.grids import GRIDS, ORACLE, budgets, settings
 from lynx_moe.lab.bakeoff.refine import ROUNDS, between, refinements
 from lynx_moe.policies import POLICIES, make_policy
@@ -32,21 +32,36 @@ def test_nothing_on_the_front_is_beaten_and_everything_else_is(drawn):
 def test_between_settings_kl_is_interpolated_geometrically_and_beyond_the_last_it_stays():
     kept, kl = np.array([0.2, 0.4, 0.6, 0.5]), np.array([1.0, 1e-2, 1e-4, 0.5])
     gain = np.array([-3.0, -1.0, 0.0, -9.0])
-    log_kl, told = lowest(kept, np.log(kl), gain, (0.1, 0.2, 0.3, 0.5, 0.9))
+    kept = 0.5 + kept / 10
+    log_kl, told = lowest(kept, np.log(kl), gain, (0.51, 0.52, 0.53, 0.55, 0.59))
     np.testing.assert_allclose(np.exp(log_kl), [np.nan, 1, 0.1, 1e-3, 1e-4])
-    np.testing.assert_allclose(told, [np.nan, -3, -2, -0.5, 0])
+    np.testing.assert_allclose(told, [np.nan, -3, -2, -0.5, 0], atol=1e-9)
 
 
-@pytest.mark.parametrize(("goes_on", "last"), [(False, 1e-4), (True, np.nan)])
-def test_nothing_is_said_of_gaps_in_which_nothing_was_measured(goes_on, last):
+def test_nothing_is_said_of_holes_in_which_nothing_was_measured():
     """The check that found it: between 57.7 % and 96.9 % a ratio of 0.52 was printed where measuring gave 0.80."""
-    kept, kl = np.array([0.50, 0.55, 0.577]), np.array([1e-2, 1e-3, 1e-4])
-    shares = (0.5, 0.52, 0.56, 0.577, 0.6, 0.8)
-    found = lowest(kept, np.log(kl), -kl, shares, GAP, goes_on)
-    assert np.isfinite(found[:, :4]).all()
-    np.testing.assert_allclose(np.exp(found[0, 4:]), [last, last])
-    wide = lowest(np.array([0.5, 0.577, 0.969]), np.log(kl), -kl, (0.5, 0.55, 0.577, 0.6, 0.969), GAP)
-    np.testing.assert_allclose(np.exp(wide[0]), [1e-2, np.nan, 1e-3, np.nan, 1e-4])
+    kept, kl = np.array([0.50, 0.55, 0.577, 0.969]), np.array([1e-2, 1e-3, 1e-4, 1e-6])
+    shares = (0.3, 0.5, 0.52, 0.56, 0.577, 0.6, 0.8, 0.969, 0.99)
+    found = np.exp(lowest(kept, np.log(kl), -kl, shares, blank=True)[0])
+    known = [False, True, True, True, True, False, False, True, True]
+    assert np.isfinite(found).tolist() == known
+    assert found[[1, 4, 7, 8]] == pytest.approx([1e-2, 1e-4, 1e-6, 1e-6])
+    drawn = np.exp(lowest(kept, np.log(kl), -kl, shares)[0])  # of a resample: something, but nothing interpolated
+    assert drawn[[5, 6]] == pytest.approx([1e-4, 1e-4])
+
+
+def test_where_others_were_measured_in_a_gap_kl_stays():
+    kept, kl = np.array([0.50, 0.54, 0.58, 0.62]), np.array([1e-2, 3e-2, 2e-2, 1e-4])
+    log_kl, told = lowest(kept, np.log(kl), -kl, (0.5, 0.52, 0.6, 0.62), blank=True)
+    assert np.exp(log_kl) == pytest.approx([1e-2, 1e-2, 1e-2, 1e-4])
+    assert told == pytest.approx([-1e-2, -1e-2, -1e-2, -1e-4])
+
+
+def test_a_wide_gap_is_covered_by_as_few_others_as_it_takes():
+    kept = np.array([0.3, 0.32, 0.34, 0.36, 0.4, 0.5, 0.52, 0.9])
+    log_kl = np.array([0.0, 5, 5, 5, -1, 5, -2, -3])
+    assert covering(kept, log_kl, 0.04) == [0, 2, 3, 4, 5, 6, 7]
+    assert covering(kept, log_kl, 1) == pareto(kept, log_kl)
 
 
 def test_a_gap_is_a_dash_in_the_tables():

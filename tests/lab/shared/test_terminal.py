@@ -42,6 +42,17 @@ def test_a_piped_table_has_a_line_per_row(capsys: pytest.CaptureFixture[str], mo
     assert len(rows) == 5  # head, rule, two rows, caption
 
 
+def test_a_title_longer_than_its_table_is_one_line_and_is_no_markup(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    title = "A decision: one layer, 16 rows, median [quartiles], " + "and more " * 10
+    tables.show(title, ("a", "b"), [("1", "2")], terminal.console(), "[95 % intervals], in brackets")
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert title.rstrip() in lines
+    assert "[95 % intervals], in brackets" in lines
+
+
 def test_who_says_a_width_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     assert terminal.console().width == 60

@@ -1,8 +1,9 @@
 """What each method costs at a given share of experts, from the lines of a bakeoff: fronts, and who is ahead.
 
-A method's front are its settings that no other one beats in both experts kept and KL. Between neighbours on it, KL is
-interpolated geometrically, and the true token's log-likelihood in a line; where they are more than GAP apart nothing is
-said. Beyond the last setting that its knobs have, KL stays. Settings that keep 99.9 % and more are left out.
+A method's front are its settings that no other one beats in both experts kept and KL. Between neighbours on it that are
+at most GAP apart, KL is interpolated geometrically, and the true token's log-likelihood in a line. In a wider gap
+where other settings were measured, and beyond the last one, KL stays: nothing better was found. In holes wider than GAP
+without any setting nothing is said. Settings that keep 99.9 % and more are no part of a front.
 Intervals are 95 %, bootstrap over sequences: all methods of a cell are drawn with the same sequences, so that ratios
 between methods are paired. A cell is a batch size with a mix of groups.
 """
@@ -15,7 +16,7 @@ import numpy as np
 
 Line = dict[str, Any]
 FRACTIONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-GAP = 0.05  # of all experts; neighbours of a front further apart say nothing of what is between them
+GAP = 0.05  # of all experts; settings further apart say nothing of what is between them
 RESAMPLES, LEAST_KL, SAME = 500, 1e-7, 0.999
 
 
@@ -36,22 +37,36 @@ def pareto(kept: np.ndarray, log_kl: np.ndarray) -> list[int]:
 
 
 def lowest(
-    kept: np.ndarray,
-    log_kl: np.ndarray,
-    gain: np.ndarray,
-    fractions: Sequence[float],
-    widest: float = np.inf,
-    goes_on: bool = False,
+    kept: np.ndarray, log_kl: np.ndarray, gain: np.ndarray, fractions: Sequence[float], blank: bool = False
 ) -> np.ndarray:
-    """[2, F]: log KL of the front at each fraction, and the gain there; NaN where no setting keeps so few, and in gaps
-    wider than `widest`. goes_on: beyond the last setting there are others, which keep all."""
-    on, asked = pareto(kept, log_kl), np.array(fractions)
+    """[2, F]: log KL of the front at each fraction, and the gain there; NaN where no setting keeps so few. Between
+    neighbours at most GAP apart both are interpolated; in a wider gap they stay, and where `blank` they are NaN in
+    holes wider than GAP, in which no setting lies at all."""
+    on, asked, all_kept = pareto(kept, log_kl), np.array(fractions), np.sort(kept)
     found = np.array([np.interp(asked, kept[on], value[on], left=np.nan) for value in (log_kl, gain)])
-    edges = np.append(kept[on], 1.0 if goes_on else np.inf)
-    for place, (low, high) in enumerate(pairwise(edges)):
-        if high - low > widest + 1e-9 and (goes_on or place + 1 < len(on)):
-            found[:, (asked > low + 1e-9) & (asked < high - 1e-9)] = np.nan
+    for place, (low, high) in enumerate(pairwise(kept[on])):
+        if high - low > GAP + 1e-9:
+            inside = (asked > low + 1e-9) & (asked < high - 1e-9)
+            found[:, inside] = [[log_kl[on[place]]], [gain[on[place]]]]
+    if blank:
+        for low, high in pairwise(all_kept):
+            if high - low > GAP + 1e-9:
+                found[:, (asked > low + 1e-9) & (asked < high - 1e-9)] = np.nan
     return found
+
+
+def covering(kept: np.ndarray, log_kl: np.ndarray, apart: float) -> list[int]:
+    """The places of the front's settings, and of others in gaps wider than `apart`, as few as leave no wider hole where
+    there are any: from few experts to many."""
+    on, chosen = pareto(kept, log_kl), []
+    for low, high in pairwise(on):
+        chosen.append(low)
+        inner = [place for place in np.argsort(kept, kind="stable") if kept[low] < kept[place] < kept[high]]
+        while kept[high] - kept[chosen[-1]] > apart + 1e-9 and inner:
+            near = [place for place in inner if kept[place] - kept[chosen[-1]] <= apart + 1e-9]
+            chosen.append(near[-1] if near else inner[0])
+            inner = [place for place in inner if kept[place] > kept[chosen[-1]]]
+    return [int(place) for place in (*chosen, on[-1])]
 
 
 def fronts(lines: Iterable[Line], fractions: Sequence[float] = FRACTIONS) -> list[Line]:
@@ -65,14 +80,13 @@ def fronts(lines: Iterable[Line], fractions: Sequence[float] = FRACTIONS) -> lis
         kept_S = np.array([line["after"] / line["before"] for line in cell])
         for (method,), _ in grouped(cell, "method").items():
             all_S = np.array([line["method"] == method for line in cell])
-            mine = np.flatnonzero(all_S & (kept_S < SAME))
+            mine, every = np.flatnonzero(all_S & (kept_S < SAME)), np.flatnonzero(all_S)
             if not len(mine):
                 continue
             on = mine[pareto(kept_S[mine], mean.log_kl[mine])]
-            columns = zip(drawn.log_kl[mine].T, drawn.gain[mine].T, strict=True)
-            draws = np.array([lowest(kept_S[mine], kl, gain, fractions) for kl, gain in columns]).swapaxes(0, 1)
-            goes_on = bool((all_S & (kept_S >= SAME)).any())
-            middle = lowest(kept_S[mine], mean.log_kl[mine], mean.gain[mine], fractions, GAP, goes_on)
+            columns = zip(drawn.log_kl[every].T, drawn.gain[every].T, strict=True)
+            draws = np.array([lowest(kept_S[every], kl, gain, fractions) for kl, gain in columns]).swapaxes(0, 1)
+            middle = lowest(kept_S[every], mean.log_kl[every], mean.gain[every], fractions, blank=True)
             found.append({"batch_size": batch_size, "mix": mix, "method": method, "policy": cell[mine[0]]["policy"],
                           "calibrated": "data=" in cell[mine[0]]["spec"], "exact": cell[mine[0]].get("exact"),
                           "settings": [{"spec": cell[n]["spec"], "kept": kept_S[n], "gain": cell[n].get("gain")}

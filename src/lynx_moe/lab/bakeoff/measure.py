@@ -1,9 +1,9 @@
 """The bakeoff's record: a line of settings, a line per cell and setting, and a line per policy of what deciding costs.
 
 On the split "tune" every setting of every grid is measured, and then what lies between neighbours on a front that are
-far apart (`refine`); on "test" only what is on each method's tune front, so that what is reported was not chosen on the
-data it is reported on. The record is written after every cell, and its pieces as they are made (`cell`). What it lacks
-is measured: after a kill the rest, after a policy or a grid was added its settings.
+far apart (`refine`); on "test" only what is on each method's tune front or covers a wide gap of it, so that what is
+reported was not chosen on the data it is reported on. The record is written after every cell, and its pieces as they
+are made (`cell`). What it lacks is measured: after a kill the rest, after a policy or a grid was added its settings.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lynx_moe.calibration import artifact
 from lynx_moe.lab.bakeoff.cell import Bench, cell, settings_at_once, unseen
 from lynx_moe.lab.bakeoff.cost import costs
-from lynx_moe.lab.bakeoff.fronts import SAME, fronts
+from lynx_moe.lab.bakeoff.fronts import LEAST_KL, SAME, covering, grouped
 from lynx_moe.lab.bakeoff.grids import NORMS, ORACLE, Setting, settings
-from lynx_moe.lab.bakeoff.refine import ROUNDS, refinements
+from lynx_moe.lab.bakeoff.refine import NEAR, ROUNDS, refinements
 from lynx_moe.lab.fidelity import measure as fidelity
 from lynx_moe.lab.fidelity import memory, repeats
 from lynx_moe.lab.shared import lines
@@ -146,15 +148,18 @@ def of_cell(whole: Line, split: str, batch_size: int, mix: str) -> list[Line]:
 
 
 def on_front(whole: Line, grid: Sequence[Setting], batch_size: int, mix: str) -> list[Setting]:
-    """The settings of the grid's methods that are on their tune front of a cell; and of those that keep all, where a
-    method has some, the one that does most, so that it is known how far the front's last setting is from it."""
-    tuned = _lines_of(whole, grid, batch_size, mix)
-    found = [Setting(one["method"], setting["spec"]) for one in fronts(tuned) for setting in one["settings"]]
-    ends: dict[str, Line] = {}
-    for line in tuned:
-        if line["after"] / line["before"] >= SAME and line["kl"] > ends.get(line["method"], {"kl": -1.0})["kl"]:
-            ends[line["method"]] = line
-    return found + [Setting(method, line["spec"]) for method, line in ends.items()]
+    """The settings of the grid's methods that are on their tune front of a cell, and those in its wide gaps; and of
+    those that keep all, where a method has some, the one that does most."""
+    found = []
+    for (method,), mine in grouped(_lines_of(whole, grid, batch_size, mix), "method").items():
+        keeps_all = [line for line in mine if line["after"] / line["before"] >= SAME]
+        end = sorted(keeps_all, key=lambda line: -float(line["kl"]))[:1]
+        mine = [line for line in mine if line not in keeps_all] + end
+        kept = np.array([line["after"] / line["before"] for line in mine])
+        log_kl = np.log(np.maximum([line["kl"] for line in mine], LEAST_KL))
+        log_kl[kept >= SAME] = -np.inf  # it ends the front, whatever rounding says
+        found += [Setting(method, mine[place]["spec"]) for place in covering(kept, log_kl, NEAR)]
+    return found
 
 
 def _lines_of(whole: Line, grid: Sequence[Setting], batch_size: int, mix: str) -> list[Line]:

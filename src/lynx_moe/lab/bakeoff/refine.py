@@ -17,20 +17,23 @@ NEAR = 0.8 * GAP  # below what is allowed, since other data keep a little more o
 
 
 def refinements(tuned: Sequence[Line], router: RouterSpec) -> list[Setting]:
-    """At most one new setting for every gap of every method's front, between the shares that are reported, of the lines
-    of one cell; none where the knobs have nothing in between."""
+    """At most one new setting for every gap of every method's front, and for every hole between any of its settings,
+    between the shares that are reported, of the lines of one cell; none where the knobs have nothing in between."""
     found: list[Setting] = []
     for (method,), mine in grouped(tuned, "method").items():
         kept = np.array([line["after"] / line["before"] for line in mine])
         on = pareto(kept, np.log(np.maximum([line["kl"] for line in mine], 1e-12)))
         known = {line["spec"] for line in mine}
-        for place, (low, high) in enumerate(pairwise(kept[on])):
-            if high - low > NEAR and low < FRACTIONS[-1] and high > FRACTIONS[0]:
-                specs = [mine[number]["spec"] for number in on]
-                new = (spec for spec in _inside(specs, place, router) if spec not in known)
-                if spec := next(new, None):
-                    known.add(spec)
-                    found.append(Setting(method, spec))
+        halved: list[tuple[float, float]] = []
+        for chain in (on, np.argsort(kept, kind="stable").tolist()):
+            specs = [mine[number]["spec"] for number in chain]
+            for place, (low, high) in enumerate(pairwise(kept[chain])):
+                again = any(a <= low and high <= b for a, b in halved)
+                if high - low > NEAR and low < FRACTIONS[-1] and high > FRACTIONS[0] and not again:
+                    new = [spec for spec in _inside(specs, place, router) if spec not in known][:1]
+                    known.update(new)
+                    halved += [(low, high)] if new else []
+                    found += [Setting(method, spec) for spec in new]
     return found
 
 

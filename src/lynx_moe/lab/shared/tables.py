@@ -192,7 +192,7 @@ def show(
     below: str | None = "± half the range over the rounds" if tuple(head) == SPEED_HEAD else caption
     if head[-1] == REPLAY_HEAD[-1]:
         below = None
-    table = Table(title=title, title_justify="left", caption=below, caption_justify="left")
+    table = Table()
     table.box, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, (0, 0)
     for name in head:
         table.add_column(name, no_wrap=name == "policy")
@@ -200,7 +200,9 @@ def show(
         rows = [tuple(one_line(cell) for cell in row) for row in rows]
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         table.add_row(*row, end_section=following is not None and head[0] == "batch" and following[0] != row[0])
-    console.print(table)
+    for shown in (title, table, *([below] if below else [])):  # a table breaks its own title at its own width
+        console.print(shown, markup=False, highlight=False)
+    console.print()
 
 
 def one_line(cell: str) -> str:
