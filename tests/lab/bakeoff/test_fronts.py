@@ -76,6 +76,24 @@ def test_a_gap_is_a_dash_in_the_tables():
     assert [cell != "-" for cell in kl[2][1]] == [True] * 7  # its knobs end there, and KL stays
 
 
+def test_a_rival_whose_knobs_are_coarse_is_met_at_its_own_settings():
+    """Else the best rival would be left out, and a worse one compared with."""
+    base = noise(6)
+    ours = [line("priced", kept, base * (1 - kept)) for kept in np.arange(0.3, 0.82, 0.04)]
+    weak = [line("xshare", kept, 4 * base * (1 - kept)) for kept in np.arange(0.3, 0.82, 0.04)]
+    strong = [line("oea", kept, base * (1 - kept) / 2) for kept in (0.33, 0.52, 0.66)]
+    rows = {row["fraction"]: row for row in ratios(fronts([*ours, *weak, *strong]), "priced", ["oea", "xshare"])}
+    assert {f: row["best"] for f, row in rows.items()} == {
+        0.3: "oea", 0.4: "xshare", 0.5: "oea", 0.6: "xshare", 0.7: "oea", 0.8: "oea"}  # fmt: skip
+    assert [rows[f]["share"] for f in (0.3, 0.4, 0.5, 0.7, 0.8)] == [0.33, 0.4, 0.52, 0.7, 0.8]
+    assert rows[0.5]["ratio"] == pytest.approx(2, rel=0.01)
+    assert rows[0.5]["ratio_interval"] == pytest.approx([2, 2], rel=0.01)
+    whole = {"results": [one | {"split": "test", "kind": "bakeoff"} for one in (*ours, *weak, *strong)]}
+    row = comparisons(whole)[0][2][0]
+    assert row[1].endswith(" oea (at 33 %)")
+    assert row[2].endswith(" xshare")
+
+
 def test_log_likelihood_is_told_of_the_same_settings_with_its_paired_interval():
     base = noise(5)
     lines = [line("oea", kept, base, gain=-base / 4) for kept in (0.3, 0.34)]

@@ -144,11 +144,17 @@ def _gain(at: Line | None) -> str:
 
 def _ratio(row: Line, named: bool) -> str:
     low, high = row["ratio_interval"]
-    return f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}]" + (f" {row['best']}" if named else "")
+    return f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}]" + (_name(row) if named else "")
 
 
 def _more(row: Line, named: bool) -> str:
-    return _signed(row["more"], row["more_interval"]) + (f" {row['best']}" if named else "")
+    return _signed(row["more"], row["more_interval"]) + (_name(row) if named else "")
+
+
+def _name(row: Line) -> str:
+    """Of the best method, and the share of experts at which it was met where that is another one."""
+    elsewhere = "" if row["share"] == row["fraction"] else f" (at {100 * row['share']:.0f} %)"
+    return f" {row['best']}{elsewhere}"
 
 
 def _signed(value: float, interval: Sequence[float]) -> str:

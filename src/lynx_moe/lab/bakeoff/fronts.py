@@ -69,30 +69,43 @@ def covering(kept: np.ndarray, log_kl: np.ndarray, apart: float) -> list[int]:
     return [int(place) for place in (*chosen, on[-1])]
 
 
+class Curve(NamedTuple):
+    """All settings of a method in a cell: experts kept, [S], and what `Drawn` has of them, measured and resampled."""
+
+    kept: np.ndarray
+    mean: Drawn
+    drawn: Drawn
+
+    def at(self, fractions: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        """What `lowest` says, [2, F], and of every resample, [2, R, F]."""
+        columns = zip(self.drawn.log_kl.T, self.drawn.gain.T, strict=True)
+        draws = np.array([lowest(self.kept, kl, gain, fractions) for kl, gain in columns]).swapaxes(0, 1)
+        return lowest(self.kept, *self.mean, fractions, blank=True), draws
+
+
 def fronts(lines: Iterable[Line], fractions: Sequence[float] = FRACTIONS) -> list[Line]:
     """A line per cell and method: `calibrated`, whether it reads a calibration; `settings` on the front (spec, kept,
     kl, gain); `exact`, the true token's log-likelihood under the exact model; `at`: for each fraction the lowest KL,
     in nats, and the gain in log-likelihood there, with intervals (None where nothing is known), and `draws` of
-    the logarithm of KL and of the gain, [2, R, F]."""
+    the logarithm of KL and of the gain, [2, R, F]; `curve`, which tells the same of any other fraction."""
     found = []
     for (batch_size, mix), cell in grouped(lines, "batch_size", "mix").items():
         mean, drawn = _draws(cell)
         kept_S = np.array([line["after"] / line["before"] for line in cell])
         for (method,), _ in grouped(cell, "method").items():
-            all_S = np.array([line["method"] == method for line in cell])
-            mine, every = np.flatnonzero(all_S & (kept_S < SAME)), np.flatnonzero(all_S)
+            every = np.flatnonzero([line["method"] == method for line in cell])
+            mine = every[kept_S[every] < SAME]
             if not len(mine):
                 continue
             on = mine[pareto(kept_S[mine], mean.log_kl[mine])]
-            columns = zip(drawn.log_kl[every].T, drawn.gain[every].T, strict=True)
-            draws = np.array([lowest(kept_S[every], kl, gain, fractions) for kl, gain in columns]).swapaxes(0, 1)
-            middle = lowest(kept_S[every], mean.log_kl[every], mean.gain[every], fractions, blank=True)
+            curve = Curve(kept_S[every], *(Drawn(*(value[every] for value in each)) for each in (mean, drawn)))
+            middle, draws = curve.at(fractions)
             found.append({"batch_size": batch_size, "mix": mix, "method": method, "policy": cell[mine[0]]["policy"],
                           "calibrated": "data=" in cell[mine[0]]["spec"], "exact": cell[mine[0]].get("exact"),
                           "settings": [{"spec": cell[n]["spec"], "kept": kept_S[n], "gain": cell[n].get("gain")}
                                        | {key: cell[n][key] for key in ("kl", "kl_interval", "agree")} for n in on],
                           "at": {f: _at(middle[:, n], draws[:, :, n]) for n, f in enumerate(fractions)},
-                          "draws": draws})  # fmt: skip
+                          "draws": draws, "curve": curve})  # fmt: skip
     return found
 
 
@@ -101,21 +114,41 @@ def ratios(
 ) -> list[Line]:
     """How `ours` (a method, or the best of a policy's norms) compares with the best of `rivals` (policies), by cell and
     fraction: both KLs, which methods they are, and ours / best with its paired interval; `more`: what the true token's
-    log-likelihood is above that of the best, with its paired interval. The best of a draw, by KL, is chosen
-    within that draw. Where nothing is known of either, the fraction is left out."""
+    log-likelihood is above that of the best, with its paired interval. The best of a draw, by KL, is chosen within that
+    draw. A rival of which nothing is known at a fraction, since its knobs are coarse, is met at those of its settings
+    that are at most GAP away (`share`), and counts where it stands better there. Where nothing is known of either, the
+    fraction is left out."""
     rows = []
     for (batch_size, mix), cell in grouped(found, "batch_size", "mix").items():
         mine = [one for one in cell if ours in (one["policy"], one["method"])]
         others = [one for one in cell if one["policy"] in rivals and ours not in (one["policy"], one["method"])]
-        for place, fraction in enumerate(fractions):
-            a, b = (_best(group, place, fraction) for group in (mine, others))
-            if a and b:
-                ratio, more = np.exp(a["draws"][0] - b["draws"][0]), a["draws"][1] - b["draws"][1]
-                rows.append({"batch_size": batch_size, "mix": mix, "fraction": fraction, "ours": a["method"],
-                             "kl": a["kl"], "best": b["method"], "best_kl": b["kl"], "ratio": a["kl"] / b["kl"],
-                             "ratio_interval": _edges(ratio), "more": a["gain"] - b["gain"],
-                             "more_interval": _edges(more)})  # fmt: skip
+        for fraction in fractions:
+            known = [one for one in others if one["at"][fraction]]
+            met = [(fraction, known)] + [
+                (setting["kept"], [one])
+                for one in others
+                if one not in known
+                for setting in one["settings"]
+                if abs(setting["kept"] - fraction) <= GAP
+            ]
+            pairs = [_compared(mine, group, share) for share, group in met]
+            if worst := max((row for row in pairs if row), key=lambda row: row["ratio"], default=None):
+                rows.append({"batch_size": batch_size, "mix": mix, "fraction": fraction, **worst})
     return rows
+
+
+def _compared(mine: Sequence[Line], others: Sequence[Line], share: float) -> Line | None:
+    """The best of both at a share of experts; None where nothing is known of either."""
+    a, b = _best(mine, share), _best(others, share)
+    if a is None or b is None:
+        return None
+    ratio, more = np.exp(a["draws"][0] - b["draws"][0]), a["draws"][1] - b["draws"][1]
+    return {"share": share, "ours": a["method"], "kl": a["kl"], "best": b["method"], "best_kl": b["kl"]} | {
+        "ratio": a["kl"] / b["kl"],
+        "ratio_interval": _edges(ratio),
+        "more": a["gain"] - b["gain"],
+        "more_interval": _edges(more),
+    }
 
 
 def grouped(lines: Iterable[Line], *keys: str) -> dict[tuple[Any, ...], list[Line]]:
@@ -126,15 +159,17 @@ def grouped(lines: Iterable[Line], *keys: str) -> dict[tuple[Any, ...], list[Lin
     return found
 
 
-def _best(group: Sequence[Line], place: int, fraction: float) -> Line | None:
-    reach = [one for one in group if one["at"][fraction]]
-    if not reach:
+def _best(group: Sequence[Line], share: float) -> Line | None:
+    told = [(one, *one["curve"].at((share,))) for one in group]
+    reach = [(one, _at(middle[:, 0], draws[:, :, 0]), draws[:, :, 0]) for one, middle, draws in told]
+    known = [(one, at, draws) for one, at, draws in reach if at]
+    if not known:
         return None
-    first = min(reach, key=lambda one: one["at"][fraction]["kl"])
-    kl_MR, gain_MR = np.array([one["draws"][:, :, place] for one in reach]).swapaxes(0, 1)
+    first, at, _ = min(known, key=lambda each: each[1]["kl"])
+    kl_MR, gain_MR = np.array([draws for _, _, draws in known]).swapaxes(0, 1)
     least_R = np.where(np.isnan(kl_MR), np.inf, kl_MR).argmin(0)[None]
     draws = [np.take_along_axis(value, least_R, 0)[0] for value in (kl_MR, gain_MR)]
-    return {"method": first["method"], **first["at"][fraction], "draws": draws}
+    return {"method": first["method"], **at, "draws": draws}
 
 
 def _draws(cell: Sequence[Line]) -> tuple[Drawn, Drawn]:
