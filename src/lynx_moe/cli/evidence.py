@@ -62,13 +62,13 @@ def steps() -> list[Step]:
             "lynx-moe replay {out}/routing.safetensors --ranks 8 --policies 'vanilla priced priced:per_rank=true "
             "oea:k0=3 oea:k0=3,per_rank=true' > {out}/ranks.txt",
         )),
-        Step("the carved model", "carved.md", 10, ("lynx-moe testbed carve",)),
-        Step("fidelity of the carved model", "carved.md", 60, (
+        Step("the carved model", "priced.md", 10, ("lynx-moe testbed carve",)),
+        Step("fidelity of the carved model", "priced.md", 60, (
             f"lynx-moe fidelity carved {HELD_OUT} --policies '{ON_CARVED}' --batch-sizes 4,16 --mixes mixed "
             "--split test --sequences 48 --out {out}/carved",
             "lynx-moe table {out}/carved/fidelity.jsonl > {out}/carved/fidelity.md",
         )),
-        Step("bakeoff of the carved model", "carved.md", 480, (
+        Step("bakeoff of the carved model", "priced.md", 480, (
             f"lynx-moe bakeoff carved {HELD_OUT} --batch-sizes 4,16,64 --mixes mixed --norms model --sequences 64 "
             "--out {out}/carved/bakeoff",
             "lynx-moe table {out}/carved/bakeoff/bakeoff.jsonl > {out}/carved/bakeoff.md",
