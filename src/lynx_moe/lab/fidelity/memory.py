@@ -23,7 +23,7 @@ LOWER, RAISE = "lower --batch-sizes, --prefix or --steps", "take --dtype bfloat1
 class Sizes:
     """fixed: of a sequence's cache, whatever its length; token: of each token in it; layer: the share of a cache that
     attention copies at a time, as it grows and as heads share keys; logits: of a row, with its log-probabilities;
-    experts: what passes through the experts of a row; every: whether a prompt gets logits of every token."""
+    experts: what a row's experts take and a decision about them; every: whether a prompt gets logits of every token."""
 
     fixed: float
     token: float
@@ -52,13 +52,15 @@ def measured(model: Any) -> Sizes:
     short, long = (held_bytes(prefill(model, *_prompt(length, device))) for length in LENGTHS)
     token = max(0.0, (long - short) / (LENGTHS[1] - LENGTHS[0]))
     heads = config.num_attention_heads / (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    top_k = max(layer.spec.top_k for layer in apply(model, "vanilla").layers)
+    specs = [layer.spec for layer in apply(model, "vanilla").layers]
+    top_k, num_experts = max(spec.top_k for spec in specs), max(spec.num_experts for spec in specs)
     return Sizes(
         fixed=max(0.0, short - token * LENGTHS[0]),
         token=token,
         layer=(2 + heads) / config.num_hidden_layers,
         logits=12 * config.vocab_size,  # as the model's type, as float32, as log-probabilities
-        experts=24 * (top_k + 1) * config.hidden_size,  # the oracle's: inputs, outputs, weighed, and these as float64
+        # the oracle's inputs, outputs, these weighed, and as float64; and a decision's numbers by expert
+        experts=24 * (top_k + 1) * config.hidden_size + 96 * num_experts,
         every=not fewest_logits(model),
     )
 
