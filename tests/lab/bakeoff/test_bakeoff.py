@@ -125,22 +125,27 @@ def test_a_killed_cell_goes_on_behind_its_last_batch(
     settings: bakeoff.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, names = replace(settings, batch_sizes=(4,), calibration=None), ("topk", "oea")
-    whole = bakeoff.measure(given, tmp_path / "a.jsonl", names)
     done: list[int] = []
+    dies_at = -1
 
     def dying(*given: Any) -> Any:
-        if len(done) == 3:
+        if len(done) == dies_at:
             raise KeyboardInterrupt
         done.append(given[3])
         return decode_together(*given)
 
     monkeypatch.setattr(cell, "decode_together", dying)
+    whole = bakeoff.measure(given, tmp_path / "a.jsonl", names)
+    calls = list(done)
+    done.clear()
+    dies_at = 3
     with pytest.raises(KeyboardInterrupt):
         bakeoff.measure(given, tmp_path / "b.jsonl", names)
     assert (tmp_path / "b.pieces.jsonl").is_file()
     assert len(lines.load(tmp_path / "b.jsonl", "bakeoff")["results"]) < len(whole["results"])
-    done.append(0)  # past the one at which it dies
+    dies_at = -1
     again = bakeoff.measure(given, tmp_path / "b.jsonl", names)
+    assert done == calls  # none of them twice
     first, second = ([one for one in each["results"] if one["kind"] == "bakeoff"] for each in (whole, again))
     assert first == second  # a piece is a piece, whenever it was made
     assert not (tmp_path / "b.pieces.jsonl").exists()
