@@ -97,7 +97,7 @@ def test_the_ladder_is_the_policy_s_own_or_the_operator_s_and_ends_at_vanilla() 
     assert [rung.spec for rung in given] == ["lynx", "oea:k0=3", "vanilla"]
 
 
-HARSH = ["lynx:alpha=0.3,beta=1", "lynx", "priced:price=0.1", "priced:num_keep=6", "oea:k0=1", "topk:k=1"]
+HARSH = ["lynx:alpha=0.3,beta=1", "lynx", "priced:price=0.1", "priced:num_keep=6", "oea:k0=1", "topk:k=1", "alloc:k=1"]
 
 
 @pytest.mark.parametrize("text", [*HARSH, "random:num_keep=6"])
