@@ -13,7 +13,8 @@ TEMPLATE = Path(__file__).with_name("page.html.jinja")
 ABOUT = {
     "fronts": "Each line joins the settings of one method that its tune front has; below and left is better.",
     "likelihood": "The same settings by what the true next token's log-likelihood gained or lost; above is better.",
-    "half": "Where each method's front crosses half of the experts; methods that keep no so few, or have nothing near, are left out.",
+    "half": "Where each method's front crosses half of the experts; left out are methods that keep no so few, or have "
+    "nothing near.",
 }
 
 
