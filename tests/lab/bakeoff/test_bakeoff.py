@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_moe import documents
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -21,6 +22,7 @@ from lynx_moe.lab.bakeoff.fronts import GAP, SAME, fronts
 from lynx_moe.lab.bakeoff.together import together
 from lynx_moe.lab.calibrate import measure as calibrate
 from lynx_moe.lab.fidelity import measure as fidelity
+from lynx_moe.lab.fidelity import memory
 from lynx_moe.lab.fidelity.lockstep import decode, decode_together
 from lynx_moe.lab.shared import lines
 from lynx_moe.lab.shared.documents import Document, batches
@@ -152,15 +154,24 @@ def test_a_killed_cell_goes_on_behind_its_last_batch(
 
 
 def test_too_little_memory_means_fewer_settings_at_a_time_and_then_a_refusal(
-    settings: bakeoff.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: bakeoff.Settings, model: Any, tmp_path: Path
 ) -> None:
-    together: list[int] = []
-    monkeypatch.setattr(cell, "decode_together", lambda *given: together.append(given[3]) or decode_together(*given))
-    given = replace(settings, batch_sizes=(4,), calibration=None)
-    bakeoff.measure(given, tmp_path / "a.jsonl", ["topk"], max_gib=0.001)
-    assert 2 <= max(together) < 7  # of six settings and the exact model
-    with pytest.raises(ValueError, match=r"batch 4 under one policy beside the exact model would take .*--max-memory"):
-        bakeoff.measure(given, tmp_path / "b.jsonl", ["topk"], max_gib=1e-5)
+    cut, sizes = batches(documents(8), 4, "mixed", seed=0), memory.measured(model)
+    largest = memory.largest(cut, sizes)
+
+    def at_once(limit: int | None) -> int:
+        return cell.settings_at_once(cell.Bench(model, sizes, limit, tmp_path, print), cut)
+
+    for num in (2, 3, 9):  # the exact model among them
+        needed = sum(sizes.need(largest, num, num).values())
+        assert at_once(needed) == num - 1
+        assert at_once(needed + 1) == num - 1
+    assert at_once(None) == at_once(10**15) == cell.ROWS // 4 - 1
+    says = r"batch 4 under one policy beside the exact model would take .*--max-memory"
+    with pytest.raises(ValueError, match=says):
+        at_once(sum(sizes.need(largest, 2, 2).values()) - 1)
+    with pytest.raises(ValueError, match=says):
+        bakeoff.measure(replace(settings, batch_sizes=(4,)), tmp_path / "b.jsonl", ["topk"], max_gib=1e-5)
     assert not (tmp_path / "b.jsonl").exists()
 
 
