@@ -87,6 +87,7 @@ def test_a_guard_s_samples_are_those_of_fresh_decisions_and_its_rungs_need_no_gr
         rungs.append(plan.watch.guard.rung)
         pair = graph.sample(final, wishes)
         assert (pair is None) <= (rungs[-1] != rungs[-2] or not graph.rows.remap.any() or any(wishes))
+        assert pair is None or rungs[-1] == rungs[-2]
         if pair is not None:
             expected.extend((pair[0], pair[1] if rungs[-1] else pair[0]))
     plan.rows.idle()
