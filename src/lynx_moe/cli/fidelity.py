@@ -76,7 +76,7 @@ def fidelity(
         file = out / "tiers.jsonl"
         result = tiered.measure(settings, policies.split(), tiered.tiers_of(tiers), file, console.print)
         for title, lines in tables.by_cache(result["results"]).items():
-            tables.show(f"{model}: {title}", tables.TIERS_HEAD, tables.tiers_rows(lines), console)
+            tables.show(f"{model}: {title}", tiered.HEAD, tiered.rows(lines), console)
         console.print(f"Record: {file}")
         return
     file = out / "fidelity.jsonl"

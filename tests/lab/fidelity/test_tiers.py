@@ -14,7 +14,7 @@ from lynx_moe.cli import app
 from lynx_moe.lab.fidelity import measure as fidelity
 from lynx_moe.lab.fidelity import tiers
 from lynx_moe.lab.fidelity.lockstep import decode
-from lynx_moe.lab.shared import lines, tables
+from lynx_moe.lab.shared import lines
 from lynx_moe.lab.shared.documents import batches
 from lynx_moe.routing import Rows
 
@@ -63,7 +63,7 @@ def test_the_command_shows_and_keeps_a_record_that_goes_on(folder: Path, tmp_pat
     assert shown.exit_code == 0, shown.output
     file = tmp_path / "tiers.jsonl"
     page = runner.invoke(app, ["table", str(file)], catch_exceptions=False).output
-    assert f"| {' | '.join(tables.TIERS_HEAD)} |" in page
+    assert f"| {' | '.join(tiers.HEAD)} |" in page
     assert page.count("| 2 mixed | priced | 0.05 |") == page.count("| 2 mixed | priced | exact |") == 1
     before = file.read_text().splitlines()
     file.write_text("\n".join(before) + "\n")

@@ -16,7 +16,7 @@ import torch
 from lynx_moe.engines.transformers import Run, apply
 from lynx_moe.lab.fidelity.lockstep import decode
 from lynx_moe.lab.fidelity.measure import Line, Settings, documents, open_model
-from lynx_moe.lab.shared import lines
+from lynx_moe.lab.shared import lines, tables
 from lynx_moe.lab.shared.documents import Batch, batches
 from lynx_moe.lab.shared.intervals import weighted_mean
 from lynx_moe.policies import make_policy
@@ -24,6 +24,7 @@ from lynx_moe.routing import Rows
 
 EXACT = "exact"
 KIND = "tiers"
+HEAD = ("batch", "policy", "tier", "KL, mnats", "among its like", "difference", "experts", "among its like")
 
 
 def tiers_of(text: str) -> dict[str, float]:
@@ -128,3 +129,31 @@ def _asking(model: Any, spec: str, price_B: torch.Tensor) -> Run:
     run = apply(model, spec)
     run.rows = Rows(price=price_B.to(next(model.parameters()).device))
     return run
+
+
+def rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """KL in thousandths of a nat: in mixed batches, in batches of one tier, and the paired difference."""
+
+    def text(line: dict[str, Any], name: str, sign: str = "") -> str:
+        low, high = (1000 * edge for edge in line[f"{name}_interval"])
+        return f"{1000 * line[name]:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+
+    return [
+        (
+            f"{line['batch_size']} {line['mix']}",
+            line["policy"],
+            line["tier"],
+            *(text(line, "kl"), text(line, "alike"), text(line, "difference", "+")),
+            *(f"{line['before']:.1f} → {line['after']:.1f}", f"{line['alike_after']:.1f}"),
+        )
+        for line in results
+    ]
+
+
+def page(results: Sequence[dict[str, Any]]) -> str:
+    """The tables as Markdown."""
+    parts = [
+        f"{title.capitalize()}:\n\n{tables.markdown(HEAD, rows(each))}\n"
+        for title, each in tables.by_cache(results).items()
+    ]
+    return "\n".join(parts)

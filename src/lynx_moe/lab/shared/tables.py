@@ -30,7 +30,6 @@ REPLAY_HEAD = (
     "rows changed, %",
     "1000 x",
 )
-TIERS_HEAD = ("batch", "policy", "tier", "KL, mnats", "among its like", "difference", "experts", "among its like")
 SPEED_HEAD = ("batch", "policy", "TPOT, ms", "tokens/s", "speed-up", "distinct experts")
 
 
@@ -141,25 +140,6 @@ def fidelity_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
-def tiers_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """KL in thousandths of a nat: in mixed batches, in batches of one tier, and the paired difference."""
-
-    def text(line: dict[str, Any], name: str, sign: str = "") -> str:
-        low, high = (1000 * edge for edge in line[f"{name}_interval"])
-        return f"{1000 * line[name]:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
-
-    return [
-        (
-            f"{line['batch_size']} {line['mix']}",
-            line["policy"],
-            line["tier"],
-            *(text(line, "kl"), text(line, "alike"), text(line, "difference", "+")),
-            *(_experts(line), f"{line['alike_after']:.1f}"),
-        )
-        for line in results
-    ]
-
-
 def replay_table(
     found: Sequence[dict[str, Any]], ranks: int = 1, replicas: int = 1, slots: int | None = None
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -252,12 +232,4 @@ def fidelity_markdown(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def tiers_markdown(results: Sequence[dict[str, Any]]) -> str:
-    parts = [
-        f"{title.capitalize()}:\n\n{markdown(TIERS_HEAD, tiers_rows(lines))}\n"
-        for title, lines in by_cache(results).items()
-    ]
-    return "\n".join(parts)
-
-
-MARKDOWN = {"evaluation": evaluation_markdown, "fidelity": fidelity_markdown, "tiers": tiers_markdown}
+MARKDOWN = {"evaluation": evaluation_markdown, "fidelity": fidelity_markdown}
