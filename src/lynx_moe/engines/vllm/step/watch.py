@@ -120,7 +120,8 @@ class Watch:
             change = self.guard.add(figure, now, above if self.guard.rung else None)
             if change is not None:
                 self._change(change)
-        if self.guard.rung != before:  # the rows of this step ask already what they did before
+        priced = self.plan.rows.always or self.plan.rows.mixed
+        if self.guard.rung != before and priced:  # the rows of this step ask already what they did before
             return
         count = len(self.plan.layers)
         due = _due(self.step, self.options.steps)
