@@ -75,34 +75,88 @@ def test_mixed_prices_are_the_rule_in_plain_sums(case: Case, seed: int, calibrat
     assert set(policy.keep(step).nonzero().flatten().tolist()) == stays
 
 
+MIXED = {
+    "case": cases(sizes_T=(2, 3, 7, 16), sizes_E=(12, 60, 64)),
+    "price": st.sampled_from((0.003, 0.01, 0.03, 0.1, 0.3)),
+    "others": st.lists(st.sampled_from((0.01, 0.03, 0.1, 0.3)), min_size=16, max_size=16),
+    "common": st.booleans(),
+}
+
+
 @examples
-@given(
-    case=cases(sizes_T=(2, 3, 7, 16), sizes_E=(12, 60, 64)),
-    price=st.sampled_from((0.003, 0.01, 0.03, 0.1, 0.3)),
-    share=st.floats(0, 1),
-    others=st.lists(st.sampled_from((0.01, 0.03, 0.1, 0.3)), min_size=16, max_size=16),
-    common=st.booleans(),
-)
+@given(**MIXED, share=st.floats(0, 1))
 def test_a_row_that_asks_less_never_loses_more(case, price, share, others, common) -> None:
-    """From a common price, and from any that is no dearer than the middle one."""
+    """From a common price, and from any as long as the middle one stays where it is."""
     policy, num_rows = make_policy("priced"), len(case.logits)
     before_T = torch.full((num_rows,), price) if common else torch.tensor(others[:num_rows])
     step = step_of(case, before_T)
     row = int(step.voters_T.int().argmax())
-    middle, _ = policy.prices(step)
-    assume(step.voters_T.sum() > 1 and before_T[row] <= middle)
     after_T = before_T.clone()
     after_T[row] *= share
-    keeps = policy.keep(step) | step.free_E
     lower = step_of(case, after_T)
-    assume(lower.voters_T.sum() > 1)
-    keeps_lower = policy.keep(lower) | lower.free_E
+    assume(step.voters_T.sum() > 1 and lower.voters_T.sum() > 1 and stays(policy, step, lower))
+    keeps, keeps_lower = (policy.keep(each) | each.free_E for each in (step, lower))
     own = step.own.ids[row]
     assert not (keeps[own] & ~keeps_lower[own]).any()
     if keeps[own].any():  # else it keeps its heaviest
         lost = [policy.route(case.logits, case.spec, of) for of in (rows_at(case, before_T), rows_at(case, after_T))]
         lost = [weight_lost(step.own, routing, row) for routing in lost]
         assert lost[1] <= lost[0]
+
+
+def stays(policy: Policy, *steps: Step) -> bool:
+    """Whether the middle price is the same in these steps."""
+    return len({policy.prices(step)[0].item() for step in steps}) == 1
+
+
+@pytest.mark.parametrize("common", [True, False])
+def test_for_a_neighbour_that_asks_more_nobody_ever_loses_less(common: bool) -> None:
+    """As long as the middle price stays where it is: a row that asks more defends less."""
+    policy, tried, moved = make_policy("priced"), 0, 0
+    for seed in range(400):
+        rng = torch.Generator().manual_seed(seed)
+        logits, spec = torch.randn(5, 64, generator=rng) * 1.5, RouterSpec(num_experts=64, top_k=8)
+        before_T = torch.full((5,), 0.03) if common else torch.tensor([0.003, 0.01, 0.03, 0.1, 0.3])
+        after_T = before_T.clone()
+        after_T[seed % 5] *= 1 + 4 * torch.rand(1, generator=rng).item()
+        step = make_step(logits, spec, Rows(price=before_T), select(logits, spec))
+        higher = replace(step, price_T=after_T)
+        if stays(policy, step, higher):
+            tried, moved = tried + 1, moved + int((policy.keep(higher) != policy.keep(step)).any())
+            assert not (policy.keep(higher) & ~policy.keep(step)).any()
+    assert tried > 200 < 3 * moved
+
+
+@examples
+@given(**MIXED)
+def test_whatever_neighbours_ask_a_row_keeps_what_alone_is_worth_its_price(case, price, others, common) -> None:
+    policy, num_rows = make_policy("priced"), len(case.logits)
+    price_T = torch.tensor(others[:num_rows])
+    price_T[0] = price if not common else price_T[0]
+    step = step_of(case, price_T)
+    assume(not step.alone())
+    value_TK = policy.values(step)
+    worth_TK = value_TK + STEEP * value_TK**3 > price_T[:, None].double() * (1 + 1e-6)  # float32 is compared
+    assert (policy.keep(step) | step.free_E)[step.own.ids][worth_TK].all()
+
+
+def test_what_is_not_promised_happens() -> None:
+    """A neighbour that asks more costs a row some of its experts, and so may a middle price that falls with the row."""
+    by_neighbour, by_itself = 0, 0
+    for seed in range(200):
+        rng = torch.Generator().manual_seed(seed)
+        logits, spec = torch.randn(5, 64, generator=rng) * 1.5, RouterSpec(num_experts=64, top_k=8)
+        price_T = torch.tensor([0.003, 0.01, 0.03, 0.1, 0.3])
+        step = make_step(logits, spec, Rows(price=price_T), select(logits, spec))
+        for row, other, factor in ((0, 1, 2.5), (2, 2, 0.2)):
+            changed_T = price_T.clone()
+            changed_T[other] *= factor
+            now = replace(step, price_T=changed_T)
+            own = step.own.ids[row]
+            lost = bool((make_policy("priced").keep(step)[own] & ~make_policy("priced").keep(now)[own]).any())
+            by_neighbour, by_itself = by_neighbour + (lost and row != other), by_itself + (lost and row == other)
+    assert by_neighbour > 0
+    assert by_itself > 0
 
 
 def rows_at(case: Case, price_T: torch.Tensor) -> Rows:

@@ -37,6 +37,10 @@ def fidelity(
     caches: Annotated[
         str, typer.Option(help="own: policies read what they wrote; exact: what the model wrote.")
     ] = "own",
+    tiers: Annotated[
+        str,
+        typer.Option(help='Prices and "exact" between spaces: rows of all of them in one batch, and among their like.'),
+    ] = "",
     sequences: Sequences = 224,
     prefix: Annotated[int, typer.Option(help="Tokens of running text that are prefilled.")] = 32,
     steps: Steps = 32,
@@ -50,6 +54,7 @@ def fidelity(
     """How far policies move the next-token distribution from the model's own; goes on with what --out holds."""
     from lynx_moe.lab.fidelity import measure as measurement
     from lynx_moe.lab.fidelity import plot as plot_fidelity
+    from lynx_moe.lab.fidelity import tiers as tiered
     from lynx_moe.lab.shared import tables
 
     settings = measurement.Settings(
@@ -66,7 +71,15 @@ def fidelity(
         trust_remote_code=trust_remote_code or None,
         split=split,
     )
-    console, file = terminal.console(), out / "fidelity.jsonl"
+    console = terminal.console()
+    if tiers:
+        file = out / "tiers.jsonl"
+        result = tiered.measure(settings, policies.split(), tiered.tiers_of(tiers), file, console.print)
+        for title, lines in tables.by_cache(result["results"]).items():
+            tables.show(f"{model}: {title}", tiered.HEAD, tiered.rows(lines), console)
+        console.print(f"Record: {file}")
+        return
+    file = out / "fidelity.jsonl"
     result = measurement.measure(settings, policies.split(), file, console.print, max_memory)
     for title, lines in tables.by_cache(result["results"]).items():
         tables.show(f"{model}: {title}", tables.FIDELITY_HEAD, tables.fidelity_rows(lines), console)

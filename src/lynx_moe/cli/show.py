@@ -17,17 +17,18 @@ def markdown_table(
 ) -> None:
     """Prints saved records as Markdown, without running anything."""
     from lynx_moe.lab.bakeoff import page
-    from lynx_moe.lab.fidelity import pairs
+    from lynx_moe.lab.fidelity import pairs, tiers
     from lynx_moe.lab.shared import lines, tables
 
     for file in saved:
         if file.is_dir():
             typer.echo(pairs.page(file))
             continue
-        record = lines.load(file, *tables.MARKDOWN, "bakeoff")
+        pages = {**tables.MARKDOWN, tiers.KIND: tiers.page}
+        record = lines.load(file, *pages, "bakeoff")
         typer.echo(f"### {Path(record['settings']['model']).name}\n")
         bakeoff = record["kind"] == "bakeoff"
-        typer.echo(page.markdown(record) if bakeoff else tables.MARKDOWN[record["kind"]](record["results"]))
+        typer.echo(page.markdown(record) if bakeoff else pages[record["kind"]](record["results"]))
 
 
 @app.command()

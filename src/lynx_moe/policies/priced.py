@@ -22,10 +22,16 @@ and what a row has lost so far is taken from a decision in which every row asks 
 
     sum_t  added[t,e] m / price[t]  <=  share m
 
-At one price every factor is exactly 1 and the two decisions are one: bit for bit what the price alone decides. A row
-whose price is lowered, from m or below, changes neither m nor what anybody has lost: its experts become dearer in every
-pass and all others stay as dear, so it never loses more. It would sometimes, were losses taken from the mixed decision
-itself: what it keeps now spares a neighbour a loss, and the neighbour lets go of what they share.
+At one price every factor is exactly 1 and the two decisions are one: bit for bit what the price alone decides. As long
+as m stays where it is, a row that asks less changes nothing that anybody has lost: its experts become dearer in every
+pass and all others stay as dear, so neither it nor a neighbour loses more. So it is for a row below m, and where all
+have asked one price. Were losses taken from the mixed decision itself, even these would lose more at times: what a row
+keeps now spares a neighbour a loss, and the neighbour lets go of what they share. Where m moves down with the row, it
+may happen still: everybody is then taken to have lost less.
+
+What neighbours ask does matter. One that asks more defends less what both need, so a row may lose more beside it than
+among rows of its own price, and less beside one that asks less or is exact. But whatever they ask, a row keeps every
+expert whose loss alone costs it more than its price, v + STEEP v^3 > price[t].
 
 A row alone has nobody to share an expert with, so at the same price it would lose more than rows of a batch do: it asks
 ALONE times its price.

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from copy import deepcopy
 
 import pytest
 import torch
@@ -125,6 +126,31 @@ def test_rows_of_the_user_go_before_everything(model):
         run.rows = None
         model(tokens(1), **beside(model, cache))
         assert run.stats().steps["decode"] == 1
+
+
+def test_rows_given_by_hand_may_ask_prices(model):
+    cheap, dear = (lynx_moe.apply(model, f"priced:price={price}") for price in (0.02, 5.0))
+    with torch.no_grad():
+        cache = cache_of(model(tokens(PROMPT), use_cache=True))
+        expected = []
+        for run in (cheap, dear):
+            with run:
+                expected.append(model(tokens(1), **beside(model, deepcopy(cache))).logits)
+        with lynx_moe.apply(model, "priced") as run:
+            for price, logits in zip((0.02, 5.0), expected, strict=True):
+                run.rows = Rows(price=torch.full((6,), price))
+                assert torch.equal(model(tokens(1), **beside(model, deepcopy(cache))).logits, logits)
+            run.reset_stats()
+            run.rows = Rows(price=torch.tensor([0.0, 0.02, 5.0, 0.0, 0.02, 5.0]))
+            model(tokens(1), **beside(model, deepcopy(cache)))
+            alike = run.stats().layers[0].alike
+            assert (alike.rows, alike.decode_rows) == (6, 4)
+            run.rows = Rows(price=torch.ones(6).double())
+            with pytest.raises(
+                ValueError, match=r"run\.rows: price is torch\.float64 \[6\], but .* torch\.float32 \[6\]"
+            ):
+                model(tokens(1), **beside(model, cache))
+    assert not torch.equal(*expected)
 
 
 def test_a_mask_that_says_nothing_is_refused_unless_rows_say_it(model):

@@ -13,7 +13,7 @@ from lynx_moe.lab.gpu import report, steps
 from lynx_moe.lab.gpu.checks import verdict
 from lynx_moe.lab.shared import record
 
-DRY = ("copy", "kernels", "decision", "trained", "transformers-olmoe-1b-7b", "vllm-qwen3-30b")
+DRY = ("copy", "kernels", "prices", "decision", "trained", "transformers-olmoe-1b-7b", "vllm-qwen3-30b")
 
 
 def check(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -30,7 +30,9 @@ def test_every_step_runs_dry_and_is_not_done_again(tmp_path: Path) -> None:
     assert set(found) == set(DRY)
     assert all(step["dry"] and step["result"] for step in found.values())
     assert found["kernels"]["result"]["passed"] == 2
-    for name in DRY[4:]:
+    assert found["prices"]["result"]["steps"] == 16
+    assert min(found["prices"]["result"].values()) > 0
+    for name in DRY[5:]:
         by_policy = {row["policy"]: row for row in found[name]["result"]["summary"]}
         assert by_policy["lynx"]["after"] < by_policy["lynx"]["before"]
         assert by_policy["vanilla"]["after"] == by_policy["vanilla"]["before"]

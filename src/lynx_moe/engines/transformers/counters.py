@@ -42,7 +42,15 @@ class StepCounters(Counters):
         one_hot = (self.kinds == kind).long()
         self.steps += one_hot
         self.kind.copy_(one_hot[self.acting][:, None] * self.counts)
-        self.rows.addcmul_(self.kind, torch.stack((rows, remap)))
+        self.rows.addcmul_(self.kind, torch.stack((rows, self._asking(step, remap))))
+
+    def _asking(self, step: StepRows, remap: Tensor) -> Tensor:
+        """How many of the rows that may be remapped ask a price above 0."""
+        if step.price is None or not step.acts:
+            return remap
+        asks_T = step.price > 0
+        masks = [mask for mask in (step.valid, step.remap) if mask is not None]
+        return torch.stack([asks_T, *masks]).all(0).sum()
 
     def _count(self, step: StepRows) -> tuple[Tensor, Tensor]:
         """How many rows are valid, and how many of these may be remapped."""

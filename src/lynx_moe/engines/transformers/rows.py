@@ -20,17 +20,21 @@ PHASES = ("decode", "prefill", "all")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepRows:
-    """The rows of one forward. `acts` is False where no row may be remapped, known without asking the device; valid and
-    remap are masks [T] as in `Rows`, None: all."""
+    """The rows of one forward. `acts` is False where no row may be remapped, known without asking the device; valid,
+    remap and price are as in `Rows`."""
 
     num_rows: int
     acts: bool
     valid: Tensor | None = None
     remap: Tensor | None = None
+    price: Tensor | None = None
 
     @property
     def masks(self) -> Rows | None:
-        return None if self.valid is None and self.remap is None else Rows(valid=self.valid, remap=self.remap)
+        given = (self.valid, self.remap, self.price)
+        if all(part is None for part in given):
+            return None
+        return Rows(valid=self.valid, remap=self.remap, price=self.price)
 
 
 def of_forward(
@@ -72,14 +76,15 @@ def of_forward(
 
 
 def given(rows: Rows, num_rows: int) -> StepRows:
-    """The user's own masks. Raises ValueError if they are not of this forward."""
-    for name, mask_T in (("valid", rows.valid), ("remap", rows.remap)):
-        if mask_T is not None and (mask_T.shape != (num_rows,) or mask_T.dtype != torch.bool):
+    """The user's own masks and prices. Raises ValueError if they are not of this forward."""
+    parts = (("valid", rows.valid, torch.bool), ("remap", rows.remap, torch.bool), ("price", rows.price, torch.float32))
+    for name, part_T, dtype in parts:
+        if part_T is not None and (part_T.shape != (num_rows,) or part_T.dtype != dtype):
             raise ValueError(
-                f"run.rows: {name} is {mask_T.dtype} {list(mask_T.shape)}, but this forward needs torch.bool "
+                f"run.rows: {name} is {part_T.dtype} {list(part_T.shape)}, but this forward needs {dtype} "
                 f"[{num_rows}] (batch times new tokens, sequence by sequence); set run.rows for every shape, or to None"
             )
-    return StepRows(num_rows=num_rows, acts=True, valid=rows.valid, remap=rows.remap)
+    return StepRows(num_rows=num_rows, acts=True, valid=rows.valid, remap=rows.remap, price=rows.price)
 
 
 def _check_mask(mask_BS: Any, batch: int, length: int, past: int | Tensor) -> None:

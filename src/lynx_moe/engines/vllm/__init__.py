@@ -73,7 +73,7 @@ def set_policy(spec: str) -> str:
 def set_guard(options: dict[str, Any] | None) -> None:
     """Guards the policy from the next step on, with the options of `control.options.GuardOptions`; None ends it.
 
-    Raises ValueError for a bad option, and where CUDA graphs have recorded the policy.
+    Raises ValueError for a bad option, and for what CUDA graphs have not recorded.
     """
     active().set_guard(None if options is None else GuardOptions.of(options))
 

@@ -22,12 +22,13 @@ MODES = "modes"
 
 def steps() -> dict[str, Step]:
     """All steps by name."""
-    from lynx_moe.lab.gpu.checks import apart, decision, kernels, model, modes, serve, trained
+    from lynx_moe.lab.gpu.checks import apart, decision, kernels, model, modes, prices, serve, trained
 
     table = {
         "copy": Step(measure=decision.copy_bandwidth, limit=20),
         "kernels": Step(measure=kernels.check, limit=140, timed=False),
         MODES: Step(measure=modes.measure, limit=140, timed=False),
+        "prices": Step(measure=prices.measure, limit=90, timed=False),
         "decision": Step(measure=decision.measure, limit=60),
     }
     for shape, limit in LIMITS.items():

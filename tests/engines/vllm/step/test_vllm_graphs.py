@@ -7,30 +7,27 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from recording import recorded
 
-from lynx_moe.engines.shared.layers import Layer
-from lynx_moe.engines.vllm.launch.options import Options
+from lynx_moe.control.guard import Guard
+from lynx_moe.control.options import GuardOptions
+from lynx_moe.engines.vllm.step import tiers
 from lynx_moe.engines.vllm.step.plan import Plan
 from lynx_moe.engines.vllm.step.rows import StepRows
-from lynx_moe.engines.vllm.step.tiers import Recorded
 from lynx_moe.kernels import fused
-from lynx_moe.policies import ModelShape, make_policy
-from lynx_moe.routing import RouterSpec, Routing, Rows, select
+from lynx_moe.lab.gpu.checks import prices
+from lynx_moe.policies import make_policy
+from lynx_moe.routing import RouterSpec, Routing
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 E, K, T = 24, 4, 8
 SPEC = RouterSpec(num_experts=E, top_k=K)
-SWITCHES = ("priced", "vanilla", "priced:price=0.3", "priced:price=0.005")
-WISHES = (None, None, "exact", "fast", 0.02, "0.2", 0, "balanced")
-PRICES = {"exact": 0.0, "fast": 0.1, 0.02: 0.02, "0.2": 0.2, 0: 0.0}
 
 
 @pytest.fixture(autouse=True)
@@ -38,104 +35,119 @@ def _no_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "fits", lambda logits_TE: False)  # compiled code of the host is in no graph
 
 
-def make_plan(policy: str = "priced", **given: Any) -> Plan:
-    shape = ModelShape(model_type="tiny", num_layers=1, num_experts=E, top_k=K, name="tiny")
-    made = Plan(
-        options=Options(policy=policy, **given), shape=shape, max_rows=16, device=torch.device("cpu"), graphs=True
-    )
-    made.layers.append(Layer(name="layers.0", spec=SPEC))
-    made.seal()
-    return made
+def plan_of(policy: str = "priced", **given: Any) -> Plan:
+    return prices.make_plan(policy, E, K, torch.device("cpu"), **given)
 
 
-class Graph:
-    """A plan's decision of T rows, recorded in an idle run, as vLLM does."""
+class Recorded:
+    """Records as a graph does, for `prices.Followed`."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan, own = plan, select(torch.randn(T, E), SPEC)
-        self.logits = torch.randn(T, E)
-        self.own = Routing(own.ids.int(), own.weights.clone())
-        plan.rows.idle()
-        plan.begin_step()
+    def __call__(self, decide: prices.Decide) -> tuple[Routing, Callable[[], None]]:
         with recorded() as self.recording, torch.no_grad():
-            self.final = plan.reroute(self.logits, self.own.weights, self.own.ids, 0)
-
-    def step(self, rng: random.Random, wishes: list[Any], prompts: int) -> Routing:
-        """A step of so many requests, the first ones with a prompt; what it should give."""
-        names = [str(rng.random()) for _ in wishes]
-        new = [
-            SimpleNamespace(
-                req_id=name,
-                sampling_params=SimpleNamespace(extra_args={"lynx_moe": wish} if wish is not None else None),
-            )
-            for name, wish in zip(names, wishes, strict=True)
-        ]
-        self.plan.requests.update(
-            SimpleNamespace(scheduled_new_reqs=new, finished_req_ids=set(self.plan.requests.specs))
-        )
-        decodes = np.arange(len(wishes)) >= prompts
-        self.plan.rows.fill(
-            decodes, np.ones(len(wishes), int), self.plan.requests.choices(names), self.plan.requests.asked
-        )
-        self.plan.begin_step()
-        logits = torch.randn(T, E, generator=torch.Generator().manual_seed(rng.randrange(2**31))) * 2
-        own = select(logits, SPEC)
-        for buffer, now in zip(
-            (self.logits, self.own.ids, self.own.weights), (logits, own.ids, own.weights), strict=True
-        ):
-            buffer.copy_(now)
-        self.recording.replay()
-        price = torch.zeros(T)
-        price[: len(wishes)] = torch.tensor([PRICES.get(wish, self.plan.policy.asks) for wish in wishes])
-        place = torch.arange(T)
-        rows = Rows(valid=place < len(wishes), remap=(place >= prompts) & (place < len(wishes)), price=price)
-        return make_policy("priced").route(logits, SPEC, rows, own)
+            final = decide()
+        return final, self.recording.replay
 
 
 def test_a_graph_follows_wishes_switches_and_rungs() -> None:
     """Steps of random requests, between which the operator switches, or a guard changes the rung."""
     rng, changed = random.Random(1), 0
-    plan = make_plan()
-    graph = Graph(plan)
-    assert graph.final is not None
-    assert (graph.recording.launches == 2) == INTERPRETED
+    plan, capture = plan_of(), Recorded()
+    graph = prices.Followed(plan, T, capture)
+    assert (capture.recording.launches == 2) == INTERPRETED
     for _ in range(20 if INTERPRETED else 200):  # the interpreter takes a second a step
-        turn = rng.random()
-        if turn < 0.15:
-            plan.set_policy(rng.choice(SWITCHES))
-        elif turn < 0.3 and (milder := plan.policy.milder(SPEC)) is not None:
-            plan.put(milder, [milder])  # as a guard does
-        wishes = [rng.choice(WISHES) for _ in range(rng.randint(1, T))]
-        expected = graph.step(rng, wishes, rng.choice((0, 0, 1)) if len(wishes) > 1 else 0)
-        assert torch.equal(graph.final.ids.long(), expected.ids)
-        torch.testing.assert_close(graph.final.weights, expected.weights, rtol=1e-6, atol=1e-38)
+        prices.turn(plan, rng)
+        wishes, prompts = prices.draw(rng, T)
+        assert prices.difference(graph.final, graph.step(rng, wishes, prompts), T) == ""
         changed += int((graph.final.weights[: len(wishes)] == 0).any())
     assert 5 < changed < 200
 
 
+def test_a_guard_s_samples_are_those_of_fresh_decisions_and_its_rungs_need_no_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sharp logits, of which the policy drops much, then flat ones. Nothing is taken of the first step at a new rung,
+    whose rows ask what the old one did, nor while the rung is vanilla and requests bring wishes."""
+    samples: list[float] = []  # at this rung and at the one above, in turn; where there is none, the same again
+    expected: list[float] = []
+    add = Guard.add
+
+    def spy(guard: Guard, figure: str, now: float, above: float | None) -> Any:
+        samples.extend((now, now if above is None else above))
+        return add(guard, figure, now, above)
+
+    monkeypatch.setattr(Guard, "add", spy)
+    rng, plan, rungs = random.Random(4), plan_of(guard=prices.GUARD), [0]
+    graph = prices.Followed(plan, T, Recorded())
+    for number in range(10 if INTERPRETED else 80):
+        graph.spread = 2.0 if number < 40 else 0.1
+        wishes = [None if number % 3 else rng.choice((None, 0.02, "exact")) for _ in range(rng.randint(1, T))]
+        final = graph.step(rng, wishes, int(number % 5 == 0 and len(wishes) > 1))
+        assert prices.difference(graph.final, final, T) == ""
+        assert plan.watch is not None
+        rungs.append(plan.watch.guard.rung)
+        pair = graph.sample(final, wishes)
+        assert (pair is None) <= (rungs[-1] != rungs[-2] or not graph.rows.remap.any() or any(wishes))
+        assert pair is None or rungs[-1] == rungs[-2]
+        if pair is not None:
+            expected.extend((pair[0], pair[1] if rungs[-1] else pair[0]))
+    plan.rows.idle()
+    plan.begin_step()  # the last one sets out
+    assert samples == pytest.approx(expected[: len(samples)], rel=1e-5, abs=1e-7)
+    assert len(expected) - 2 <= len(samples) <= len(expected)
+    changes = plan.watch.guard.changes
+    assert changes["back_off"] > 0
+    assert changes["recover"] > 0 or INTERPRETED
+    assert plan.policy_changes["guard"] == changes["back_off"] + changes["recover"]
+
+
+def test_what_a_guard_cannot_do_under_graphs_is_refused_and_unreachable_rungs_are_left_out() -> None:
+    plan = plan_of()
+    with pytest.raises(ValueError, match=r"have recorded no guard's figure; give a guard when the engine starts"):
+        plan.set_guard(prices.GUARD)
+    with pytest.raises(ValueError, match="max_error runs a layer's experts once more"):
+        plan_of(guard=GuardOptions(max_error=0.1))
+    plan = plan_of(guard=prices.GUARD)
+    with pytest.raises(ValueError, match=r"have recorded figures of layers=1; .* but not its layers"):
+        plan.set_guard(replace(prices.GUARD, layers=0.5))
+    plan.set_guard(None)
+    plan.set_guard(replace(prices.GUARD, max_mass_lost=0.5))
+    assert plan.watch is not None
+    assert [rung.spec for rung, _ in plan.watch.ladder] == [
+        "priced",
+        "priced:price=0.0075",
+        "priced:price=0.001875",
+        "vanilla",
+    ]
+    with pytest.raises(tiers.Recorded, match="cannot switch to 'lynx'"):
+        plan.set_guard(replace(prices.GUARD, ladder=("lynx",)))
+    lynx = plan_of("lynx", guard=prices.GUARD)
+    assert lynx.watch is not None
+    assert [rung.spec for rung, _ in lynx.watch.ladder] == ["lynx", "vanilla"]
+
+
 def test_the_recording_itself_would_show_what_python_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     """A price that is no buffer stays what it was when the graph was made."""
-    plan, masks = make_plan(), StepRows.masks
+    plan, masks = plan_of(), StepRows.masks
     monkeypatch.setattr(StepRows, "masks", lambda rows, count: replace(masks(rows, count), price=None))
-    graph = Graph(plan)
+    graph = prices.Followed(plan, T, Recorded())
     plan.put(make_policy("priced:price=5"), [])
     expected = graph.step(random.Random(2), [None] * T, 0)
-    assert not torch.equal(graph.final.ids.long(), expected.ids)
+    assert "other experts in rows" in prices.difference(graph.final, expected, T)
 
 
 def test_what_needs_another_graph_is_refused_by_name() -> None:
-    plan = make_plan()
+    plan = plan_of()
     for spec in ("lynx", "priced:num_keep=4", "priced:norm=own"):
         with pytest.raises(
-            Recorded, match=r"CUDA graphs have recorded 'priced'; allowed: that policy, another price of"
+            tiers.Recorded, match=r"CUDA graphs have recorded 'priced'; allowed: that policy, another price of"
         ):
             plan.set_policy(spec)
     assert plan.set_policy("priced:price=0.2") == "priced:price=0.2"
     assert plan.set_policy("vanilla") == "vanilla"
     assert plan.describe()["recorded"] == "priced"
     assert plan.by_layer[0].spec == "priced"  # what is recorded decides, at prices of 0
-    lynx = make_plan("lynx")
-    with pytest.raises(Recorded, match="allowed: that policy and vanilla"):
+    lynx = plan_of("lynx")
+    with pytest.raises(tiers.Recorded, match="allowed: that policy and vanilla"):
         lynx.set_policy("priced")
     assert lynx.set_policy("vanilla") == "vanilla"
 
@@ -147,4 +159,4 @@ def test_the_kernels_do_so_too() -> None:
     env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(command, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]
-    assert "3 passed" in run.stdout
+    assert "5 passed" in run.stdout

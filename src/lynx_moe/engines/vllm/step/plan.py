@@ -18,6 +18,7 @@ from lynx_moe.engines.shared.recorder import Recorder
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step import cache
 from lynx_moe.engines.vllm.step.built import Model, routers_of
+from lynx_moe.engines.vllm.step.figures import Figures
 from lynx_moe.engines.vllm.step.requests import Requests
 from lynx_moe.engines.vllm.step.rows import StepRows
 from lynx_moe.engines.vllm.step.tiers import Tiers, reach, text
@@ -47,6 +48,7 @@ class Plan:
         self.recorder: Recorder | None = None
         self.runners: dict[int, Callable[[], Any]] = {}  # a layer's number -> vLLM's runner of it, while it lives
         self.watch: Watch | None = None
+        self.figures: Figures | None = None
         self.policy_changes = {"operator": 0, "guard": 0}
         self.has_begun = self.acts = False
         self.tiers = Tiers()
@@ -62,6 +64,8 @@ class Plan:
         self._try(self.by_layer)
         count = len(self.layers)
         self.counters = HostCounters(count) if self.device.type == "cpu" else Counters(count, self.device)
+        if self.graphs:
+            self.figures = Figures.of(self.options.guard, count, len(self.rows.valid), self.device)
         self.set_guard(self.options.guard)
         self.reset_stats()
 
@@ -110,8 +114,8 @@ class Plan:
         return self.policy.spec
 
     def set_guard(self, options: GuardOptions | None) -> None:
-        """Guards the policy from the next step on; None ends it. Raises ValueError where CUDA graphs have recorded the
-        policy, and for a ladder that does not fit the layers."""
+        """Guards the policy from the next step on; None ends it. Raises ValueError for a ladder that does not fit the
+        layers, and for what CUDA graphs have not recorded."""
         asked = self.policy if self.watch is None else self.watch.ladder[0][0]
         watch = Watch(options, self, asked) if options is not None and self.layers else None
         if self.watch is not None:

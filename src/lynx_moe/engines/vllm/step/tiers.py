@@ -10,10 +10,15 @@ class Recorded(ValueError):
     """CUDA graphs have recorded the policy."""
 
 
+def follows(recorded: Policy | None, policy: Policy) -> bool:
+    """Whether CUDA graphs that have recorded one policy can follow to another: what they have recorded reads masks and
+    prices anew at every step, and nothing else. None: there are no graphs."""
+    return recorded is None or policy.is_identity or recorded.without_price() == policy.without_price()
+
+
 def reach(recorded: Policy | None, policy: Policy, asked: str) -> None:
-    """Raises Recorded if CUDA graphs that have recorded one policy cannot follow to another: what they have recorded
-    reads masks and prices anew at every step, and nothing else. None: there are no graphs."""
-    if recorded is None or policy.is_identity or recorded.without_price() == policy.without_price():
+    """Raises Recorded if CUDA graphs cannot follow."""
+    if recorded is None or follows(recorded, policy):
         return
     other = ", another price of it," if recorded.knows_prices else ""
     raise Recorded(

@@ -2,7 +2,8 @@
 
 Which steps and layers are sampled follows from the number of the step alone, and so does the step at which a sample is
 acted on: every tensor-parallel rank changes the policy at the same step. On a GPU the figures travel meanwhile, so
-the host waits for nothing that is not done long since.
+the host waits for nothing that is not done long since. Under CUDA graphs samples are not taken here, but in the graph
+(`figures.py`), and its rungs are prices of what was recorded.
 """
 
 import logging
@@ -20,9 +21,11 @@ from lynx_moe.control.loss import mass_lost, output_error
 from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.shared.late import Late
 from lynx_moe.engines.shared.layers import Layer, fitted
+from lynx_moe.engines.vllm.step.figures import Figures
 from lynx_moe.engines.vllm.step.requests import Requests
 from lynx_moe.engines.vllm.step.rows import StepRows
 from lynx_moe.engines.vllm.step.shadow import block_output, same_on_all_ranks
+from lynx_moe.engines.vllm.step.tiers import follows, reach
 from lynx_moe.policies import ModelShape, Policy
 from lynx_moe.routing import Routing, Rows
 
@@ -34,6 +37,8 @@ class Guarded(Protocol):
     """What a guard sees of an engine's plan (`plan.py`); of this it changes the policy, and counts the change."""
 
     graphs: bool
+    recorded: Policy | None
+    figures: Figures | None
     device: torch.device
     shape: ModelShape
     layers: list[Layer]
@@ -49,20 +54,20 @@ class Guarded(Protocol):
 
 
 class Watch:
-    """See the module; `asked` is the policy that is guarded. Raises ValueError where CUDA graphs have recorded the
-    policy, and for a ladder that does not fit.
+    """See the module; `asked` is the policy that is guarded. Raises ValueError for a ladder that does not fit, and for
+    what CUDA graphs do not let it do.
 
     `seconds` is what the guard has cost the host so far, the shadow steps included.
     """
 
     def __init__(self, options: GuardOptions, plan: Guarded, asked: Policy) -> None:
         if plan.graphs:
-            raise ValueError(
-                "guard: CUDA graphs have recorded the policy, so it cannot back off; use enforce_eager=True"
-            )
+            _check_graphs(options, plan.figures)
         self.options, self.plan = options, plan
+        self.inside = plan.figures if plan.graphs else None
         self.lag = LAG if plan.device.type == "cuda" else 1
         self.step, self.seconds = 0, 0.0
+        self.layers: range = range(0)
         self.guard = Guard(options, 1)
         self.taken: list[tuple[str, Tensor]] = []  # of this step: the figure, at this rung and the one above
         self.travelling: deque[tuple[int, str, Late]] = deque()  # the step at which a sample is acted on
@@ -72,6 +77,10 @@ class Watch:
         """A new ladder, whose rung 0 is the policy that is asked for."""
         plan = self.plan
         rungs = [rung.for_model(plan.shape) for rung in self.options.rungs(asked, plan.layers[0].spec)]
+        if self.options.ladder is None:  # else what was asked for is refused
+            rungs = [rung for rung in rungs if follows(plan.recorded, rung)]
+        for rung in rungs:
+            reach(plan.recorded, rung, rung.spec)
         self.ladder = [(rung, fitted(rung, plan.layers, plan.shape.name, plan.device)) for rung in rungs]
         self.guard.climb(len(self.ladder))
         self._forget()
@@ -92,32 +101,61 @@ class Watch:
 
     def begin_step(self, *, acts: bool) -> None:
         """A step comes; `acts`: the policy has rows to act on."""
+        if self.inside is not None and self.layers:
+            self.taken = [
+                ("mass_lost", lost)
+                for lost, layer in zip(self.inside.lost, self.layers, strict=True)
+                if self._reaches(layer)
+            ]
         if self.taken:
             self._send()
         if not acts:
             self.layers, self.shadow = range(0), -1
             return
         self.step += 1
+        before = self.guard.rung
         while self.travelling and self.travelling[0][0] <= self.step:
             _, figure, numbers = self.travelling.popleft()
             now, above = numbers.take()
             change = self.guard.add(figure, now, above if self.guard.rung else None)
             if change is not None:
                 self._change(change)
+        priced = self.plan.rows.always or self.plan.rows.mixed
+        if self.guard.rung != before and priced:  # the rows of this step ask already what they did before
+            return
         count = len(self.plan.layers)
-        stride = min(count, round(1 / self.options.layers))
         due = _due(self.step, self.options.steps)
+        if self.inside is not None:
+            self.layers, self.shadow = self._ask(self.inside) if due else range(0), -1
+            return
+        stride = min(count, round(1 / self.options.layers))
         self.layers = range(due % stride, count, stride) if due and self.options.max_mass_lost is not None else range(0)
         due = _due(self.step, self.options.shadow_steps)
         self.shadow = due % count if due and self.options.max_error is not None else -1
 
     def wants(self, layer: int) -> bool:
-        """Whether the current step is sampled at this layer."""
-        return (layer in self.layers or layer == self.shadow) and self.plan.layers[layer].name not in self.plan.bypassed
+        """Whether the current step is sampled at this layer; a graph samples them all alike."""
+        layers = self.layers if self.inside is None else self.inside.layers
+        return (layer in layers or layer == self.shadow) and self._reaches(layer)
+
+    def _reaches(self, layer: int) -> bool:
+        return self.plan.layers[layer].name not in self.plan.bypassed
+
+    def _ask(self, inside: Figures) -> range:
+        """Tells the graph whose rows count, and what the rung above asks; the layers that will be sampled, if any."""
+        rows, follow = self._rows(len(inside.server))
+        if rows is None or rows.remap is None or not follow:
+            return range(0)
+        inside.ask(rows.remap, self.ladder[max(self.guard.rung - 1, 0)][0].asks)
+        return inside.layers
 
     def see(self, layer: int, logits_TE: Tensor, own: Routing, final: Routing, hidden_TH: Tensor | None) -> None:
         """One layer of a sampled step: the model's own routing, and the one that the expert kernel gets."""
         start = time.perf_counter()
+        if self.inside is not None:
+            spec, valid_T = self.plan.layers[layer].spec, self.plan.rows.valid[: len(logits_TE)]
+            self.inside.see(layer, logits_TE, spec, own, final, valid_T, self.plan.by_layer[layer])
+            return
         rows, follow = self._rows(len(logits_TE))
         if not follow:
             return
@@ -169,6 +207,21 @@ class Watch:
         self.taken.clear()
         self.travelling.clear()
         self.layers, self.shadow = range(0), -1
+
+
+def _check_graphs(options: GuardOptions, figures: Figures | None) -> None:
+    """Raises ValueError for what a guard cannot do under CUDA graphs."""
+    if options.max_error is not None:
+        raise ValueError(
+            "guard: max_error runs a layer's experts once more now and then, and CUDA graphs do the same in every "
+            "step; bound max_mass_lost instead, or use enforce_eager=True"
+        )
+    if options.max_mass_lost is not None and (figures is None or figures.share != options.layers):
+        why = "no guard's figure" if figures is None else f"figures of layers={figures.share:g}"
+        raise ValueError(
+            f"guard: CUDA graphs have recorded {why}; give a guard when the engine starts, later change its bounds but "
+            "not its layers, or use enforce_eager=True"
+        )
 
 
 def _due(step: int, share: float) -> int:
