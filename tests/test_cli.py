@@ -214,6 +214,7 @@ def test_every_command_that_is_told_no_policy_takes_the_default() -> None:
         if option.name in ("policy", "policies") and option.default
     }
     assert taken == {
+        "doctor": DEFAULT,
         "fidelity": DEFAULT,
         "guard-cost": DEFAULT,
         "bench": f"vanilla {DEFAULT}",

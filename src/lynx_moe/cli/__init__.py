@@ -13,6 +13,7 @@ from lynx_moe.cli import (
     bakeoff,
     calibrate,
     demo,
+    doctor,
     evaluation,
     evidence,
     fidelity,
@@ -78,6 +79,7 @@ def _default(policy: type[Policy], knob: str, value: Any) -> str:
     return "" if value is MISSING else f" = {'auto' if value is None else str(value).lower()}"
 
 
+    doctor,
 for room in (serve, demo, speed, evaluation, fidelity, bakeoff, profile, replay, calibrate, evidence, show, watch):
     app.add_typer(room.app)
 app.add_typer(testbed, name="testbed")

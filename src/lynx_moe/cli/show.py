@@ -38,6 +38,7 @@ def plot(
 ) -> None:
     """Draws a saved record again, without running anything."""
     from lynx_moe.lab.bakeoff import page as bakeoff
+    from lynx_moe.lab.doctor import show as doctor
     from lynx_moe.lab.evaluation import plot as plot_evaluation
     from lynx_moe.lab.fidelity import plot as plot_fidelity
     from lynx_moe.lab.fidelity import plot_pairs
@@ -48,7 +49,7 @@ def plot(
         typer.echo(plot_pairs.draw(saved, out or saved / "pairs.png"))
         return
     if saved.suffix == ".jsonl":
-        pictures = {"evaluation": plot_evaluation.draw, "fidelity": plot_fidelity.draw}
+        pictures = {"evaluation": plot_evaluation.draw, "fidelity": plot_fidelity.draw, "doctor": doctor.draw}
         pages = {"bakeoff": bakeoff.draw, "profile": profile.draw}
         lined = lines.load(saved, *pictures, *pages)
         suffix = ".html" if lined["kind"] in pages else ".png"

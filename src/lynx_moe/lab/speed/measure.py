@@ -61,27 +61,41 @@ def interleaved(
     advance: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """The samples of `measure`, from an open engine that `use` switches to a policy; it returns the full spec."""
-    from lynx_moe.engines import vllm as engine
-
     rng = random.Random(0)
     samples: list[dict[str, Any]] = []
     for batch in batch_sizes:
         for number in range(rounds + 1):
-            prompts = draw_prompts(batch, rng)
-            turn = number % len(policies)
-            for policy in [*policies[turn:], *policies[:turn]]:
-                advance(f"batch {batch}, {policy}")
-                full_spec = use(policy)
-                engine.reset_stats()
-                run = run_batch(llm, prompts, NEW_TOKENS)
-                if number:  # round 0 warms up
-                    samples.append(_sample(batch, number, policy, full_spec, run.step_seconds, engine.stats()))
+            found = one_round(llm, use, policies, number, draw_prompts(batch, rng), advance)
+            samples += found if number else []  # round 0 warms up
     return samples
 
 
-def draw_prompts(batch: int, rng: random.Random) -> list[list[int]]:
+def one_round(
+    llm: Any,
+    use: Callable[[str], str],
+    policies: Sequence[str],
+    number: int,
+    prompts: Sequence[list[int]],
+    advance: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """A sample of every policy on the same prompts; in the next round another policy is the first."""
+    from lynx_moe.engines import vllm as engine
+
+    samples, turn = [], number % len(policies)
+    for policy in [*policies[turn:], *policies[:turn]]:
+        advance(f"batch {len(prompts)}, {policy}")
+        full_spec = use(policy)
+        engine.reset_stats()
+        run = run_batch(llm, prompts, NEW_TOKENS)
+        samples.append(_sample(len(prompts), number, policy, full_spec, run.step_seconds, engine.stats()))
+    return samples
+
+
+def draw_prompts(
+    batch: int, rng: random.Random, vocabulary: int = VOCABULARY, tokens: int = PROMPT_TOKENS
+) -> list[list[int]]:
     """Prompts of random tokens."""
-    return [[rng.randrange(VOCABULARY) for _ in range(PROMPT_TOKENS)] for _ in range(batch)]
+    return [[rng.randrange(vocabulary) for _ in range(tokens)] for _ in range(batch)]
 
 
 def open_shape(shape: str, layers: int, max_num_seqs: int) -> Any:
