@@ -9,7 +9,7 @@ from lynx_moe.lab.doctor.cells import Cell, cells
 from lynx_moe.lab.doctor.findings import ARITHMETIC, HOST, LOADS, findings, speedup, waits_for
 from lynx_moe.lab.doctor.fit import Fit, fit
 
-SLOW = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+SLOW = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
 def step_of(a=0.0, b=0.0, c=0.0, d=0.0, e=0.0):

@@ -90,7 +90,8 @@ def verdict(lines: Sequence[Line], waits: Sequence[tuple[str, int, int]], pays: 
     inside = [line for line in lines if any(low <= line["batch"] <= high for low, high in pays)] or lines
     best = max(inside, key=lambda line: line["predicted"])
     rest = [f"{BOUND[what]} {_range(low, high, last)}" for what, low, high in waits if what != LOADS]
-    return f"pays {ranges}: about {best['predicted']:.1f}x at {best['batch']}{''.join(f'; {text}' for text in rest)}"
+    much = f"{best['predicted']:.{1 if best['predicted'] >= 1.1 else 2}f}x"
+    return "; ".join([f"pays {ranges}: about {much} at {best['batch']}", *rest])
 
 
 def _line(whole: Fit, blind: Fit | None, cell: Cell, idle_ms: float) -> Line:

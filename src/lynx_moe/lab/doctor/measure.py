@@ -15,7 +15,14 @@ from lynx_moe.engines.shared import config
 from lynx_moe.lab.shared import lines
 from lynx_moe.lab.shared.engine import in_own_process, open_engine
 from lynx_moe.lab.shared.models import unloadable
-from lynx_moe.lab.speed.measure import NEW_TOKENS, PROMPT_TOKENS, draw_prompts, one_round, open_shape
+from lynx_moe.lab.speed.measure import (
+    NEW_TOKENS,
+    PROMPT_TOKENS,
+    SHAPE_TOKENS,
+    draw_prompts,
+    one_round,
+    open_shape,
+)
 from lynx_moe.lab.speed.shapes import SHAPES
 from lynx_moe.policies import DEFAULT, make_policy
 
@@ -63,6 +70,11 @@ class Settings:
             raise ValueError("--beside names no policy; the first is the baseline, such as 'vanilla priced:price=1'")
         if len(self.policies) < 2:
             raise ValueError(f"--beside {self.beside[0]!r} is the policy itself; name another one, such as 'vanilla'")
+        if self.model in SHAPES and (self.compiled or self.prompt > SHAPE_TOKENS - NEW_TOKENS):
+            raise ValueError(
+                f"{self.model} is a published shape: it runs eager, with prompts of {SHAPE_TOKENS - NEW_TOKENS} tokens "
+                "at most; give a model folder, or leave out --compiled and lower --prompt"
+            )
         if self.layers is not None and self.model not in SHAPES:
             raise ValueError(f"--layers is for published shapes ({', '.join(SHAPES)}); {self.model!r} has its own")
         self._check_model()

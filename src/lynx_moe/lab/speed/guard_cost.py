@@ -11,7 +11,7 @@ from typing import Any
 from lynx_moe.control.options import GuardOptions
 from lynx_moe.lab.shared import intervals, record
 from lynx_moe.lab.shared.engine import run_batch
-from lynx_moe.lab.speed.measure import PROMPT_TOKENS, check, draw_prompts, open_shape
+from lynx_moe.lab.speed.measure import PROMPT_TOKENS, SHAPE_TOKENS, check, draw_prompts, open_shape
 from lynx_moe.lab.speed.shapes import SHAPES
 
 BLOCK = 8
@@ -37,8 +37,8 @@ def measure(
     """
     check(shape, batch_sizes)
     GuardOptions.of(guard)
-    if not BLOCK < tokens <= 512 - PROMPT_TOKENS:
-        raise ValueError(f"--tokens {tokens} must lie between {BLOCK + 1} and {512 - PROMPT_TOKENS}")
+    if not BLOCK < tokens <= SHAPE_TOKENS - PROMPT_TOKENS:
+        raise ValueError(f"--tokens {tokens} must lie between {BLOCK + 1} and {SHAPE_TOKENS - PROMPT_TOKENS}")
     from lynx_moe.engines import vllm as engine
     from lynx_moe.engines.vllm.step import plan
 

@@ -14,6 +14,7 @@ from lynx_moe.lab.speed.shapes import SHAPES, VOCABULARY, num_experts, write_con
 
 PROMPT_TOKENS = 16
 NEW_TOKENS = 25
+SHAPE_TOKENS = 512  # of a request on a shape, at most
 
 
 def measure(
@@ -99,7 +100,7 @@ def draw_prompts(
 
 
 def open_shape(shape: str, layers: int, max_num_seqs: int) -> Any:
-    """An eager engine on so many layers of a published shape, with random weights; 512 tokens a request at most."""
+    """An eager engine on so many layers of a published shape, with random weights."""
     register_loader()
     with tempfile.TemporaryDirectory() as folder:
         return open_engine(
@@ -109,7 +110,7 @@ def open_shape(shape: str, layers: int, max_num_seqs: int) -> Any:
             enforce_eager=True,
             enable_prefix_caching=False,
             dtype="bfloat16",
-            max_model_len=512,
+            max_model_len=SHAPE_TOKENS,
             max_num_seqs=max_num_seqs,
         )
 
