@@ -24,7 +24,15 @@ from lynx_moe.policies import POLICIES
 PAGES = sorted([*ROOT.glob("*.md"), ROOT / "examples/README.md", ROOT / "models/README.md", *DOCS.rglob("*.md")])
 NAMED = ("src/lynx_moe", "tests", "tests/helpers", "src/lynx_moe/engines", "")
 NOT_OURS = {"cpu_moe.py", "router/cpu_router.py", "try.py", "scores.json", "demo.json", "eval.png", "profile.png"}
-NOT_OURS |= {"params.json", "carve.json", "out/gpu/gpu.json", "fronts.png", "half.png"}  # what commands write
+NOT_OURS |= {
+    "params.json",
+    "carve.json",
+    "out/gpu/gpu.json",
+    "fronts.png",
+    "half.png",
+    "doctor.json",
+    "doctor.png",
+}  # what commands write
 needs_sphinx = pytest.mark.skipif(
     importlib.util.find_spec("sphinx") is None, reason="sphinx is missing: pip install '.[docs]'"
 )
