@@ -79,8 +79,21 @@ def _default(policy: type[Policy], knob: str, value: Any) -> str:
     return "" if value is MISSING else f" = {'auto' if value is None else str(value).lower()}"
 
 
+for room in (
+    serve,
     doctor,
-for room in (serve, demo, speed, evaluation, fidelity, bakeoff, profile, replay, calibrate, evidence, show, watch):
+    demo,
+    speed,
+    evaluation,
+    fidelity,
+    bakeoff,
+    profile,
+    replay,
+    calibrate,
+    evidence,
+    show,
+    watch,
+):
     app.add_typer(room.app)
 app.add_typer(testbed, name="testbed")
 
