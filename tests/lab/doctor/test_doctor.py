@@ -135,6 +135,13 @@ def test_bad_input_is_refused_before_anything_is_loaded(args, says, folder: Path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_requests_that_did_not_decode_together_are_no_measurement():
+    measure.check_together(8, {"prefill": 1, "mixed": 0, "decode": 24, "single": 0})
+    for steps in ({"prefill": 1, "mixed": 2}, {"prefill": 2, "mixed": 0}):
+        with pytest.raises(ValueError, match="batch 8: the engine has no room"):
+            measure.check_together(8, steps)
+
+
 @pytest.mark.parametrize("asked", [{"compiled": True}, {"prompt": 500}])
 def test_a_shape_is_eager_and_of_short_prompts(asked):
     with pytest.raises(ValueError, match="runs eager, with prompts of 487 tokens at most"):

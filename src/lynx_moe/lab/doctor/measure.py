@@ -6,7 +6,7 @@ batch size, so that an interrupted run goes on where it stopped.
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,7 @@ def _opened(settings: Settings) -> Any:
         "enable_prefix_caching": False,
         "max_model_len": settings.prompt + NEW_TOKENS,
         "max_num_seqs": most,
+        "max_num_batched_tokens": max(2048, most * settings.prompt),  # all prompts in one step
         "trust_remote_code": bool(settings.trust_remote_code),
     }
     try:
@@ -182,9 +183,20 @@ def _rounds_of(llm: Any, settings: Settings) -> Round:
     def take(batch: int, number: int) -> list[Line]:
         prompts = draw_prompts(batch, rng, vocabulary, settings.prompt)
         samples = one_round(llm, engine.set_policy, settings.policies, number, prompts, lambda message: None)
-        return completed(samples, len(engine.stats().layers), float(engine.shape().top_k))
+        stats = engine.stats()
+        check_together(batch, stats.steps)
+        return completed(samples, len(stats.layers), float(engine.shape().top_k))
 
     return take
+
+
+def check_together(batch: int, steps: Mapping[str, int]) -> None:
+    """Raises ValueError if the steps of a run, by kind, were not one of all prompts and then decode steps of all."""
+    if steps["mixed"] or steps["prefill"] > 1:
+        raise ValueError(
+            f"batch {batch}: the engine has no room for all requests at once, so they did not decode together; lower "
+            "--prompt or --batch-sizes, or give it more cache (on a CPU VLLM_CPU_KVCACHE_SPACE, in GiB)"
+        )
 
 
 def completed(samples: Sequence[Line], layers: int, top_k: float) -> list[Line]:
