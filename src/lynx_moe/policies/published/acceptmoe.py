@@ -39,7 +39,7 @@ class AcceptMoe(Verifying):
             use_TE = use_TE * step.chance_T.double().sqrt()[:, None]
         use_TE = step.by_request(use_TE).where(~anchor_TE, 0.0)
         share_TE = use_TE / use_TE.sum(-1, keepdim=True).clamp(min=1e-300)
-        entropy_T1 = -torch.special.xlogy(share_TE, share_TE).sum(-1, keepdim=True)
+        entropy_T1 = -torch.xlogy(share_TE, share_TE).sum(-1, keepdim=True)
         number_T1 = entropy_T1.exp().float().ceil()
         place_TE = order_key(use_TE).argsort(-1, descending=True).argsort(-1)
         return anchor_TE | ((place_TE < number_T1) & (use_TE > 0))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lynx_moe.engines.vllm import plugin
 from lynx_moe.engines.vllm.launch import command, refusals, speculation
 from lynx_moe.engines.vllm.launch.refusals import Refusal
 
@@ -149,5 +150,10 @@ def test_a_drafter_of_another_vocabulary_is_refused_in_one_line(tmp_path: Any) -
         for given in (None, {"method": "ngram"}, {"model": bad, "method": "eagle"}, {"model": bad, "method": "mtp"}):
             speculation.check_vocabulary(target, given)
         speculation.check_vocabulary(target, {"model": bad, "use_heterogeneous_vocab": True})
+    given = SimpleNamespace(model=target, speculative_config={"model": shifted}, additional_config={})
+    assert plugin._create_engine_config(lambda _: SimpleNamespace(additional_config={}), given)  # vLLM's own
+    given.additional_config = {"lynx_moe": {"policy": "lynx"}}
+    with pytest.raises(Refusal, match=r"^lynx_moe: .*shifted cannot draft for"):
+        plugin._create_engine_config(failing, given)
     with pytest.raises(ValueError, match="does not exist"):
         speculation.check_vocabulary(target, {"model": str(tmp_path / "nowhere" / "at" / "all")})

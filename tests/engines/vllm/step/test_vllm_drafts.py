@@ -21,6 +21,7 @@ from lynx_moe.engines import vllm as lynx_vllm
 from lynx_moe.engines.shared.metrics import Kind
 from lynx_moe.engines.vllm.launch.refusals import Refusal
 from lynx_moe.engines.vllm.step.plan import Plan, active
+from lynx_moe.engines.vllm.step.verified import PRIOR
 from lynx_moe.testbed import path, tasks
 
 POLICY = "oea:k0=2"
@@ -125,6 +126,9 @@ def test_exact_answers_are_plain_vllm_s(plain: Any, llm: Any, moved: Counter[str
     assert told["remappable_rows"] == 0
     assert 0 < sum(told["accepted"]) < sum(told["drafted"])
     assert sorted(told["accepted"], reverse=True) == told["accepted"]
+    chances = active().verified.chances
+    assert chances[0] == 1
+    assert PRIOR < chances[1] < 1  # a drafter that knows the tasks
     assert moved["drafted rows changed"] == 0
 
 

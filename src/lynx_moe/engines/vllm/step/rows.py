@@ -169,7 +169,9 @@ def _places(scheduled_R: np.ndarray, verify_R: np.ndarray, chances: np.ndarray) 
 
 def drafts_of(scheduler_output: Any, req_ids: Sequence[str]) -> np.ndarray:
     """int [R]: how many drafted tokens each of these requests verifies in the step."""
-    drafts = getattr(scheduler_output, "scheduled_spec_decode_tokens", None) or {}
+    drafts = getattr(scheduler_output, "scheduled_spec_decode_tokens", None)
+    if not drafts:
+        return np.zeros(len(req_ids), dtype=np.int64)
     return np.array([len(drafts.get(name, ())) for name in req_ids], dtype=np.int64)
 
 

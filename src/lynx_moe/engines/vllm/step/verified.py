@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lynx_moe.engines.vllm.launch.options import Options
-from lynx_moe.engines.vllm.step.rows import StepRows
+from lynx_moe.engines.vllm.step.rows import CERTAIN, StepRows
 
 TOLD = "lynx_moe_verified"  # attribute of vLLM's Scheduler and SchedulerOutput: [(drafted tokens, accepted ones), ...]
 PRIOR, WEIGHT = 0.7, 8.0  # what is taken for granted before drafts were seen: the chance of a token, and for how many
@@ -72,6 +72,8 @@ class Verified:
     @property
     def chances(self) -> np.ndarray:
         """float32 [1 + D]: of a row at each depth, that its token is committed; 1 at depth 0, and never rising."""
+        if not self.num_drafts:
+            return CERTAIN
         share = (self.kept / self.tried.clip(1e-9)).clip(1e-3, 1.0)
         return np.concatenate(([1.0], share)).cumprod().clip(1e-3).astype(np.float32)
 
