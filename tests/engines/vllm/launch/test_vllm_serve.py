@@ -47,9 +47,9 @@ def served(command, monkeypatch: pytest.MonkeyPatch):
 def refused(served, capsys: pytest.CaptureFixture[str]):
     """The one line that is said instead."""
 
-    def run(*args: str, policy: str = POLICY) -> str:
+    def run(*args: str, policy: str = POLICY, verify: str = "") -> str:
         with pytest.raises(SystemExit, match="2"):
-            served(*args, policy=policy)
+            served(*args, policy=policy, verify=verify)
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lynx-moe: error: ")]
         assert len(lines) == 1
         return lines[0]
@@ -267,7 +267,7 @@ def test_what_breaks_after_reading_keeps_its_traceback(command, model: str, monk
         raise ValueError("the engine's own")
 
     monkeypatch.setattr(command, "cmd", staticmethod(fail))
-    monkeypatch.setattr(sys, "argv", ["serve", POLICY, model, "--port", "0"])
+    monkeypatch.setattr(sys, "argv", ["serve", POLICY, "", model, "--port", "0"])
     monkeypatch.setattr(os, "environ", os.environ.copy())
     with pytest.raises(ValueError, match="the engine's own"):
         serve.main()
