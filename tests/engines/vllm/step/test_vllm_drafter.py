@@ -163,6 +163,29 @@ def test_eagle_and_mtp_take_the_target_s_rows_and_padding_is_no_row() -> None:
     assert masks.valid.tolist() == [True] * 7 + [False]
 
 
+def test_the_rows_that_a_drafter_adds_are_known_by_either_runner() -> None:
+    v1 = SimpleNamespace(drafter=SimpleNamespace(net_num_new_slots_per_request=3))
+    v2 = SimpleNamespace(speculator=SimpleNamespace(num_extra_query_per_req=1))
+    none = (SimpleNamespace(), SimpleNamespace(drafter=None))
+    assert [hooks._extra_rows(runner) for runner in (v1, v2, *none)] == [3, 1, 0, 0]
+
+
+def test_model_runner_v2_eager_is_told_pass_by_pass() -> None:
+    target, drafter = plans("draft")
+    past, rows = np.array([False, False]), np.array([4, 1], dtype=np.int32)
+    batch = SimpleNamespace(num_reqs=2, is_prefilling_np=past, num_scheduled_tokens=rows, req_ids=["a", "b"])
+    runner = SimpleNamespace(
+        get_model=lambda: SimpleNamespace(lynx_moe_plan=target),
+        speculator=SimpleNamespace(num_extra_query_per_req=1),
+    )
+    hooks._prepare_inputs_v2(lambda *_: batch, runner, scheduled({"a": (True, 4, 3), "b": (True, 1, 0)}, {}))
+    for num_tokens, rows_seen in ((7, 7), (2, 2)):
+        forward(num_tokens)
+        assert drafter.rows.num_decode_rows == rows_seen
+        own, final = layer(num_tokens, drafts=True)
+        assert not torch.equal(own, final)
+
+
 def test_model_runner_v2_whose_graphs_hold_whole_passes_is_left_alone_and_counts_none() -> None:
     target, drafter = plans(replayed=True)
     past, rows = np.array([False, False]), np.array([4, 1], dtype=np.int32)

@@ -205,11 +205,19 @@ def _begin_step(
     plan.begin_step()
     if plan.drafter is not None:
         exact_R = np.zeros_like(past_prompt_R) if choice_R is None else choice_R == EXACT_ROW
-        extra = getattr(getattr(runner, "drafter", None), "net_num_new_slots_per_request", 0)
-        plan.drafter.follow(past_prompt_R, scheduled_R, drafts_R, exact_R, extra)
+        plan.drafter.follow(past_prompt_R, scheduled_R, drafts_R, exact_R, _extra_rows(runner))
     line = log_line(plan)
     if line:
         logger.info(line)
+
+
+def _extra_rows(runner: Any) -> int:
+    """How many more rows than the target's a request has in its drafter's first pass: of V1's runner, and of V2's."""
+    for drafter, count in (("drafter", "net_num_new_slots_per_request"), ("speculator", "num_extra_query_per_req")):
+        found = getattr(getattr(runner, drafter, None), count, None)
+        if found is not None:
+            return int(found)
+    return 0
 
 
 def _dummy_run(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
