@@ -109,12 +109,12 @@ def moved(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     monkeypatch.setattr(Plan, "begin_step", begin_step)
     monkeypatch.setattr(Plan, "reroute", reroute)
-    lynx_vllm.reset_stats()
     return seen
 
 
 def test_exact_answers_are_plain_vllm_s(plain: Any, llm: Any, moved: Counter[str]) -> None:
     """Under exact verification every row of these requests verifies, so the steps are plain vLLM's, bit for bit."""
+    lynx_vllm.reset_stats()
     verify = active().options.verify
     got = ask(llm, [None] if verify == "exact" else [{"lynx_moe": "exact"}, {"lynx_moe_verify": "exact"}])
     assert tokens(got) == tokens(plain["drafts"])
@@ -147,7 +147,7 @@ def test_a_drafter_s_layers_keep_their_routing_and_are_counted_apart(llm: Any) -
 
 def test_only_what_may_be_is_remapped_in_mixed_steps(plain: Any, llm: Any, moved: Counter[str]) -> None:
     """Requests with a grammar lose drafts and decode; prompts come in chunks; every third request is exact."""
-    verify = active().options.verify
+    lynx_vllm.reset_stats()
     got = ask(llm, [{"lynx_moe": "exact"}, None, {"lynx_moe_verify": "remap"}], shaped=SHAPED)
     assert moved["mixed steps"] > 0
     assert moved["steps that verify and do more"] > 0
@@ -159,7 +159,6 @@ def test_only_what_may_be_is_remapped_in_mixed_steps(plain: Any, llm: Any, moved
     assert agree(got[::3], plain["shaped"][::3]) > 40
     for number in SHAPED:
         assert re.fullmatch("[ab]{1,12}", got[number].outputs[0].text)
-    assert verify in ("exact", "remap")
 
 
 def test_an_aborted_request_leaves_the_others_alone(plain: Any, llm: Any) -> None:
@@ -167,24 +166,29 @@ def test_an_aborted_request_leaves_the_others_alone(plain: Any, llm: Any) -> Non
     llm.reset_prefix_cache()
     for number, prompt in enumerate(PROMPTS[:6]):
         wish = ({"lynx_moe": "exact"}, {"lynx_moe_verify": "remap"})[number % 2]
-        core.add_request(str(number), prompt, SamplingParams(temperature=0, max_tokens=24, logprobs=2, extra_args=wish))
-    for _ in range(3):
+        params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, extra_args=wish)
+        core.add_request(str(number), prompt, params)
+    for _ in range(4):
         core.step()
     core.abort_request(["1", "4"])
     while core.has_unfinished_requests():
         done.update({out.request_id: out for out in core.step() if out.finished})
-    assert {"0", "2"} <= set(done)
-    assert not {"1", "4"} & set(done)
+    assert set(done) == {"0", "2", "3", "5"}
     assert agree([done["0"], done["2"]], [plain["drafts"][0], plain["drafts"][2]]) > 3
     ask(llm)
     assert active().requests.verify == {} == active().requests.specs
 
 
 def test_preempted_requests_verify_again_as_they_asked(plain: Any, moved: Counter[str]) -> None:
-    with drafting("remap", num_gpu_blocks_override=5, block_size=32, enable_prefix_caching=True) as llm:
+    with drafting("remap", num_gpu_blocks_override=18, block_size=32, max_model_len=256) as llm:
         scheduler, preempted = llm.llm_engine.engine_core.engine_core.scheduler, []
         own = scheduler._preempt_request
-        scheduler._preempt_request = lambda request, *more: (preempted.append(request), own(request, *more))[1]
+
+        def preempt(request: Any, *args: Any, **given: Any) -> Any:
+            preempted.append(request)
+            return own(request, *args, **given)
+
+        scheduler._preempt_request = preempt
         got = ask(llm, [{"lynx_moe": "exact"}, None], ignore_eos=True)
         assert preempted
         assert moved["drafted rows changed"] > 0
