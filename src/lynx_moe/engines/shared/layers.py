@@ -37,9 +37,8 @@ def fitted(policy: Policy, layers: Sequence[Layer], model: str, device: torch.de
     return by_layer
 
 
-def try_all(by_layer: Sequence[Policy], layers: Sequence[Layer], device: torch.device) -> None:
-    """Tries the policies on made-up steps, so that the first step that fails, or waits for a compiler, is none of a
-    user's. Raises ValueError for one that cannot decide. On a GPU nothing is tried."""
+def tried_on(by_layer: Sequence[Policy], layers: Sequence[Layer], device: torch.device) -> None:
+    """So that the first step that fails, or on a CPU waits for a compiler, is none of a user's."""
     if device.type == "cpu":
         firsts = {(layer.spec.num_experts, layer.spec.top_k): number for number, layer in enumerate(layers)}
         for number in firsts.values():

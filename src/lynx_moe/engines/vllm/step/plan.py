@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lynx_moe.control.options import GuardOptions
-from lynx_moe.engines.shared.layers import Layer, fitted, try_all
+from lynx_moe.engines.shared.layers import Layer, fitted, tried_on
 from lynx_moe.engines.shared.metrics import KINDS, Counters, HostCounters, Kind, Stats, layer_stats
 from lynx_moe.engines.shared.recorder import Recorder
 from lynx_moe.engines.vllm.launch.options import DRAFT, Options
@@ -74,7 +74,7 @@ class Plan:
         self.policy = make_policy(self.options.for_target).for_model(self.shape)
         self.recorded = self.policy if self.graphs else None
         self.by_layer = fitted(self.policy, self.layers, self.shape.name, self.device)
-        try_all(self.by_layer, self.layers, self.device)
+        tried_on(self.by_layer, self.layers, self.device)
         on_host = self.device.type == "cpu"
         self.counters = HostCounters(len(self.layers)) if on_host else Counters(len(self.layers), self.device)
         if self.graphs:
@@ -82,16 +82,12 @@ class Plan:
         self.set_guard(self.options.guard)
         self.reset_stats()
 
-    def fit(self, spec: str) -> tuple[Policy, list[Policy]]:
-        """A spec's policy, and each layer's. Raises ValueError if it does not fit one of them."""
-        policy = make_policy(spec).for_model(self.shape)
-        return policy, fitted(policy, self.layers, self.shape.name, self.device)
-
     def check(self, spec: str) -> tuple[Policy, list[Policy]]:
-        """What `set_policy` would switch to, or a request would get. Changes nothing. Raises ValueError as `fit` does,
-        and where the policy cannot decide for a layer; Recorded is the one that no other spec would mend."""
-        policy, by_layer = self.fit(spec)
-        try_all(by_layer, self.layers, self.device)
+        """What `set_policy` would switch to, or a request gets that asks for it: the policy, and each layer's. Raises
+        ValueError where it cannot, and changes nothing; Recorded is the one that no other spec would mend."""
+        policy = make_policy(spec).for_model(self.shape)
+        by_layer = fitted(policy, self.layers, self.shape.name, self.device)
+        tried_on(by_layer, self.layers, self.device)
         reach(self.recorded, policy, spec)
         return policy, by_layer
 
