@@ -11,13 +11,13 @@ from lynx_moe.policies.contract.ranked import ONE_RANK, Placement
 from lynx_moe.policies.controls.random import Random
 from lynx_moe.policies.controls.vanilla import Vanilla
 from lynx_moe.policies.priced import Priced
-from lynx_moe.policies.published.acceptmoe import AcceptMoe
 from lynx_moe.policies.published.alloc import Alloc
+from lynx_moe.policies.published.drafts.acceptmoe import AcceptMoe
+from lynx_moe.policies.published.drafts.moe_spec import MoeSpec
 from lynx_moe.policies.published.exfold import ExFold
 from lynx_moe.policies.published.lynx import Lynx
 from lynx_moe.policies.published.lynx_v1 import LynxV1
 from lynx_moe.policies.published.min_p import MinP
-from lynx_moe.policies.published.moe_spec import MoeSpec
 from lynx_moe.policies.published.naee import Naee
 from lynx_moe.policies.published.oea import Oea
 from lynx_moe.policies.published.reap import Reap
