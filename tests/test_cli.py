@@ -97,7 +97,8 @@ def test_serve_hands_on_all_but_the_policy_as_it_was_written(monkeypatch: pytest
         if place not in (1, 3, 9):  # between an option and its value
             CliRunner().invoke(app, ["serve", *line[:place], "--policy", "oea:k0=3", *line[place:]])
     CliRunner().invoke(app, ["serve", *line])
-    assert ran == [["oea:k0=3", *line]] * (len(line) - 2) + [["", *line]]
+    CliRunner().invoke(app, ["serve", "--verify", "remap", *line])
+    assert ran == [["oea:k0=3", "", *line]] * (len(line) - 2) + [["", "", *line], ["", "remap", *line]]
 
 
 def test_serve_without_vllm_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

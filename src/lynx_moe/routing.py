@@ -73,11 +73,20 @@ class Rows:
            model's routing and donate the experts that they load. None: every valid row.
     price  float32, finite: how much harm a load must prevent for this row. 0: the row is as if it were not remap. What
            other prices mean is the policy's (`Policy.knows_prices`). None: every row asks what the policy does.
+
+    Where a step verifies drafts, it also says of every row:
+
+    request  int64, from 0 to T - 1: rows of the same request have the same number. None: each row is of its own.
+    depth    int64: the row's place in its request's draft. 0: its token is certain. None: all are.
+    chance   float32, above 0 and at most 1: that its token is committed, which is 1 at depth 0. None: 1 for all.
     """
 
     valid: Tensor | None = None
     remap: Tensor | None = None
     price: Tensor | None = None
+    request: Tensor | None = None
+    depth: Tensor | None = None
+    chance: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,25 +202,26 @@ def select(logits_TE: Tensor, spec: RouterSpec) -> Routing:
 
 def reroute(
     logits_TE: Tensor,
-    keep_E: Tensor,
+    keep: Tensor,
     spec: RouterSpec,
     own: Routing,
     ranked: tuple[Tensor, Tensor | None] | None = None,
     rule: Callable[[Tensor], Tensor] | None = None,
 ) -> Routing:
-    """Each row's top-k inside the kept experts, in the row's own order.
+    """Each row's top-k inside the kept experts, bool [E] or [T, E], in the row's own order.
 
     A row whose own experts all stay is returned bit for bit. Where fewer than K kept experts lie in the groups that a
     row may use and above -inf (a logit that says never), its own next choices fill up. `ranked` saves the work of
     `preference` if the caller has done it. `rule` gives the weights of ids [T, K]; None: the model's.
     """
     choice_TE, allowed_TE = ranked or preference(logits_TE, spec)
-    keep_TE = keep_E & (choice_TE > -torch.inf)
+    keep_TE = keep & (choice_TE > -torch.inf)
     tier_TE = keep_TE if allowed_TE is None else allowed_TE * (1 + keep_TE.long())
     ids_TK = order_key(choice_TE, tier_TE).topk(spec.top_k, -1).indices
     # Two ways to stay: all are kept (an engine may break ties otherwise), or what is filled up with is what was there.
     again_TK = (own.ids[:, :, None] == ids_TK[:, None, :]).any(-1)
-    stays_T1 = keep_E[own.ids].all(-1, keepdim=True) | again_TK.all(-1, keepdim=True)
+    kept_TK = keep[own.ids] if keep.dim() == 1 else keep.gather(-1, own.ids)
+    stays_T1 = kept_TK.all(-1, keepdim=True) | again_TK.all(-1, keepdim=True)
     weights_TK = rule(ids_TK) if rule is not None else weigh(logits_TE, ids_TK, spec, own.weights.sum(-1, keepdim=True))
     return Routing(torch.where(stays_T1, own.ids, ids_TK), torch.where(stays_T1, own.weights, weights_TK))
 

@@ -1,7 +1,7 @@
 """Random routing steps for the policies' tests: logits of every awkward kind, routers, row masks, calibration."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import hypothesis.strategies as st
 import torch
@@ -99,4 +99,15 @@ def cases(
     def mask(share: float) -> Tensor | None:
         return None if draw(st.booleans()) else torch.rand(num_rows, generator=rng) < share
 
-    return Case(logits, spec, Rows(valid=mask(0.8), remap=mask(0.7)))
+    rows = Rows(valid=mask(0.8), remap=mask(0.7))
+    return Case(logits, spec, rows if draw(st.booleans()) else drafted(rows, num_rows, rng))
+
+
+def drafted(rows: Rows, num_rows: int, rng: torch.Generator) -> Rows:
+    """The same rows, which verify drafts of up to three tokens; some requests have none. The chances are any falling
+    ones."""
+    sizes = torch.randint(1, 5, (num_rows,), generator=rng)
+    request_T = torch.arange(num_rows).repeat_interleave(sizes)[:num_rows]
+    depth_T = torch.arange(num_rows) - torch.searchsorted(request_T, request_T)
+    chances = torch.cat((torch.ones(1), torch.rand(3, generator=rng))).cumprod(0)
+    return replace(rows, request=request_T, depth=depth_T, chance=chances[depth_T])

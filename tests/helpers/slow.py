@@ -102,12 +102,17 @@ class Batch:
         return [row.p[e] / mass * total for e in experts]
 
 
-def rerouting(batch: Batch, keep: set[int], norm: str) -> dict[int, tuple[list[int], list[float]]]:
-    """New ids and weights of every voter whose experts do not all stay."""
+def rerouting(
+    batch: Batch, keep: set[int] | dict[int, set[int]], norm: str
+) -> dict[int, tuple[list[int], list[float]]]:
+    """New ids and weights of every voter whose experts do not all stay; keep: for all voters, or for those named."""
     changed = {}
     for t, row in batch.rows.items():
-        ids = batch.reroute(row, keep | batch.free)
-        if set(ids) != set(row.own) and not set(row.own) <= keep | batch.free:
+        if isinstance(keep, dict) and t not in keep:
+            continue
+        stay = (keep[t] if isinstance(keep, dict) else keep) | batch.free
+        ids = batch.reroute(row, stay)
+        if set(ids) != set(row.own) and not set(row.own) <= stay:
             changed[t] = ids, batch.weigh(row, ids, norm, "reroute")
     return changed
 
@@ -200,6 +205,45 @@ def alloc(batch: Batch, k: float, k_base: int) -> dict[int, set[int]]:
         for row in batch.rows.values():
             kept[id(row)] |= {e for e in row.own if (-row.p[e], e) <= last}
     return kept
+
+
+def drafts(batch: Batch) -> list[list[int]]:
+    """The voters of each request that verifies a draft, by their numbers."""
+    if batch.case.rows.request is None:
+        return []
+    requests: dict[int, list[int]] = {}
+    for t in batch.rows:
+        requests.setdefault(int(batch.case.rows.request[t]), []).append(t)
+    return [rows for rows in requests.values() if len(rows) > 1]
+
+
+def moe_spec(batch: Batch, budget: int) -> dict[int, set[int]]:
+    keep = {}
+    for draft in drafts(batch):
+        rows = [batch.rows[t] for t in draft]
+        s = [math.fsum(row.p[e] for row in rows if e in row.allowed) for e in range(batch.spec.num_experts)]
+        keep |= dict.fromkeys(draft, largest(s, budget))
+    return keep
+
+
+def acceptmoe(batch: Batch) -> dict[int, set[int]]:
+    keep, depth, chance = {}, batch.case.rows.depth, batch.case.rows.chance
+    for draft in drafts(batch):
+        at = {t: int(depth[t]) for t in draft}
+        nodes = {d: sum(other == d for other in at.values()) for d in at.values()}
+        a = {t: math.sqrt(float(chance[t]) / nodes[at[t]]) for t in draft}
+        u = [
+            math.fsum(a[t] * batch.rows[t].p[e] for t in draft if e in batch.rows[t].own)
+            for e in range(batch.spec.num_experts)
+        ]
+        anchors = {e for t in draft if at[t] == 0 for e in batch.rows[t].own}
+        others = [e for e, value in enumerate(u) if e not in anchors and value > 0]
+        whole = math.fsum(u[e] for e in others)
+        entropy = -math.fsum(u[e] / whole * math.log(u[e] / whole) for e in others)
+        number = math.ceil(f32(math.exp(entropy)))
+        best = sorted(others, key=lambda e: (-f32(u[e]), e))[:number]
+        keep |= dict.fromkeys(draft, anchors | set(best))
+    return keep
 
 
 def sere(batch: Batch, num_primary: int, rho: float, similarity: list[list[float]]) -> Callable[[Row, int], int]:

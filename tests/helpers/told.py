@@ -19,11 +19,11 @@ SPEC = RouterSpec(num_experts=60, top_k=4)
 LABELS = {"model_name": "m", "engine": "0", "stage": "0"}
 
 
-def make_plan(first_layer: int = 0, **options: object) -> Plan:
+def make_plan(first_layer: int = 0, num_drafts: int = 0, **options: object) -> Plan:
     """Three layers, of which the last keeps its own routing, after a decode step of 8 rows and a prompt of 5."""
     shape = ModelShape(model_type="tiny", num_layers=3, num_experts=60, top_k=4, name="tiny")
     given = Options(policy="lynx:alpha=0.3,beta=1", **options)  # type: ignore[arg-type]
-    plan = Plan(options=given, shape=shape, max_rows=64, device=torch.device("cpu"))
+    plan = Plan(options=given, shape=shape, max_rows=64, device=torch.device("cpu"), num_drafts=num_drafts)
     names = [f"model.layers.{first_layer + number}.mlp" for number in range(3)]
     plan.layers += [Layer(name=name, spec=SPEC) for name in names]
     plan.seal()

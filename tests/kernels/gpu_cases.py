@@ -41,7 +41,7 @@ SIZES = (
     [(7, 60), (3, 64), (16, 128), (64, 128), (5, 256), (256, 128)] if ON_GPU else [(7, 60), (2, 12), (3, 64), (5, 4)]
 )
 ROUTERS = [scheme for scheme in SCHEMES if "sparsemixer" not in scheme]
-MASKS = ("none", "some", "one_decodes", "no_valid", "no_remap", "prices", "prices_alone")
+MASKS = ("none", "some", "one_decodes", "no_valid", "no_remap", "prices", "prices_alone", "drafts", "prices_drafts")
 TIERS = torch.tensor([0.0, 0.01, 0.03, 0.1, 0.5, 50.0])
 # Every policy, size and scheme with several of the others; a GPU compiles each of them for seconds, so it has fewer.
 STEPS = [
@@ -66,7 +66,8 @@ def make_masks(kind: str, num_rows: int, rng: torch.Generator) -> Rows | None:
         price = TIERS[torch.randint(len(TIERS), (num_rows + 9,), generator=rng)].to(DEVICE)[:num_rows]
     if kind == "prices_alone":
         valid = torch.arange(num_rows + 9) == num_rows // 2
-    return Rows(valid=valid.to(DEVICE)[:num_rows], remap=remap.to(DEVICE)[:num_rows], price=price)
+    chance = torch.rand(num_rows, generator=rng).clamp(min=0.01).to(DEVICE) if kind.endswith("drafts") else None
+    return Rows(valid=valid.to(DEVICE)[:num_rows], remap=remap.to(DEVICE)[:num_rows], price=price, chance=chance)
 
 
 def poisoned(function):
@@ -269,6 +270,7 @@ def test_a_graph_follows_its_masks_prices_and_logits(text: str) -> None:
         valid=torch.ones(16, dtype=torch.bool, device=DEVICE),
         remap=torch.ones(16, dtype=torch.bool, device=DEVICE),
         price=torch.ones(16, device=DEVICE),
+        chance=torch.ones(16, device=DEVICE),
     )
     own = select(logits, spec)
     policy.decide(logits, spec, rows, own)  # compiles
@@ -283,5 +285,6 @@ def test_a_graph_follows_its_masks_prices_and_logits(text: str) -> None:
         for mask in (rows.valid, rows.remap):
             mask.copy_(torch.rand(16, generator=rng) < 0.7)
         rows.price.copy_(TIERS[torch.randint(len(TIERS), (16,), generator=rng)])
+        rows.chance.copy_(torch.rand(16, generator=rng).clamp(min=0.01))
         graph.replay()
         assert torch.equal(got.ids.long(), policy.route(logits, spec, rows, own).ids)

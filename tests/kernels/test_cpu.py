@@ -78,10 +78,11 @@ def test_the_kernel_decides_as_the_definition_does(text, seed, num_rows, sizes, 
     masked=st.booleans(),
     calibrated=st.booleans(),
     priced=st.booleans(),
+    drafts=st.booleans(),
     narrow=st.booleans(),
 )
 def test_priced_decides_as_the_definition_does(
-    text, seed, num_rows, sizes, kind, scoring, masked, calibrated, priced, narrow
+    text, seed, num_rows, sizes, kind, scoring, masked, calibrated, priced, drafts, narrow
 ) -> None:
     rng = torch.Generator().manual_seed(seed)
     num_experts, top_k = sizes
@@ -90,7 +91,8 @@ def test_priced_decides_as_the_definition_does(
     logits = spoil(kind, torch.randn(num_rows, num_experts, generator=rng) * 2, rng)
     valid, remap = (torch.rand(num_rows, generator=rng) < share for share in (0.8, 0.7))
     price = TIERS[torch.randint(len(TIERS), (num_rows,), generator=rng)] if priced else None
-    rows = Rows(valid=valid if masked else None, remap=remap if masked else None, price=price)
+    chance = torch.rand(num_rows, generator=rng).clamp(min=0.01) if drafts else None
+    rows = Rows(valid=valid if masked else None, remap=remap if masked else None, price=price, chance=chance)
     own = select(logits, spec)
     marked = Routing(
         own.ids.int() if narrow else own.ids, own.weights * 1.5

@@ -1,5 +1,7 @@
 """What holds for every policy, always: this file walks the policy table."""
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -39,6 +41,9 @@ SPECS = [
     "naee:beta=0.5",
     "min-p:k_min=1,threshold=0.5",
     "reap:share=0.5",
+    "moe-spec:budget=8",
+    "moe-spec:budget=8,norm=mass",
+    "acceptmoe",
     "random:num_keep=8",
 ]
 walk = pytest.mark.parametrize("text", SPECS)
@@ -76,7 +81,7 @@ def test_only_experiments_outside_the_table_are_unguarded() -> None:
 @examples
 @given(case=cases())
 def test_identity_with_nothing_to_remap(text: str, case: Case) -> None:
-    rows = Rows(valid=case.rows.valid, remap=torch.zeros(len(case.logits), dtype=torch.bool))
+    rows = replace(case.rows, remap=torch.zeros(len(case.logits), dtype=torch.bool))
     assert same(route(text, case, rows), select(case.logits, case.spec), case.valid)
 
 
@@ -88,10 +93,10 @@ def test_a_price_of_0_is_a_row_that_may_not_be_remapped(text: str, case: Case, s
     on_T = torch.rand(num_rows, generator=torch.Generator().manual_seed(seed)) < 0.6
     price_T = torch.where(on_T, torch.tensor(policy.asks), 0.0)
     may_T = on_T if case.rows.remap is None else on_T & case.rows.remap
-    masked, priced = Rows(valid=case.rows.valid, remap=may_T), Rows(**{**vars(case.rows), "price": price_T})
+    masked, priced = replace(case.rows, remap=may_T), replace(case.rows, price=price_T)
     assert same(route(text, case, priced), route(text, case, masked), torch.ones(num_rows, dtype=torch.bool))
     if not policy.knows_prices:  # then prices are nothing else
-        dearer = Rows(**{**vars(priced), "price": 7 * price_T})
+        dearer = replace(priced, price=7 * price_T)
         assert same(route(text, case, dearer), route(text, case, masked), torch.ones(num_rows, dtype=torch.bool))
 
 
@@ -147,10 +152,10 @@ def test_rows_that_keep_their_routing_are_untouched(text: str, case: Case) -> No
 @given(case=cases())
 def test_permuted_rows_permute_the_result(text: str, case: Case) -> None:
     order = torch.randperm(len(case.logits), generator=torch.Generator().manual_seed(1))
-    valid, remap = (None if m is None else m[order] for m in (case.rows.valid, case.rows.remap))
-    permuted = route(text, Case(case.logits[order], case.spec, Rows(valid=valid, remap=remap)))
-    straight, rows = route(text, case), case.valid[order]
-    assert same(permuted, Routing(straight.ids[order], straight.weights[order]), rows)
+    rows = Rows(**{name: None if part is None else part[order] for name, part in vars(case.rows).items()})
+    permuted = route(text, Case(case.logits[order], case.spec, rows))
+    straight, mine = route(text, case), case.valid[order]
+    assert same(permuted, Routing(straight.ids[order], straight.weights[order]), mine)
 
 
 @walk
@@ -195,12 +200,14 @@ def test_traces_as_one_graph_of_fixed_shapes(text: str, scheme: str) -> None:
     policies = {device: make(text, 64, device) for device in ("cpu", "meta")}
 
     def decide(logits: torch.Tensor, *rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = Rows(**dict(zip(("valid", "remap", "price"), rows, strict=True)))
+        rows = Rows(**dict(zip(("valid", "remap", "price", "request", "depth", "chance"), rows, strict=True)))
         routing = policies[logits.device.type].route(logits, case.spec, rows)
         return routing.ids, routing.weights
 
     masks = torch.tensor([1, 1, 1, 1, 1, 0, 1]).bool(), torch.tensor([1, 1, 0, 1, 1, 1, 1]).bool()
     masks = (*masks, torch.tensor([0.1, 0.0, 0.03, 0.1, 0.01, 0.1, 0.1]))
+    masks = (*masks, torch.tensor([0, 0, 0, 1, 2, 3, 3]), torch.tensor([0, 1, 2, 0, 0, 0, 1]))
+    masks = (*masks, torch.tensor([1, 0.6, 0.3, 1, 1, 1, 0.6]))
     torch._dynamo.reset()  # one code object serves all policies here, and dynamo counts its recompilations
     traced = torch.compile(decide, backend="eager", fullgraph=True)(case.logits, *masks)
     assert same(Routing(*traced), Routing(*decide(case.logits, *masks)), torch.ones(7, dtype=torch.bool))

@@ -18,7 +18,7 @@ def decided(case: Case, specs: tuple[str, ...] = SPECS) -> tuple[Routing, Routin
     may_T = case.valid if case.rows.remap is None else case.valid & case.rows.remap
     groups = [(make_policy(spec), may_T & (turn_T == place)) for place, spec in enumerate(specs)]
     own = select(case.logits, case.spec)
-    final = decide_groups(groups, case.logits, case.spec, own, case.rows.valid)
+    final = decide_groups(groups, case.logits, case.spec, own, case.rows)
     return own, final, ~torch.stack([rows_T for _, rows_T in groups]).any(0)
 
 
@@ -68,7 +68,7 @@ def test_permuting_rows_permutes_the_result(case: Case) -> None:
 def test_one_group_is_its_policy_alone(case: Case) -> None:
     policy, own = make_policy("lynx:alpha=0.7,beta=1"), select(case.logits, case.spec)
     may_T = case.valid if case.rows.remap is None else case.valid & case.rows.remap
-    final = decide_groups([(policy, may_T)], case.logits, case.spec, own, case.rows.valid)
+    final = decide_groups([(policy, may_T)], case.logits, case.spec, own, case.rows)
     alone = policy.decide(case.logits, case.spec, Rows(valid=case.rows.valid, remap=may_T), own)
     assert torch.equal(final.ids[case.valid], alone.ids[case.valid])
     assert torch.equal(bits(final.weights[case.valid]), bits(alone.weights[case.valid]))

@@ -32,6 +32,15 @@ def xshare_alpha(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
     return "xshare:alpha=0.6,k0=1", slow.rerouting(batch, slow.xshare(batch, budget, 1), norm)
 
 
+def moe_spec(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
+    budget = batch.spec.top_k + 1
+    return f"moe-spec:budget={budget}", slow.rerouting(batch, slow.moe_spec(batch, budget), norm)
+
+
+def acceptmoe(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
+    return "acceptmoe:", slow.rerouting(batch, slow.acceptmoe(batch), norm)
+
+
 def reap(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
     keep = slow.largest(table["gate_norm"], batch.spec.num_experts // 2)
     return "reap:share=0.5", slow.rerouting(batch, keep, norm)
@@ -74,7 +83,7 @@ def exfold(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
 
 
 RULES: dict[Callable, tuple[str, ...]] = {
-    **dict.fromkeys((oea, xshare, xshare_alpha, reap, topk, alloc, naee, min_p), NORMS),
+    **dict.fromkeys((oea, xshare, xshare_alpha, moe_spec, acceptmoe, reap, topk, alloc, naee, min_p), NORMS),
     **dict.fromkeys((sere, exfold), ("own", "fold", *NORMS)),
 }
 CASES = [(rule, norm) for rule, norms in RULES.items() for norm in norms]
@@ -92,7 +101,7 @@ def compare(rule: Callable, norm: str, case: Case, order: list[int]) -> bool:
     batch = Batch(case, own)
     tensors = make_calibration(case.spec.num_experts)
     text, changed = rule(batch, norm, {name: tensor.tolist() for name, tensor in tensors.items()})
-    policy = make_policy(f"{text},norm={norm}").for_layer(0, {0: tensors})
+    policy = make_policy(f"{text},norm={norm}".replace(":,", ":")).for_layer(0, {0: tensors})
     routing = policy.route(case.logits, case.spec, case.rows, own)
     ids, weights = own.ids.clone(), own.weights.clone()
     for t, (new_ids, new_weights) in changed.items():
@@ -121,9 +130,12 @@ def test_a_policy_is_its_transcription(rule: Callable, norm: str, case: Case, da
 
 
 def plain_cases() -> Iterator[Case]:
-    for seed, scheme in enumerate(("softmax", "softmax_raw", "sigmoid_bias", "sqrtsoftplus_bias", "grouped_bias") * 3):
+    for seed, scheme in enumerate(("softmax", "softmax_raw", "sigmoid_bias", "sqrtsoftplus_bias", "grouped_bias") * 4):
         rng = torch.Generator().manual_seed(seed)
-        yield Case(make_logits("normal", 4 + seed % 3, 12, rng), make_spec(scheme, 12, rng), Rows())
+        place, num_rows = torch.arange(6), 4 + seed % 3
+        draft = Rows(request=place * 0, depth=place, chance=0.6 ** place.float())
+        rows = Rows(**{name: None if part is None else part[:num_rows] for name, part in vars(draft).items()})
+        yield Case(make_logits("normal", num_rows, 12, rng), make_spec(scheme, 12, rng), rows)
 
 
 @pytest.mark.parametrize(("rule", "norm"), CASES, ids=lambda x: getattr(x, "__name__", x))

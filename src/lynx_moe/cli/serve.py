@@ -20,6 +20,9 @@ SERVER = "lynx_moe.engines.vllm.launch.serve"
 def serve(
     context: typer.Context,
     policy: Annotated[str | None, typer.Option(help=f"Spec string (default: {DEFAULT}).")] = None,
+    verify: Annotated[
+        str | None, typer.Option(help="How drafts are verified: exact, remap or draft (default: exact).")
+    ] = None,
 ) -> None:
     """`vllm serve MODEL` with a policy on; all else on the line is vLLM's, see `vllm serve --help=all`."""
     if importlib.util.find_spec("vllm") is None:
@@ -28,4 +31,4 @@ def serve(
             "lynx-moe: pip install '.[cpu]'"
         )
     spec = "" if policy is None else make_policy(policy).spec
-    os.execv(sys.executable, [sys.executable, "-m", SERVER, spec, *context.args])
+    os.execv(sys.executable, [sys.executable, "-m", SERVER, spec, verify or "", *context.args])

@@ -45,8 +45,9 @@ def priced(
     if own_ids.dtype not in (torch.int32, torch.int64):
         own_ids = own_ids.long()
     ids, weights = torch.empty_like(own_ids), torch.empty_like(own_weights)
-    valid, remap, price = (None, None, None) if rows is None else (rows.valid, rows.remap, rows.price)
-    kept = [None if part is None else part.contiguous() for part in (valid, remap, price, gain_E)]
+    rows = rows or Rows()
+    of_rows = (rows.valid, rows.remap, rows.price, rows.chance, gain_E)
+    kept = [None if part is None else part.contiguous() for part in of_rows]
     counts = loops()(
         *(logits_TE.data_ptr(), logits_TE.element_size(), logits_TE.stride(0)),
         *(own_ids.data_ptr(), own_ids.element_size(), own_weights.data_ptr()),

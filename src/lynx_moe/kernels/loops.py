@@ -30,7 +30,7 @@ def pointer(typing: Any, address: Any) -> Any:
 
 @compiled
 def by_address(
-    logits, logit_bytes, stride, own_ids, id_bytes, own_weights, valid, remap, price, gain, ids, weights,
+    logits, logit_bytes, stride, own_ids, id_bytes, own_weights, valid, remap, price, chance, gain, ids, weights,
     num_rows, num_experts, top_k, asks, power, steep, first_share, alone, most,
 ):  # fmt: skip
     """`Priced.route` on tensors by their addresses, 0 for None; returns (experts before, after, rows that changed).
@@ -57,6 +57,7 @@ def by_address(
     new_weight = carray(pointer(weights), num_slots, np.float32)
     valid_T, remap_T = carray(pointer(valid), num_rows, np.bool_), carray(pointer(remap), num_rows, np.bool_)
     price_T, gain_E = carray(pointer(price), num_rows, np.float32), carray(pointer(gain), num_experts, np.float64)
+    chance_T = carray(pointer(chance), num_rows, np.float32)
     first_valid, num_voters, donates = -1, 0, False
     status, keeps = np.zeros(num_experts, dtype=np.int64), np.zeros(num_experts, dtype=np.int64)
     before = 0
@@ -77,13 +78,15 @@ def by_address(
     for slot in range(num_slots):
         new_weight[slot] = own_weight[slot]
     if num_voters:
-        value, factor = np.zeros(num_slots), np.ones(num_rows)
+        value, factor, counts = np.zeros(num_slots), np.ones(num_rows), np.ones(num_rows)
         middle = np.float32(asks)
         if price:
             middle = middle_price(price_T, votes, num_voters, np.float32(most), factor)
         if num_voters == 1 and not donates:
             middle = np.float32(middle * np.float32(alone))
         for t in range(num_rows):
+            if chance:
+                counts[t] = chance_T[t]
             whole = 0.0
             for slot in range(t * top_k, (t + 1) * top_k):
                 whole += own_weight[slot]
@@ -93,7 +96,7 @@ def by_address(
                     if gain:
                         share *= gain_E[own[slot]]
                     value[slot] = share * share
-        keep(own, value, factor, votes, keeps, status, middle, steep, first_share)
+        keep(own, value, factor, counts, votes, keeps, status, middle, steep, first_share)
         changed = settle(own, own_weight, votes, status, power, new, new_weight)
         after = 0
         for e in range(num_experts):
@@ -131,10 +134,10 @@ def middle_price(price_T, votes, num_voters, most, factor):
 
 
 @compiled
-def keep(own, value, factor, votes, keeps, status, price, steep, first_share):
+def keep(own, value, factor, counts, votes, keeps, status, price, steep, first_share):
     """`Priced.keep`: status [E] of what is loaded becomes KEPT, also where `keeps` says so, or DROPPED.
 
-    own, value: by slots, value 0 for rows that do not vote."""
+    own, value: by slots, value 0 for rows that do not vote. counts: by rows, what their harm is multiplied by."""
     num_rows, num_experts = len(votes), len(status)
     top_k = len(own) // num_rows
     harm, mixed_harm = np.zeros(num_experts), np.zeros(num_experts)
@@ -146,7 +149,7 @@ def keep(own, value, factor, votes, keeps, status, price, steep, first_share):
                 x = lost[t]
                 for slot in range(t * top_k, (t + 1) * top_k):
                     one = value[slot]
-                    added = one + steep * (one * (3 * x * (x + one) + one * one))
+                    added = (one + steep * (one * (3 * x * (x + one) + one * one))) * counts[t]
                     harm[own[slot]] += added
                     mixed_harm[own[slot]] += added * factor[t]
         bound = np.float32(share * price)

@@ -12,6 +12,8 @@ from lynx_moe.policies.controls.random import Random
 from lynx_moe.policies.controls.vanilla import Vanilla
 from lynx_moe.policies.priced import Priced
 from lynx_moe.policies.published.alloc import Alloc
+from lynx_moe.policies.published.drafts.acceptmoe import AcceptMoe
+from lynx_moe.policies.published.drafts.moe_spec import MoeSpec
 from lynx_moe.policies.published.exfold import ExFold
 from lynx_moe.policies.published.lynx import Lynx
 from lynx_moe.policies.published.lynx_v1 import LynxV1
@@ -24,7 +26,11 @@ from lynx_moe.policies.published.topk import TopK
 from lynx_moe.policies.published.xshare import XShare
 
 POLICIES: dict[str, type[Policy]] = {
-    p.name: p for p in (Vanilla, Priced, Lynx, LynxV1, Oea, XShare, Sere, ExFold, TopK, Alloc, Naee, MinP, Reap, Random)
+    p.name: p
+    for p in (
+        *(Vanilla, Priced, Lynx, LynxV1, Oea, XShare, Sere, ExFold, TopK, Alloc),
+        *(Naee, MinP, Reap, MoeSpec, AcceptMoe, Random),
+    )
 }
 
 DEFAULT = "priced"  # where a command is told no policy: the lowest KL at a share of experts (docs/results/bakeoff.md)

@@ -33,6 +33,9 @@ What neighbours ask does matter. One that asks more defends less what both need,
 among rows of its own price, and less beside one that asks less or is exact. But whatever they ask, a row keeps every
 expert whose loss alone costs it more than its price, v + STEEP v^3 > price[t].
 
+A row that verifies a drafted token may be wasted. Its harm is multiplied by the chance that the token is committed
+(`Rows.chance`): what matters is the harm to expect.
+
 A row alone has nobody to share an expert with, so at the same price it would lose more than rows of a batch do: it asks
 ALONE times its price.
 
@@ -172,6 +175,8 @@ class Priced(Ranked, Calibrated, Keeping):
             # (x + v)^3 - x^3, without the difference of near equals
             cube_TK = value_TK * (3 * lost_T1 * (lost_T1 + value_TK) + value_TK * value_TK)
             added_TK = value_TK + STEEP * cube_TK
+            if step.chance_T is not None:
+                added_TK = added_TK * step.chance_T.double()[:, None]
             harm_E = harm(added_TK)
             common_E = common_E & self._worth(harm_E, common_E, step.free_E, share, price)
             if factor_T1 is None:

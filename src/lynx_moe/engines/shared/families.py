@@ -72,6 +72,26 @@ FAMILIES = {
         "Rows that may be remapped, by the price that they ask, under policies that know prices; 0 is vanilla.",
         ("price",),
     ),
+    "lynx_moe_verified_rows": Family(
+        "counter",
+        "Rows that verified drafts, each draft's first row included: remappable by the policy, or exact.",
+        ("handling",),
+    ),
+    "lynx_moe_drafts": Family("counter", "Drafts that were verified."),
+    "lynx_moe_draft_tokens": Family("counter", "Drafted tokens that were verified; deep ones are 9+.", ("depth",)),
+    "lynx_moe_draft_tokens_accepted": Family("counter", "Of these, the accepted ones.", ("depth",)),
+    "lynx_moe_draft_chance": Family(
+        "gauge", "Running chance that a drafted token of this depth is committed.", ("depth",)
+    ),
+    "lynx_moe_drafter_passes": Family("counter", "Passes of a model that drafts, by kind as steps are.", ("kind",)),
+    "lynx_moe_drafter_layer_steps": Family("counter", "As lynx_moe_layer_steps, of its layers.", ("layers", "step")),
+    "lynx_moe_drafter_distinct_experts_before": Family(
+        "counter", "As lynx_moe_distinct_experts_before, of its layers.", ("layers", "step"), ranks="own"
+    ),
+    "lynx_moe_drafter_distinct_experts_after": Family(
+        "counter", "As lynx_moe_distinct_experts_after, of its layers.", ("layers", "step"), ranks="own"
+    ),
+    "lynx_moe_drafter_policy_info": Family("gauge", "The policy of its layers.", ("policy",)),
     "lynx_moe_steps": Family("counter", "Engine steps: decode, mixed, prefill, or single (one row alone).", ("kind",)),
     "lynx_moe_decision_seconds": Family(
         "summary",

@@ -7,6 +7,7 @@ import torch
 
 from lynx_moe.calibration.artifact import attach
 from lynx_moe.policies import ONE_RANK, Placement, Policy
+from lynx_moe.policies.contract.trial import tried
 from lynx_moe.routing import RouterSpec
 
 
@@ -34,3 +35,11 @@ def fitted(policy: Policy, layers: Sequence[Layer], model: str, device: torch.de
         except ValueError as error:
             raise ValueError(f"{error} (layer {layer.name} of {model})") from None
     return by_layer
+
+
+def tried_on(by_layer: Sequence[Policy], layers: Sequence[Layer], device: torch.device) -> None:
+    """So that the first step that fails, or on a CPU waits for a compiler, is none of a user's."""
+    if device.type == "cpu":
+        firsts = {(layer.spec.num_experts, layer.spec.top_k): number for number, layer in enumerate(layers)}
+        for number in firsts.values():
+            tried(by_layer[number], layers[number].spec)

@@ -80,7 +80,9 @@ class Stats:
     alone; prefill ones (no decode row) have nothing to gain and are passed by.
     bypassed_layers: layer -> why it keeps the model's own routing.
     decision_us: mean microseconds of a decision (one layer, one step), counting included; None where the host does not
-    wait for it, and where nobody measured it. guard: where the quality guard stands; None: there is none."""
+    wait for it, and where nobody measured it. guard: where the quality guard stands; None: there is none. verified:
+    what became of drafts; None: nothing drafts. drafter: the same of the model that drafts, whose steps are its passes;
+    None: none does, or it has no MoE layers."""
 
     policy: str
     steps: dict[str, int]
@@ -88,6 +90,8 @@ class Stats:
     bypassed_layers: dict[str, str]
     decision_us: float | None = None
     guard: dict[str, Any] | None = None
+    verified: dict[str, Any] | None = None
+    drafter: "Stats | None" = None
 
     @property
     def mean_before(self) -> float:

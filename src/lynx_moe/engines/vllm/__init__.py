@@ -67,7 +67,7 @@ def set_policy(spec: str) -> str:
     Raises ValueError for a bad spec, and where CUDA graphs have recorded the policy: start those with
     `enforce_eager=True`, or build one engine per policy.
     """
-    return active().set_policy(spec)
+    return active().governed.set_policy(spec)
 
 
 def set_guard(options: dict[str, Any] | None) -> None:

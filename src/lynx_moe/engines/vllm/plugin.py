@@ -7,9 +7,10 @@ configuration asks for a policy:
       AsyncLLM, LLMEngine                        refuse bad wishes of requests -> admission.py
       build_app, run_request                     refuse bodies whose wish would be lost -> bodies.py
       EngineCore, its block hashes               what the prefix cache shares -> cache.py
+      Scheduler                                  what became of drafts -> verified.py
       wait_for_engine_startup                    says why an engine did not start -> refusals.py
     VllmConfig.compute_hash            leaves our options out of what compiled graphs are found by
-    initialize_model                   makes the plan, while the model is built -> hooks.build
+    initialize_model                   makes the plan, while the model is built -> hooks.build, drafting.build
       fused_moe.layer.create_fused_moe_router    every MoE layer gets its router from here -> LynxRouter
       the model runner's input preparation       writes the masks of the step
 """
@@ -60,12 +61,15 @@ def register() -> None:
 def _wrap_core() -> None:
     import vllm.v1.core.block_pool as block_pool
     import vllm.v1.core.kv_cache_utils as kv_cache_utils
+    import vllm.v1.core.sched.scheduler as scheduler
     import vllm.v1.engine.core as core
 
-    from lynx_moe.engines.vllm.step import cache
+    from lynx_moe.engines.vllm.step import cache, verified
 
     wrap(core.EngineCore, "add_request", cache.add_request)
     wrap(core.EngineCore, "collective_rpc", cache.collective_rpc)
+    wrap(scheduler.Scheduler, "make_spec_decoding_stats", verified.seen)
+    wrap(scheduler.Scheduler, "schedule", verified.hand_over)
     for module in (kv_cache_utils, block_pool):
         wrap(module, "generate_block_hash_extra_keys", cache.extra_keys)
 
@@ -97,9 +101,14 @@ def _wrap_front_end() -> None:
 
 
 def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    from lynx_moe.engines.vllm.launch import refusals, speculation
+    from lynx_moe.engines.vllm.launch.options import KEY, Options, check_engine
+
+    given = args[0]  # the EngineArgs
+    if isinstance(given.additional_config, dict) and KEY in given.additional_config:
+        with refusals.refusing():  # before vLLM, which compares sizes only, and says so in several lines
+            speculation.check_vocabulary(given.model, given.speculative_config)
     vllm_config = original(*args, **kwargs)
-    from lynx_moe.engines.vllm.launch import refusals
-    from lynx_moe.engines.vllm.launch.options import Options, check_engine
 
     with refusals.refusing():
         options = Options.of(vllm_config)
@@ -146,8 +155,13 @@ def _initialize_model(original: Callable[..., Any], vllm_config: Any, *args: Any
     options = Options.of(vllm_config)
     if options is None:
         return original(vllm_config, *args, **kwargs)
-    from lynx_moe.engines.vllm.model import hooks
+    from lynx_moe.engines.vllm.launch import speculation
+    from lynx_moe.engines.vllm.model import drafting, hooks
 
     with refusals.refusing():
         check_engine(vllm_config)
-    return hooks.build(functools.partial(original, vllm_config, *args, **kwargs), vllm_config, options)
+    make_model = functools.partial(original, vllm_config, *args, **kwargs)
+    model_config = kwargs.get("model_config") or vllm_config.model_config
+    if speculation.is_drafter(model_config):
+        return drafting.build(make_model, vllm_config, options, model_config)
+    return hooks.build(make_model, vllm_config, options)

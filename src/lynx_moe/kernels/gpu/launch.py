@@ -24,7 +24,8 @@ def two_launches(logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Ro
     if logits_TE.stride(1) != 1:
         logits_TE = logits_TE.contiguous()
     own_ids, own_weights = own.ids.contiguous(), own.weights.contiguous()
-    valid, remap, prices = (None, None, None) if rows is None else (rows.valid, rows.remap, rows.price)
+    rows = rows or Rows()
+    valid, remap, prices, chances = rows.valid, rows.remap, rows.price, rows.chance
     ids, weights = torch.empty_like(own_ids), torch.empty_like(own_weights, dtype=torch.float32)
     state = torch.empty(size(num_rows, num_experts), dtype=torch.int64, device=logits_TE.device)
     counts = torch.empty(4, dtype=torch.int64, device=logits_TE.device)
@@ -34,7 +35,8 @@ def two_launches(logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Ro
     sorts = (vote.rule == "bins" and vote.alpha is None) or (vote.rule == "price" and prices is not None)
     tile_rows = min(rows_padded, max(1, TILE // columns))
     keep_kernel[(1,)](
-        *(logits_TE, logits_TE.stride(0), own_ids, own_weights, valid, remap, prices, spec.bias, vote.given_E, state),
+        *(logits_TE, logits_TE.stride(0), own_ids, own_weights, valid, remap, prices, chances, spec.bias),
+        *(vote.given_E, state),
         *(num_rows, vote.alpha or 0.0, vote.number, vote.seed, min(vote.price, MOST), vote.alone or 0.0),
         MODE=vote.rule,
         OPEN=vote.rule == "bins" and vote.alpha is None,
@@ -50,6 +52,7 @@ def two_launches(logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Ro
         STEEP=vote.steep,
         GAINS=vote.given_E is not None,
         PRICES=prices is not None,
+        CHANCES=chances is not None,
         ALONE=vote.alone is not None,
         num_warps=max(4, min(16, tile_rows * columns // (32 * PER_THREAD))),
         **shape,

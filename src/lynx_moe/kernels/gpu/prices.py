@@ -28,13 +28,13 @@ def middle_price(prices, state, T, voters, E: tl.constexpr, TP: tl.constexpr):
 
 @triton.jit
 def worth(
-    own_ids, own_weights, gain, prices, state, T, middle, part, number, expert, real, free, E: tl.constexpr,
+    own_ids, own_weights, gain, prices, chances, state, T, middle, part, number, expert, real, free, E: tl.constexpr,
     K: tl.constexpr, KP: tl.constexpr, S: tl.constexpr, PASSES: tl.constexpr, STEEP: tl.constexpr, GAINS: tl.constexpr,
-    COUNTED: tl.constexpr, MIXED: tl.constexpr,
+    COUNTED: tl.constexpr, MIXED: tl.constexpr, CHANCES: tl.constexpr,
 ):  # fmt: skip
     """`Priced.keep` with the donated ones: bool [C]. COUNTED: by `number` instead of a price; SUM then holds the votes.
-    MIXED: rows have prices of their own, and `middle` is the middle one; SUM then holds their harm. part: of the price,
-    what is asked.
+    MIXED: rows have prices of their own, and `middle` is the middle one; SUM then holds their harm. CHANCES: harm is
+    multiplied by a row's chance. part: of the price, what is asked.
 
     KEEP and AFTER are overwritten. S: rows of a tile of slots."""
     keep_at, slot = state + 8 + KEEP * E, tl.arange(0, KP)
@@ -63,11 +63,14 @@ def worth(
             stayed = tl.load(keep_at + own, mask=inside, other=1) != 0
             lost = tl.sum(tl.where(stayed, 0.0, value), 1)[:, None]
             cube = value * (3 * lost * (lost + value) + value * value)
-            tl.atomic_add(harm_at + own, value + STEEP * cube, mask=inside, sem="relaxed")
+            added = value + STEEP * cube
+            if CHANCES:
+                added = added * tl.load(chances + row, mask=votes, other=1.0).to(tl.float64)[:, None]
+            tl.atomic_add(harm_at + own, added, mask=inside, sem="relaxed")
             if MIXED:
                 asked = tl.minimum(tl.load(prices + row, mask=votes, other=1.0), MOST).to(tl.float64)
-                added = (value + STEEP * cube) * (middle.to(tl.float64) / asked)[:, None]
-                tl.atomic_add(mixed_at + own, added, mask=inside, sem="relaxed")
+                at_price = added * (middle.to(tl.float64) / asked)[:, None]
+                tl.atomic_add(mixed_at + own, at_price, mask=inside, sem="relaxed")
         tl.debug_barrier()
         harm = tl.load(harm_at + expert, mask=real, other=0.0).to(tl.float32)
         if COUNTED:

@@ -40,6 +40,8 @@ GRIDS: dict[str, Callable[[int, int], Sequence[str]]] = {
     "sere": lambda e, k: over("sere:num_primary={},rho={}", range(1, max(2, k // 2 + 1)), (0.0, 0.5)),
     "exfold": lambda e, k: over("exfold:num_keep={}", sorted({max(1, k // 2), *budgets(e, k)})),
     "reap": lambda e, k: over("reap:num_keep={}", budgets(e, k)),
+    "moe-spec": lambda e, k: over("moe-spec:budget={}", budgets(e, k)),
+    "acceptmoe": lambda e, k: ["acceptmoe"],
     "random": lambda e, k: over("random:num_keep={}", budgets(e, k)),
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
-"""The three forms in which a policy loads fewer experts. A policy says what it says; its form makes the routing.
+"""The forms in which a policy loads fewer experts. A policy says what it says; its form makes the routing.
 
     Rerouting   keep(step):    which experts stay; every row chooses its top-k among them
+    Verifying   keep(step):    the same for each request by itself, whose rows verify a draft
     Dropping    live(step):    which slots of the model's own routing stay; a row gets fewer than k experts
     Merging     targets(step): which expert takes over each slot; slots of a row that meet on an expert are merged
 
@@ -35,6 +36,26 @@ class Rerouting(Keeping):
     def stays(self, step: Step) -> Tensor:
         """bool [E]: the experts among which rows choose, the donated ones with them."""
         return self.keep(step) | step.free_E
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verifying(Reweighing):
+    """The rows that verify a request's draft choose anew, among what stays for this request. Rows that decode verify
+    nothing, and keep their routing."""
+
+    def keep(self, step: Step) -> Tensor:
+        """bool [T, E]: the experts that stay, the same for all rows of a request. Donated ones are added."""
+        raise NotImplementedError(f"{self.name} must define keep()")
+
+    def propose(self, step: Step) -> Routing:
+        def rule(ids_TK: Tensor) -> Tensor:
+            return by_norm(self.norm, step, ids_TK, mass_T1=step.own_mass())
+
+        ones_T1 = torch.ones_like(step.logits_TE[:, :1])
+        verifies_T1 = step.by_request(ones_T1) > 1
+        ranked = (step.choice_TE, step.allowed_TE)
+        keep_TE = self.keep(step) | step.free_E | ~verifies_T1
+        return reroute(step.logits_TE, keep_TE, step.spec, step.own, ranked, rule)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ Shapes: T rows, E experts, K = top_k.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,22 +18,24 @@ def decide_groups(
     logits_TE: Tensor,
     spec: RouterSpec,
     own: Routing,
-    valid_T: Tensor | None = None,
-    price_T: Tensor | None = None,
+    rows: Rows | None = None,
 ) -> Routing:
     """One layer of one step; `groups` are (policy, bool [T]) in the order in which they settle, no row in two of them.
 
-    price_T: what rows ask (`Rows.price`); rows whose policies differ in price only are one group.
+    rows: what is known of all rows, who may be remapped apart. Rows whose policies differ in price only are one group.
     A group's rows vote among themselves. Rows outside all groups keep `own`, and they and the groups before a group
     donate what they load; the groups after it are not there yet. The contract of a single policy holds for the whole:
     if the step would load more than the model's own routing does, it keeps the latter.
     """
+    rows = rows or Rows()
+    valid_T = rows.valid
     real_T = torch.ones_like(groups[0][1]) if valid_T is None else valid_T
     waiting_T = torch.stack([rows_T for _, rows_T in groups]).any(0)
     final = own
     for policy, rows_T in groups:
         waiting_T = waiting_T & ~rows_T
-        decided = policy.decide(logits_TE, spec, Rows(valid=real_T & ~waiting_T, remap=rows_T, price=price_T), final)
+        mine = replace(rows, valid=real_T & ~waiting_T, remap=rows_T)
+        decided = policy.decide(logits_TE, spec, mine, final)
         mine_T1 = (rows_T & real_T)[:, None]
         final = Routing(
             torch.where(mine_T1, decided.ids, final.ids), torch.where(mine_T1, decided.weights, final.weights)

@@ -16,6 +16,9 @@ class Step:
     own         the model's own routing
     voters_T    bool: the rows that may be remapped
     price_T     float32: what rows ask (`Rows.price`); None: what the policy does
+    request_T   int64: rows of one request have the same number; None: each row is of its own
+    depth_T     int64: a row's place in its request's draft; None: 0
+    chance_T    float32: that a row's token is committed; None: 1
     free_E      bool: experts that rows which keep their own routing load anyway
     choice_TE   float32: what the model ranks by (`routing.preference`)
     allowed_TE  bool: the experts that the model's groups let a row choose from; None: all
@@ -29,6 +32,9 @@ class Step:
     choice_TE: Tensor
     allowed_TE: Tensor | None
     price_T: Tensor | None = None
+    request_T: Tensor | None = None
+    depth_T: Tensor | None = None
+    chance_T: Tensor | None = None
 
     def best(self, num: int) -> Tensor:
         """int64 [T, num]: every row's first experts, in the model's order."""
@@ -64,6 +70,14 @@ class Step:
         count = torch.zeros(self.spec.num_experts + 1, dtype=torch.int64, device=ids_TK.device)
         return count.scatter_add(0, ids_TK.flatten(), torch.ones_like(ids_TK.flatten()))[:-1]
 
+    def by_request(self, value_TN: Tensor) -> Tensor:
+        """float64 [T, N]: at every row, the sum over the voters of its request. Compared in float32, it does not tell
+        the rows' order."""
+        value_TN = value_TN.double().where(self.voters_T[:, None], 0.0)
+        if self.request_T is None:
+            return value_TN
+        return torch.zeros_like(value_TN).index_add(0, self.request_T, value_TN)[self.request_T]
+
     def total(self, value_TE: Tensor) -> Tensor:
         """float64 [E]: the voters' sum. Compared in float32, as `order_key` does, it does not tell the rows' order."""
         return value_TE.double().where(self.voters_T[:, None], 0.0).sum(0)
@@ -83,4 +97,6 @@ def make_step(logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Routi
     logits_TE = logits_TE.where(voters_T[:, None], 0.0)
     free_E = loaded(own.ids, spec.num_experts, ~voters_T if valid_T is None else valid_T & ~voters_T)
     choice_TE, allowed_TE = preference(logits_TE, spec)
-    return Step(logits_TE, spec, own, voters_T, free_E, choice_TE, allowed_TE, rows.price if rows else None)
+    rows = rows or Rows()
+    of_rows = (rows.price, rows.request, rows.depth, rows.chance)
+    return Step(logits_TE, spec, own, voters_T, free_E, choice_TE, allowed_TE, *of_rows)

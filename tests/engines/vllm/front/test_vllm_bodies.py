@@ -85,6 +85,7 @@ def test_a_path_that_drops_the_field_is_refused_and_named(client: Any, key: str)
     [
         (WISH, "'lynx_moe' does nothing here; write vllm_xargs: {\"lynx_moe\": ...}"),
         ({"lynx": "exact"}, "'lynx' does nothing here"),
+        ({"lynx_moe_verify": "remap"}, 'write vllm_xargs: {"lynx_moe_verify": ...}'),
         ({"vllm_xarg": WISH}, "'vllm_xarg' is not read by the server; write vllm_xargs"),
         ({"vllm-xargs": WISH}, "'vllm-xargs' is not read"),
         ({"extra_body": {"vllm_xargs": {}, "lynx_moe": "exact"}}, "'extra_body' is not read"),

@@ -93,6 +93,7 @@ def test_switching_is_all_or_nothing(fresh: Any) -> None:
     assert isinstance(told.pop("prices"), dict)  # of the last step, whichever test took it
     assert told == {
         "policy": "oea:k0=2",
+        "verify": "exact",
         "presets": {"balanced": "oea:k0=2", "fast": "priced:price=0.1"},
         "switchable": True,
         "recorded": None,

@@ -48,6 +48,34 @@ def test_keys_of_other_plugins_pass(key: str) -> None:
     assert wishes.understood(params("nonsense", key), OPTIONS) is None
 
 
+@pytest.mark.parametrize("wish", ["remp", "draft", 1, True, ["exact"], {"a": 1}, ""], ids=repr)
+def test_a_verification_that_is_none_is_refused_and_exact_in_the_engine(wish: Any) -> None:
+    given = params("fast", lynx_moe_verify=wish)
+    with pytest.raises(ValueError, match=r"lynx_moe_verify: .* must be 'exact' or 'remap'") as caught:
+        wishes.check_keys(given)
+    assert "\n" not in str(caught.value)
+    assert ("the server's option" in str(caught.value)) == (wish == "draft")
+    assert wishes.understood(given, OPTIONS) == EXACT
+    assert not wishes.remaps_drafts(given, Options(policy="lynx", verify="remap"))
+    door = Door()
+    with pytest.raises(admission.Unwelcome, match="lynx_moe_verify"):
+        admission.check(door, given)
+
+
+@pytest.mark.parametrize(
+    ("server", "wish", "remaps"),
+    [
+        *(("exact", None, False), ("exact", "remap", True), ("remap", None, True)),
+        *(("remap", "exact", False), ("draft", None, False), ("draft", "remap", True)),
+    ],
+)
+def test_a_request_s_verification_goes_before_the_server_s(server: str, wish: str | None, remaps: bool) -> None:
+    given = params(None, **({} if wish is None else {"lynx_moe_verify": wish}))
+    wishes.check_keys(given)
+    assert wishes.remaps_drafts(given, Options(policy="lynx", verify=server)) == remaps
+    assert wishes.understood(given, OPTIONS) is None
+
+
 def test_keys_that_are_no_strings_pass() -> None:
     wishes.check_keys(SimpleNamespace(extra_args={7: "exact", None: 1}))
 

@@ -12,6 +12,7 @@ from lynx_moe.engines.vllm.launch.options import Options, check_engine
 def config(extra=None, **parallel):
     defaults = {
         "data_parallel_size": 1,
+        "pipeline_parallel_size": 1,
         "prefill_context_parallel_size": 1,
         "use_sequence_parallel_moe": False,
         "use_ubatching": False,
@@ -49,6 +50,9 @@ def test_options_have_defaults():
         ({"policy": "lynx", "stats": "yes"}, "stats='yes' must be true or false"),
         ({"policy": "lynx", "log_every": -1}, "log_every=-1 must be a number of seconds"),
         ({"policy": "lynx", "max_policies": -1}, "max_policies=-1 must be a whole number"),
+        ({"policy": "lynx", "verify": "remp"}, "verify='remp' must be one of 'exact', 'remap', 'draft'"),
+        ({"policy": "lynx", "verify": ["exact"]}, "must be one of 'exact', 'remap', 'draft'"),
+        ({"policy": "lynx", "verify": "draft", "guard": {"max_error": 0.1}}, "leave out either"),
         ({"policy": "lynx", "presets": "fast"}, "presets='fast' must map names to spec strings"),
         ({"policy": "lynx", "presets": {"fast": 3}}, "preset 'fast': 3 must be two strings"),
         ({"policy": "lynx", "presets": {"exact": "lynx"}}, "preset 'exact' must be .* neither 'exact' nor a policy's"),
@@ -78,15 +82,35 @@ def test_settings_that_would_feed_wrong_rows_are_refused(changed, message):
         check_engine(config(**changed))
 
 
-@pytest.mark.parametrize("method", ["eagle", "mtp", "draft_model"])
-def test_drafting_by_a_model_is_refused(method):
+def test_ways_of_drafting_are_admitted_and_refused_by_name():
     vllm_config = config()
-    for allowed in ("ngram", "ngram_gpu", "suffix"):
+    for allowed in ("ngram", "ngram_gpu", "suffix", "draft_model", "mtp", "eagle", "eagle3"):
         vllm_config.speculative_config = SimpleNamespace(method=allowed)
         check_engine(vllm_config)
-    vllm_config.speculative_config = SimpleNamespace(method=method)
-    with pytest.raises(ValueError, match=f"'{method}' drafts with a model of its own.* use ngram, ngram_gpu, suffix"):
+    vllm_config.speculative_config = SimpleNamespace(method="custom_class")
+    with pytest.raises(ValueError, match=r"'custom_class' drafts by a class of yours.* use ngram, ngram_gpu, suffix"):
         check_engine(vllm_config)
+
+
+def test_how_drafts_are_verified_needs_drafts():
+    vllm_config = config({"lynx_moe": {"policy": "lynx", "verify": "remap"}})
+    with pytest.raises(ValueError, match="lynx_moe: verify='remap' is about drafts"):
+        check_engine(vllm_config)
+    vllm_config.speculative_config = SimpleNamespace(method="ngram")
+    check_engine(vllm_config)
+    staged = config({"lynx_moe": {"policy": "lynx", "verify": "draft"}}, pipeline_parallel_size=2)
+    staged.speculative_config = SimpleNamespace(method="mtp")
+    with pytest.raises(ValueError, match="pipeline_parallel_size=2 stages the last one alone has the model"):
+        check_engine(staged)
+
+
+def test_whose_policy_is_in_force_follows_from_how_drafts_are_verified():
+    found = {verify: Options(policy="lynx", verify=verify) for verify in ("exact", "remap", "draft")}
+    assert {name: (one.for_target, one.for_drafter) for name, one in found.items()} == {
+        "exact": ("lynx", "vanilla"),
+        "remap": ("lynx", "vanilla"),
+        "draft": ("vanilla", "lynx"),
+    }
 
 
 def test_fast_prefill_is_refused():

@@ -30,11 +30,11 @@ def command():
 def served(command, monkeypatch: pytest.MonkeyPatch):
     """What vLLM would serve for a command line; SystemExit where nothing is served."""
 
-    def run(*args: str, policy: str = POLICY) -> Namespace:
+    def run(*args: str, policy: str = POLICY, verify: str = "") -> Namespace:
         found = []
         with monkeypatch.context() as patch:
             patch.setattr(command, "cmd", staticmethod(found.append))
-            patch.setattr(sys, "argv", ["serve", policy, *args])
+            patch.setattr(sys, "argv", ["serve", policy, verify, *args])
             patch.setattr(os, "environ", os.environ.copy())
             serve.main()
         (given,) = found
@@ -47,9 +47,9 @@ def served(command, monkeypatch: pytest.MonkeyPatch):
 def refused(served, capsys: pytest.CaptureFixture[str]):
     """The one line that is said instead."""
 
-    def run(*args: str, policy: str = POLICY) -> str:
+    def run(*args: str, policy: str = POLICY, verify: str = "") -> str:
         with pytest.raises(SystemExit, match="2"):
-            served(*args, policy=policy)
+            served(*args, policy=policy, verify=verify)
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lynx-moe: error: ")]
         assert len(lines) == 1
         return lines[0]
@@ -106,6 +106,15 @@ def test_the_policy_joins_the_users_own_keys_in_every_spelling(served, model: st
 )
 def test_our_own_options_are_kept_beside_the_policy(served, model: str, given: list[str]) -> None:
     assert served(model, *given, "--port", "0").additional_config == {"lynx_moe": {"log_every": 5, "policy": POLICY}}
+
+
+def test_how_drafts_are_verified_joins_them_and_is_checked(served, refused, model: str) -> None:
+    found = served(model, "--port", "0", verify="remap").additional_config
+    assert found == {"lynx_moe": {"policy": POLICY, "verify": "remap"}}
+    named = ("--additional-config", '{"lynx_moe": {"verify": "draft"}}', "--port", "0")
+    assert served(model, *named).additional_config["lynx_moe"]["verify"] == "draft"
+    assert "names verify 'draft', --verify 'remap'; leave one of them out" in refused(model, *named, verify="remap")
+    assert "verify='remp' must be one of 'exact', 'remap', 'draft'" in refused(model, "--port", "0", verify="remp")
 
 
 def test_a_config_file_is_read_as_vllm_reads_it(served, model: str, tmp_path: Path) -> None:
@@ -258,7 +267,7 @@ def test_what_breaks_after_reading_keeps_its_traceback(command, model: str, monk
         raise ValueError("the engine's own")
 
     monkeypatch.setattr(command, "cmd", staticmethod(fail))
-    monkeypatch.setattr(sys, "argv", ["serve", POLICY, model, "--port", "0"])
+    monkeypatch.setattr(sys, "argv", ["serve", POLICY, "", model, "--port", "0"])
     monkeypatch.setattr(os, "environ", os.environ.copy())
     with pytest.raises(ValueError, match="the engine's own"):
         serve.main()

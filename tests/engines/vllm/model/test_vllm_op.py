@@ -9,6 +9,7 @@ from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.shared.metrics import Counters, HostCounters
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.model.operator import decided, reroute
+from lynx_moe.engines.vllm.step.built import without_kernel
 from lynx_moe.engines.vllm.step.plan import Plan
 from lynx_moe.engines.vllm.tell.log import log_line
 from lynx_moe.policies import ModelShape, make_policy
@@ -280,9 +281,10 @@ def test_an_idle_run_is_decided_where_cuda_graphs_record_it():
 
 def test_layers_that_no_kernel_decides_are_told_once_with_the_reason():
     plan = make_plan("oea:k0=1,norm=mass")
-    assert plan.without_kernel() == []  # a CPU has kernels of its own
-    plan.device = torch.device("cuda")
-    assert plan.without_kernel() == ["oea:k0=1,norm=mass: the kernels know norm=model only, and guard each step"]
+    assert without_kernel(plan.layers, plan.by_layer, plan.device) == []  # a CPU has kernels of its own
+    cuda = torch.device("cuda")
+    assert without_kernel(plan.layers, plan.by_layer, cuda) == [
+        "oea:k0=1,norm=mass: the kernels know norm=model only, and guard each step"
+    ]
     for text, reasons in (("lynx", []), ("vanilla", []), ("topk:k=2", ["topk has no kernel"])):
-        plan.by_layer = [make_policy(text)] * 2
-        assert plan.without_kernel() == reasons
+        assert without_kernel(plan.layers, [make_policy(text)] * 2, cuda) == reasons

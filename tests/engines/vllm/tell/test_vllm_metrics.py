@@ -3,13 +3,21 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from prometheus_client import CollectorRegistry, generate_latest
-from told import make_plan, read, text, writer
+from told import SPEC, make_plan, read, text, writer
 from vllm.config import ParallelConfig
 
 from lynx_moe.engines.shared.families import FAMILIES
+from lynx_moe.engines.shared.layers import Layer
+from lynx_moe.engines.vllm.launch.options import Options
+from lynx_moe.engines.vllm.step.drafter import DrafterPlan
+from lynx_moe.engines.vllm.step.rows import Asked
+from lynx_moe.engines.vllm.step.verified import TOLD
 from lynx_moe.engines.vllm.tell import collector, exporter
+from lynx_moe.routing import select
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +99,40 @@ def test_a_registry_is_given_the_metrics_once() -> None:
     for _ in range(2):
         assert collector._registry(lambda: registry) is registry
     assert generate_latest(registry).decode().count("# TYPE lynx_moe_steps_total") == 1
+
+
+def test_drafts_are_told_by_depth_and_a_drafter_s_layers_under_names_of_their_own() -> None:
+    plan = make_plan(num_drafts=10, verify="remap")
+    plan.verified.add(SimpleNamespace(**{TOLD: [(10, 4), (3, 0)]}))
+    one = np.ones(1, dtype=int)
+    plan.rows.fill(one > 0, 4 * one, None, plan.requests.asked, 3 * one)  # exact
+    plan.begin_step()
+    plan.rows.fill(one > 0, 3 * one, None, Asked(verify=True), 2 * one)
+    plan.begin_step()
+    layers = plan.stats().layers
+    drafter = DrafterPlan(options=Options(policy="vanilla"), shape=plan.shape, max_rows=64, device=plan.device)
+    drafter.layers.append(Layer(name="draft_model.model.layers.0.mlp", spec=SPEC))
+    drafter.seal()
+    plan.drafter = drafter
+    four = np.ones(4, dtype=int)
+    drafter.follow(four > 0, four, 0 * four, four < 0, 1)
+    for num_tokens in (8, 4):
+        drafter.begin_pass(num_tokens, real=True)
+        logits = torch.randn(num_tokens, 60)
+        own = select(logits, SPEC)
+        drafter.reroute(logits, own.weights, own.ids, 0)
+    writer(plan).tell()
+    seen = read()
+    assert [seen.total("verified_rows_total", handling=one) for one in ("remappable", "exact")] == [3, 4]
+    assert seen.total("drafts_total") == 2
+    assert [seen.total("draft_tokens_total", depth=depth) for depth in ("1", "4", "9+")] == [2, 1, 2]
+    assert [seen.total("draft_tokens_accepted_total", depth=depth) for depth in ("1", "4", "5", "9+")] == [1, 1, 0, 0]
+    assert 0 < seen.total("draft_chance", depth="2") < seen.total("draft_chance", depth="1") < 1
+    assert seen.total("drafter_passes_total", kind="decode") == 2
+    before = sum(layer.decode.before for layer in drafter.stats().layers)
+    assert seen.total("drafter_distinct_experts_before_total") == before > 0
+    assert seen.total("drafter_distinct_experts_after_total") == before
+    assert seen.total("drafter_layer_steps_total") == 2
+    assert seen.label("drafter_policy_info", "policy") == "vanilla"
+    own = sum(layer.decode.before for layer in layers)
+    assert seen.total("distinct_experts_before_total", step="decode") == own  # the drafter's are not among them

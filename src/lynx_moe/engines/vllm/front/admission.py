@@ -203,9 +203,9 @@ async def add_request_async(
 
 def to_beam_search_params(original: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
     """Around the method of vLLM's completion and chat requests: beam search drops `vllm_xargs`."""
-    given = request.vllm_xargs or {}
-    if KEY in given or wishes.misspelt(given) is not None:
-        raise Unwelcome(f"{KEY}: vLLM's beam search takes no vllm_xargs; leave out {KEY!r}, or use_beam_search")
+    key = wishes.first_key(request.vllm_xargs)
+    if key is not None:
+        raise Unwelcome(f"{KEY}: vLLM's beam search takes no vllm_xargs; leave out {key!r}, or use_beam_search")
     return original(request, *args, **kwargs)
 
 

@@ -85,9 +85,10 @@ def _lost_on(scope: Message, body: dict[str, Any]) -> str | None:
 
 def lost(path: str, body: dict[str, Any], *, takes_field: bool) -> str | None:
     """Why a wish in this body would be lost; None: it would not, or there is none."""
-    beside = KEY if KEY in body else wishes.misspelt(body)
+    beside = wishes.first_key(body)
     if beside is not None:
-        return f"{KEY}: {beside[:50]!r} does nothing here; write " + f'{FIELD}: {{"{KEY}": ...}}'
+        key = beside if beside in wishes.KEYS else KEY
+        return f"{KEY}: {beside[:50]!r} does nothing here; write " + f'{FIELD}: {{"{key}": ...}}'
     for name, value in body.items():
         if not _asks(value):
             continue
@@ -118,7 +119,7 @@ def _unwelcome(scope: Message, body: dict[str, Any]) -> str | None:
 def _asks(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
-    return KEY in value or wishes.misspelt(value) is not None or _asks(value.get(FIELD))
+    return wishes.first_key(value) is not None or _asks(value.get(FIELD))
 
 
 def _is_meant(name: str) -> bool:

@@ -22,7 +22,7 @@ class WorkerExtension:
         active().reset_stats()
 
     def lynx_set_policy(self, spec: str) -> str:
-        return active().set_policy(spec)
+        return active().governed.set_policy(spec)
 
     def lynx_set_guard(self, options: dict[str, Any] | None) -> None:
         active().set_guard(None if options is None else GuardOptions.of(options))
@@ -40,7 +40,7 @@ class WorkerExtension:
     def lynx_check_policy(self, spec: str) -> dict[str, Any]:
         """{"policy": full spec} if `lynx_set_policy` would succeed, else {"error": reason, "status": HTTP status}."""
         try:
-            return {"policy": active().check(spec)[0].spec}
+            return {"policy": active().governed.check(spec)[0].spec}
         except ValueError as error:
             return {"error": str(error), "status": control.CONFLICT if isinstance(error, Recorded) else control.BAD}
 

@@ -16,8 +16,11 @@ from lynx_moe.policies import DEFAULT, POLICIES, Policy, make_policy
 KEY = "lynx_moe"
 TESTED = "0.30.0 to 0.32.0"
 EXACT = "exact"  # what a request says that must not be remapped
+VANILLA = "vanilla"
 BALANCED = "balanced"  # the server's policy, unless the operator gives it another meaning
 FAST = f"{DEFAULT}:price=0.1"
+REMAP, DRAFT = "remap", "draft"
+VERIFY = (EXACT, REMAP, DRAFT)  # how drafts are verified: `Options.verify`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,8 @@ class Options:
     guard      the quality guard's options (`control/options.py`), a dictionary in JSON; None: no guard.
     presets    name -> spec: what requests may ask for by name, besides "exact", "balanced" and "fast".
     max_policies  how many specs of their own the running requests may bring at a time; 0: names only.
+    verify     "exact": rows that verify a draft keep the model's routing; "remap": they may be remapped as rows that
+               decode; "draft": the policy acts on the MoE layers of the model that drafts, and on no others.
     """
 
     policy: str
@@ -38,6 +43,7 @@ class Options:
     guard: GuardOptions | None = None
     presets: Mapping[str, str] = field(default_factory=dict)
     max_policies: int = 4
+    verify: str = EXACT
 
     def __post_init__(self) -> None:
         if not isinstance(self.policy, str):
@@ -51,8 +57,22 @@ class Options:
         most = self.max_policies
         if isinstance(most, bool) or not isinstance(most, int) or most < 0:
             raise ValueError(f"{KEY}: max_policies={most!r} must be a whole number, or 0 to allow named policies only")
+        if self.verify not in VERIFY:
+            raise ValueError(f"{KEY}: verify={self.verify!r} must be one of {', '.join(map(repr, VERIFY))}")
+        if self.verify == DRAFT and self.guard is not None:
+            raise ValueError(f"{KEY}: a guard watches the layers that verify={DRAFT!r} leaves alone; leave out either")
         self.make_policy()
         self._check_presets()
+
+    @property
+    def for_target(self) -> str:
+        """What the served model's layers follow where a request asks nothing."""
+        return VANILLA if self.verify == DRAFT else self.policy
+
+    @property
+    def for_drafter(self) -> str:
+        """What the layers of a model that drafts follow."""
+        return self.policy if self.verify == DRAFT else VANILLA
 
     def make_policy(self) -> Policy:
         return make_policy(self.policy)
@@ -121,8 +141,15 @@ def check_engine(vllm_config: Any) -> None:
         "off": cache.kv_sharing_fast_prefill,
     }
     reasons: list[str | None] = [reason for reason, found in refused.items() if found]
+    options = Options.of(vllm_config)
+    verify = EXACT if options is None else options.verify
+    if verify == DRAFT and parallel.pipeline_parallel_size > 1:
+        reasons.append(
+            f"verify={DRAFT!r}: of pipeline_parallel_size={parallel.pipeline_parallel_size} stages the last one alone "
+            "has the model that drafts, so they would not agree on a policy; use 1, or another verify"
+        )
     reasons += [
-        speculation.refusal(vllm_config.speculative_config),
+        speculation.refusal(vllm_config.speculative_config, verify),
         connectors.refusal(vllm_config.kv_transfer_config),
     ]
     for reason in reasons:

@@ -1,4 +1,4 @@
-"""`python -m lynx_moe.engines.vllm.launch.serve POLICY ...` is `vllm serve ...` with the policy in its configuration.
+"""`python -m lynx_moe.engines.vllm.launch.serve POLICY VERIFY ...` is `vllm serve ...` with both in its configuration.
 
 vLLM's own parser reads the command line, in every spelling that it knows. What it understood is checked, and what
 cannot work is said in one line before anything is loaded; the plugin checks the rest, by the model that vLLM builds,
@@ -26,13 +26,13 @@ LOADED = tuple(f"vllm.{kind}_plugins" for kind in ("general", "io_processor", "p
 
 def main() -> None:
     """What the command line asks for, or one line and exit code 2."""
-    policy, *args = sys.argv[1:]
+    policy, verify, *args = sys.argv[1:]
     sys.argv = ["vllm", "serve", *args]
     understood = False
 
     def before(given: Any) -> None:
         nonlocal understood
-        prepare(given, policy)
+        prepare(given, policy, verify)
         understood = True
 
     try:
@@ -70,8 +70,9 @@ def hooked(before: Callable[[Any], None]) -> Iterator[None]:
         ServeSubcommand.validate = own
 
 
-def prepare(args: Any, policy: str) -> None:
-    """Puts the policy ("": the one in the additional config, or the default) into what vLLM's parser understood.
+def prepare(args: Any, policy: str, verify: str) -> None:
+    """Puts the policy, and how drafts are verified, into what vLLM's parser understood. Empty: as the additional config
+    says, or the default.
 
     Raises ValueError if no model is named or it has no experts, the policy does not fit it, the additional config is no
     JSON object or has bad options of ours, a config file is named in a way that vLLM does not read, or nobody could
@@ -79,28 +80,30 @@ def prepare(args: Any, policy: str) -> None:
     """
     if args.config is not None:
         raise ValueError(f"vLLM reads a config file only as `--config FILE`, in full; {args.config} would be ignored")
-    args.additional_config = with_policy(args.additional_config, policy)
+    args.additional_config = with_ours(args.additional_config, policy, verify)
     options = Options.of(SimpleNamespace(additional_config=args.additional_config))
-    assert options is not None  # with_policy has named one
+    assert options is not None  # with_ours has named one
     made = options.make_policy()
     artifact.require(made)
     check_model(args, made)
     address.check(args)
 
 
-def with_policy(given: Any, policy: str) -> dict[str, Any]:
-    """The user's additional config with the policy in it. Raises ValueError if it is no JSON object, or names another
-    policy than the one given."""
+def with_ours(given: Any, policy: str, verify: str) -> dict[str, Any]:
+    """The user's additional config with the policy in it, and with `verify` unless that is empty. Raises ValueError if
+    it is no JSON object, or says otherwise."""
     given = {} if given is None else given
     if not isinstance(given, dict):
         raise ValueError(f"--additional-config {given!r} must be a JSON object, such as '{{\"key\": 1}}'")
     options = given.get(KEY, {})
     if not isinstance(options, dict):
         raise ValueError(f'--additional-config: {KEY}={options!r} must be a JSON object, such as {{"log_every": 5}}')
-    named = options.get("policy", policy or DEFAULT)
-    if policy and named != policy:
-        raise ValueError(f"--additional-config names the policy {named!r}, --policy {policy!r}; leave one of them out")
-    return {**given, KEY: {**options, "policy": named}}
+    asked = {key: value for key, value in (("policy", policy), ("verify", verify)) if value}
+    ours = {"policy": DEFAULT, **asked, **options}
+    for key, value in asked.items():
+        if ours[key] != value:
+            raise ValueError(f"--additional-config names {key} {ours[key]!r}, --{key} {value!r}; leave one of them out")
+    return {**given, KEY: ours}
 
 
 def check_model(args: Any, policy: Policy) -> None:

@@ -19,9 +19,9 @@ from lynx_moe.engines.vllm.model import lora
 from lynx_moe.engines.vllm.model.placement import placement_of
 from lynx_moe.engines.vllm.model.router import LynxRouter
 from lynx_moe.engines.vllm.model.specs import Bypass, spec_of
-from lynx_moe.engines.vllm.step.built import built_shape, configured_shape
+from lynx_moe.engines.vllm.step.built import built_shape, configured_shape, without_kernel
 from lynx_moe.engines.vllm.step.plan import Plan, activate
-from lynx_moe.engines.vllm.step.rows import from_v1_runner, from_v2_batch
+from lynx_moe.engines.vllm.step.rows import EXACT_ROW, drafts_of, from_v1_runner, from_v2_batch
 from lynx_moe.engines.vllm.tell import exporter
 from lynx_moe.engines.vllm.tell.log import log_line
 
@@ -49,13 +49,36 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
     install(vllm_config)
     with refusing():
         worker.extend(vllm_config.parallel_config.worker_extension_cls)
-        plan = Plan(
-            options=options,
-            shape=configured_shape(vllm_config.model_config),
-            max_rows=vllm_config.scheduler_config.max_num_batched_tokens,
-            device=torch.empty(0).device,  # models are built under their target device
-            graphs=has_graphs(vllm_config),
-        )
+        num_drafts = getattr(vllm_config.speculative_config, "num_speculative_tokens", None) or 0
+        plan = Plan(options=options, num_drafts=num_drafts, **of_model(vllm_config))
+    model = make_for(plan, make_model)
+    with refusing():
+        _refuse_without_layers(plan, vllm_config)
+        _refuse_adapters(model, vllm_config)
+        plan.seal()
+    setattr(model, PLAN, plan)
+    activate(plan)
+    exporter.start(plan, model, vllm_config)
+    for reason in without_kernel(plan.layers, plan.by_layer, plan.device):
+        logger.warning("%s: decisions in plain torch, many times slower than the GPU kernels: %s", KEY, reason)
+    logger.info(
+        "%s: policy %s on %d MoE layers of %s", KEY, plan.policy.spec, len(plan.layers), vllm_config.model_config.model
+    )
+    return model
+
+
+def of_model(vllm_config: Any, model_config: Any = None) -> dict[str, Any]:
+    """What a plan is told of the model that is about to be built; model_config None: the engine's own."""
+    return {
+        "shape": configured_shape(model_config or vllm_config.model_config),
+        "max_rows": vllm_config.scheduler_config.max_num_batched_tokens,
+        "device": torch.empty(0).device,  # models are built under their target device
+        "graphs": has_graphs(vllm_config),
+    }
+
+
+def make_for(plan: Plan, make_model: Callable[[], Any]) -> Any:
+    """The model, whose layers the plan then knows."""
     building = Building(plan)
     _building.append(building)
     try:
@@ -64,18 +87,7 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
         _building.clear()
     with refusing():
         _name_layers(model, building)
-        _refuse_without_layers(plan, vllm_config)
-        _refuse_adapters(model, vllm_config)
         plan.shape = built_shape(plan.shape, plan.layers)
-        plan.seal()
-    setattr(model, PLAN, plan)
-    activate(plan)
-    exporter.start(plan, model, vllm_config)
-    for reason in plan.without_kernel():
-        logger.warning("%s: decisions in plain torch, many times slower than the GPU kernels: %s", KEY, reason)
-    logger.info(
-        "%s: policy %s on %d MoE layers of %s", KEY, plan.policy.spec, len(plan.layers), vllm_config.model_config.model
-    )
     return model
 
 
@@ -105,7 +117,7 @@ def _create_router(original: Callable[..., Any], **kwargs: Any) -> Any:
         building.reasons[id(inner)] = str(bypass)
         return inner
     building.plan.layers.append(Layer(name="", spec=spec))
-    return LynxRouter(inner, len(building.plan.layers) - 1)
+    return LynxRouter(inner, len(building.plan.layers) - 1, drafts=building.plan.drafts)
 
 
 def _name_layers(model: Any, building: Building) -> None:
@@ -186,11 +198,26 @@ def _begin_step(
         plan.has_begun = True
         _note_monolithic(plan, runner.get_model())
     plan.requests.update(scheduler_output)
-    plan.rows.fill(*requests(), plan.requests.choices(req_ids), plan.requests.asked)
+    past_prompt_R, scheduled_R = requests()
+    choice_R, drafts_R = plan.requests.choices(req_ids), drafts_of(scheduler_output, req_ids)
+    plan.verified.add(scheduler_output)
+    plan.rows.fill(past_prompt_R, scheduled_R, choice_R, plan.requests.asked, drafts_R, plan.verified.chances)
     plan.begin_step()
+    if plan.drafter is not None:
+        exact_R = np.zeros_like(past_prompt_R) if choice_R is None else choice_R == EXACT_ROW
+        plan.drafter.follow(past_prompt_R, scheduled_R, drafts_R, exact_R, _extra_rows(runner))
     line = log_line(plan)
     if line:
         logger.info(line)
+
+
+def _extra_rows(runner: Any) -> int:
+    """How many more rows than the target's a request has in its drafter's first pass: of V1's runner, and of V2's."""
+    for drafter, count in (("drafter", "net_num_new_slots_per_request"), ("speculator", "num_extra_query_per_req")):
+        found = getattr(getattr(runner, drafter, None), count, None)
+        if found is not None:
+            return int(found)
+    return 0
 
 
 def _dummy_run(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
@@ -199,4 +226,6 @@ def _dummy_run(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: 
         plan.rows.idle()
         plan.requests.step = []
         plan.begin_step()
+        if plan.drafter is not None:
+            plan.drafter.idle()
     return original(runner, *args, **kwargs)

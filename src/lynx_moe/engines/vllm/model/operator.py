@@ -1,5 +1,7 @@
 """The operator that vLLM's graphs see: opaque to torch.compile, so that a step's state can be read inside.
 
+A model that drafts is built beside the one that verifies, with layers of the same numbers: `drafts` tells them apart.
+
 Outputs must not alias inputs, hence the copies of the model's own routing where nothing changes: T x K numbers each.
 Where nobody traces, the same is called without the operator and its copies.
 """
@@ -11,15 +13,16 @@ from lynx_moe.engines.vllm.step.plan import active
 
 
 def decided(
-    logits: Tensor, weights: Tensor, ids: Tensor, layer: int, hidden: Tensor | None = None
+    logits: Tensor, weights: Tensor, ids: Tensor, layer: int, hidden: Tensor | None = None, drafts: bool = False
 ) -> tuple[Tensor, Tensor]:
     """(weights, ids) for the expert kernel: [T, K] contiguous float32, and contiguous ids of the given type; the very
     tensors that were given where nothing changes.
 
-    logits [T, E], weights [T, K] and ids [T, K] are the model's own; `layer` is the layer's number in the active plan.
+    logits [T, E], weights [T, K] and ids [T, K] are the model's own; `layer` is the layer's number in the active plan,
+    or with `drafts` in that of its drafter.
     hidden [T, H], the input of its experts, is what a quality guard runs them on once more.
     """
-    final = active().reroute(logits, weights, ids, layer, hidden)
+    final = active(drafts=drafts).reroute(logits, weights, ids, layer, hidden)
     if final is None:
         return weights, ids
     return final.weights.float().contiguous(), final.ids.to(ids.dtype).contiguous()
@@ -27,10 +30,10 @@ def decided(
 
 @torch.library.custom_op("lynx_moe::reroute", mutates_args=())
 def reroute(
-    logits: Tensor, weights: Tensor, ids: Tensor, layer: int, hidden: Tensor | None = None
+    logits: Tensor, weights: Tensor, ids: Tensor, layer: int, hidden: Tensor | None = None, drafts: bool = False
 ) -> tuple[Tensor, Tensor]:
     """`decided`, but for aliases: always contiguous float32 weights, and copies."""
-    final_weights, final_ids = decided(logits, weights, ids, layer, hidden)
+    final_weights, final_ids = decided(logits, weights, ids, layer, hidden, drafts)
     if final_weights is weights or final_ids is ids:
         return _copy(final_weights, torch.float32), _copy(final_ids, ids.dtype)
     return final_weights, final_ids
@@ -41,5 +44,7 @@ def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @reroute.register_fake
-def _(logits: Tensor, weights: Tensor, ids: Tensor, layer: int, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _(
+    logits: Tensor, weights: Tensor, ids: Tensor, layer: int, hidden: Tensor | None = None, drafts: bool = False
+) -> tuple[Tensor, Tensor]:
     return weights.new_empty(weights.shape, dtype=torch.float32), ids.new_empty(ids.shape)

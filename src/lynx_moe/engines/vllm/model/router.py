@@ -16,12 +16,13 @@ from lynx_moe.engines.vllm.model import operator as op
 
 
 class LynxRouter(BaseRouter):  # type: ignore[misc]
-    """`inner` is the router that vLLM made, `layer` the number of the layer in the plan."""
+    """`inner` is the router that vLLM made, `layer` the number of the layer in its model's plan; drafts: the model
+    drafts for another one."""
 
-    def __init__(self, inner: BaseRouter, layer: int) -> None:
+    def __init__(self, inner: BaseRouter, layer: int, *, drafts: bool = False) -> None:
         super().__init__(top_k=inner.top_k, global_num_experts=inner.global_num_experts, eplb_state=inner.eplb_state)
         self.inner = inner
-        self.layer = layer
+        self.layer, self.drafts = layer, drafts
         self.bias_vl, self.image_sentinel_lo = image_bias(inner)
 
     @property
@@ -53,5 +54,5 @@ class LynxRouter(BaseRouter):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         weights, ids = self.inner._compute_routing(hidden_states, router_logits, indices_type, input_ids=input_ids)
         change = op.reroute if torch.compiler.is_compiling() else op.decided
-        weights, ids = change(router_logits, weights, ids, self.layer, hidden_states)
+        weights, ids = change(router_logits, weights, ids, self.layer, hidden_states, self.drafts)
         return weights, ids

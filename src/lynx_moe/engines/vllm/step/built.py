@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
+import torch
+
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.vllm.launch.versions import experts_per_token
-from lynx_moe.policies import ModelShape
+from lynx_moe.policies import ModelShape, Policy
 from lynx_moe.routing import RouterSpec
 
 ASK = "lynx_model"  # the workers' method
@@ -68,6 +70,14 @@ def built_shape(configured: ModelShape, layers: Sequence[Layer]) -> ModelShape:
         num_experts=max(spec.num_experts for spec in _specs(layers)),
         top_k=max(spec.top_k for spec in _specs(layers)),
     )
+
+
+def without_kernel(layers: Sequence[Layer], by_layer: Sequence[Policy], device: torch.device) -> list[str]:
+    """Where decisions take the plain-torch definition although a GPU has kernels, each reason once."""
+    if device.type != "cuda":
+        return []
+    reasons = (policy.without_kernel(layer.spec) for policy, layer in zip(by_layer, layers, strict=True))
+    return sorted({reason for reason in reasons if reason})
 
 
 def _specs(layers: Sequence[Layer]) -> Iterator[RouterSpec]:

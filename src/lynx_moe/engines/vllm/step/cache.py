@@ -13,7 +13,7 @@ All of this is vLLM's engine core process; the workers are in other ones where t
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from lynx_moe.engines.vllm.launch.options import EXACT, KEY, Options
+from lynx_moe.engines.vllm.launch.options import DRAFT, EXACT, KEY, Options
 from lynx_moe.engines.vllm.step import wishes
 from lynx_moe.policies import make_policy
 
@@ -37,7 +37,7 @@ def add_request(original: Any, core: Any, request: Any, *args: Any, **kwargs: An
     options = Options.of(core.vllm_config)
     if options is not None:
         if core not in _may_remap:
-            _may_remap[core] = _latest["remaps"] or not options.make_policy().is_identity
+            _may_remap[core] = _latest["remaps"] or not _is_identity(options.for_target)
         _mark(core, request, options)
         session = core.scheduler.requests.get(request.request_id)
         if session is not None and hasattr(request, SINCE) and not hasattr(session, SINCE):
@@ -49,7 +49,7 @@ def collective_rpc(
     original: Any, core: Any, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None
 ) -> Any:
     """Around EngineCore.collective_rpc: the workers may be about to remap."""
-    if method == "lynx_set_policy" and not _is_identity(*args, **kwargs or {}):
+    if method == "lynx_set_policy" and not _is_identity(*args, **kwargs or {}) and not _drafter_s(core):
         _start(core)
     return original(core, method, timeout, args, kwargs)
 
@@ -59,6 +59,12 @@ def extra_keys(original: Any, request: Any, start: int, end: int, start_mm: int)
     keys, next_mm = original(request, start, end, start_mm)
     since = getattr(request, SINCE, None)
     return (keys if since is None or end <= since else (*(keys or ()), WORD)), next_mm
+
+
+def _drafter_s(core: Any) -> bool:
+    """Whether the server's policy is one of the model that drafts only, whose KV answers nobody."""
+    options = Options.of(core.vllm_config)
+    return options is not None and options.verify == DRAFT
 
 
 def _start(core: Any) -> None:

@@ -12,30 +12,40 @@ import torch
 from torch import Tensor
 
 from lynx_moe.control.options import GuardOptions
-from lynx_moe.engines.shared.layers import Layer, fitted
+from lynx_moe.engines.shared.layers import Layer, fitted, tried_on
 from lynx_moe.engines.shared.metrics import KINDS, Counters, HostCounters, Kind, Stats, layer_stats
 from lynx_moe.engines.shared.recorder import Recorder
-from lynx_moe.engines.vllm.launch.options import Options
+from lynx_moe.engines.vllm.launch.options import DRAFT, Options
 from lynx_moe.engines.vllm.step import cache
 from lynx_moe.engines.vllm.step.built import Model, routers_of
 from lynx_moe.engines.vllm.step.figures import Figures
 from lynx_moe.engines.vllm.step.requests import Requests
 from lynx_moe.engines.vllm.step.rows import StepRows
 from lynx_moe.engines.vllm.step.tiers import Tiers, reach, text
+from lynx_moe.engines.vllm.step.verified import Verified
 from lynx_moe.engines.vllm.step.watch import Watch
 from lynx_moe.policies import ModelShape, Policy, make_policy
 from lynx_moe.policies.contract.groups import decide_groups
-from lynx_moe.policies.contract.trial import tried
 from lynx_moe.routing import Routing
 
 _active: list["Plan"] = []
 
 
 class Plan:
-    """See the module. `shape` is the model's, `graphs` whether CUDA graphs will record the policy."""
+    """See the module. shape: the model's. graphs: whether CUDA graphs will record the policy. num_drafts: the most
+    tokens that are drafted for a request. drafts: whether the model drafts for another one (`drafter.py`)."""
+
+    drafts = False
 
     def __init__(
-        self, *, options: Options, shape: ModelShape, max_rows: int, device: torch.device, graphs: bool = False
+        self,
+        *,
+        options: Options,
+        shape: ModelShape,
+        max_rows: int,
+        device: torch.device,
+        graphs: bool = False,
+        num_drafts: int = 0,
     ) -> None:
         self.options, self.shape, self.device, self.graphs = options, shape, device, graphs
         self.layers: list[Layer] = []
@@ -43,61 +53,43 @@ class Plan:
         self.policy: Policy
         self.by_layer: list[Policy]
         self.recorded: Policy | None = None
-        self.rows = StepRows(max_rows, device, graphs=graphs)
-        self.requests = Requests(options, self.fit_wish, lambda: (self.policy, self.by_layer))
+        self.rows = StepRows(max_rows, device, graphs=graphs, speculates=num_drafts > 0)
+        self.verified = Verified(num_drafts)
+        self.requests = Requests(options, self.check, lambda: (self.policy, self.by_layer))
         self.recorder: Recorder | None = None
         self.runners: dict[int, Callable[[], Any]] = {}  # a layer's number -> vLLM's runner of it, while it lives
         self.watch: Watch | None = None
         self.figures: Figures | None = None
+        self.drafter: Any = None  # a DrafterPlan, whose class is made of this one
         self.policy_changes = {"operator": 0, "guard": 0}
         self.has_begun = self.acts = False
         self.tiers = Tiers()
         self.seal()
-        cache.switched(self.policy.is_identity)
+        if not self.drafts:
+            cache.switched(self.policy.is_identity)
 
     def seal(self) -> None:
         """All layers, and with them `shape`, are known: counting starts. Raises ValueError if the policy does not fit
         one of them."""
-        self.policy = self.options.make_policy().for_model(self.shape)
+        self.policy = make_policy(self.options.for_target).for_model(self.shape)
         self.recorded = self.policy if self.graphs else None
         self.by_layer = fitted(self.policy, self.layers, self.shape.name, self.device)
-        self._try(self.by_layer)
-        count = len(self.layers)
-        self.counters = HostCounters(count) if self.device.type == "cpu" else Counters(count, self.device)
+        tried_on(self.by_layer, self.layers, self.device)
+        on_host = self.device.type == "cpu"
+        self.counters = HostCounters(len(self.layers)) if on_host else Counters(len(self.layers), self.device)
         if self.graphs:
-            self.figures = Figures.of(self.options.guard, count, len(self.rows.valid), self.device)
+            self.figures = Figures.of(self.options.guard, len(self.layers), len(self.rows.valid), self.device)
         self.set_guard(self.options.guard)
         self.reset_stats()
 
-    def fit(self, spec: str) -> tuple[Policy, list[Policy]]:
-        """The policy of a spec string, and each layer's. Raises ValueError if it does not fit one of them."""
-        policy = make_policy(spec).for_model(self.shape)
-        return policy, fitted(policy, self.layers, self.shape.name, self.device)
-
     def check(self, spec: str) -> tuple[Policy, list[Policy]]:
-        """What `set_policy` would switch to. Raises ValueError as it would, and changes nothing; Recorded is the one
-        that no other spec would mend."""
-        policy, by_layer = self._fit_and_try(spec)
+        """What `set_policy` would switch to, or a request gets that asks for it: the policy, and each layer's. Raises
+        ValueError where it cannot, and changes nothing; Recorded is the one that no other spec would mend."""
+        policy = make_policy(spec).for_model(self.shape)
+        by_layer = fitted(policy, self.layers, self.shape.name, self.device)
+        tried_on(by_layer, self.layers, self.device)
         reach(self.recorded, policy, spec)
         return policy, by_layer
-
-    def fit_wish(self, spec: str) -> tuple[Policy, list[Policy]]:
-        """The same for a request. Raises whatever a policy raises that cannot decide for these layers, and Recorded."""
-        policy, by_layer = self._fit_and_try(spec)
-        reach(self.recorded, policy, spec)
-        return policy, by_layer
-
-    def _fit_and_try(self, spec: str) -> tuple[Policy, list[Policy]]:
-        policy, by_layer = self.fit(spec)
-        self._try(by_layer)
-        return policy, by_layer
-
-    def _try(self, by_layer: list[Policy]) -> None:
-        """So that the first step that fails, or waits for a compiler, is none of a user's."""
-        if self.device.type == "cpu":
-            firsts = {(layer.spec.num_experts, layer.spec.top_k): number for number, layer in enumerate(self.layers)}
-            for number in firsts.values():
-                tried(by_layer[number], self.layers[number].spec)
 
     def put(self, policy: Policy, by_layer: list[Policy]) -> None:
         """From the next step on. What graphs have recorded stays: rows then ask what the new policy does."""
@@ -105,12 +97,18 @@ class Plan:
         if self.recorded is None:
             self.by_layer = by_layer
 
+    @property
+    def governed(self) -> "Plan":
+        """The plan that follows the server's policy: this one, or its drafter's."""
+        return self.drafter if self.options.verify == DRAFT and self.drafter is not None else self
+
     def set_policy(self, spec: str) -> str:
         self.put(*self.check(spec))
         self.policy_changes["operator"] += 1
         if self.watch is not None:
             self.watch.restart(self.policy)
-        cache.switched(self.policy.is_identity)
+        if not self.drafts:
+            cache.switched(self.policy.is_identity)
         return self.policy.spec
 
     def set_guard(self, options: GuardOptions | None) -> None:
@@ -126,7 +124,8 @@ class Plan:
         """The server's policy, what requests may ask for by name, and whether the policy can be switched."""
         named = {name: spec or self.policy.spec for name, spec in self.options.named.items()}
         return {
-            "policy": self.policy.spec,
+            "policy": self.governed.policy.spec,
+            "verify": self.options.verify,
             "presets": named,
             "switchable": not self.graphs,
             "recorded": None if self.recorded is None else self.recorded.spec,
@@ -140,7 +139,8 @@ class Plan:
 
     def begin_step(self) -> None:
         """The masks of `rows` are those of the step that comes next."""
-        activate(self)
+        if not self.drafts:
+            activate(self)
         kind = self.rows.kind
         self.acts = kind.acts and (kind is not Kind.SINGLE or any(policy.acts_alone for policy in self.deciding))
         self.counters.begin(KINDS.index(kind.value) if self.acts else None)
@@ -153,6 +153,7 @@ class Plan:
         counts = (self.rows.num_rows, self.rows.num_decode_rows if self.acts else 0, self.rows.num_exact_rows)
         for column, count in enumerate(counts):
             self.row_sums[kind.value][column] += count
+        self.verified.count(self.rows)
         known = self.acts and all(policy.knows_prices or policy.is_identity for policy in self.deciding)
         self.tiers.add(self.rows.tiers() if known else {})
 
@@ -186,7 +187,7 @@ class Plan:
             final = own
         elif len(step) > 1:
             parts = [(fits[layer], mask[: len(ids_TK)]) for (_, fits), mask in zip(step, rows.groups, strict=True)]
-            final = decide_groups(parts, logits_TE, spec, own, valid_T, masks.price if masks else None)
+            final = decide_groups(parts, logits_TE, spec, own, masks)
         else:
             by_layer = step[0][1] if step else self.by_layer
             final = by_layer[layer].decide(logits_TE, spec, masks, own)
@@ -197,13 +198,6 @@ class Plan:
         if watch is not None:
             watch.see(layer, logits_TE, own, final, hidden_TH)
         return None if final is own else final
-
-    def without_kernel(self) -> list[str]:
-        """Where decisions take the plain-torch definition although a GPU has kernels, each reason once."""
-        if self.device.type != "cuda":
-            return []
-        reasons = (policy.without_kernel(layer.spec) for policy, layer in zip(self.by_layer, self.layers, strict=True))
-        return sorted({reason for reason in reasons if reason})
 
     def record(self, max_bytes: int) -> Recorder:
         """From the next step on, keep the router logits of steps that reach the policy, until `recorder` is None."""
@@ -220,11 +214,13 @@ class Plan:
         self.row_sums = {kind: [0, 0, 0] for kind in self.steps}
         self.decisions, self.decision_seconds = 0, 0.0
         self.tiers.reset()
+        self.verified.reset()
         self.last_log = (time.monotonic(), 0)
+        if self.drafter is not None:
+            self.drafter.reset_stats()
 
     def stats(self) -> Stats:
-        names = [layer.name for layer in self.layers]
-        counted = layer_stats(names, self.counters.read(), self.acted, self.row_sums)
+        counted = layer_stats([layer.name for layer in self.layers], self.counters.read(), self.acted, self.row_sums)
         timed = self.decisions and self.device.type == "cpu"
         return Stats(
             policy=self.policy.spec,
@@ -233,6 +229,8 @@ class Plan:
             bypassed_layers=dict(self.bypassed),
             decision_us=1e6 * self.decision_seconds / self.decisions if timed else None,
             guard=None if self.watch is None else self.watch.state(),
+            verified=self.verified.told() if self.rows.speculates else None,
+            drafter=None if self.drafter is None else self.drafter.stats(),
         )
 
 
@@ -240,11 +238,13 @@ def activate(plan: Plan) -> None:
     _active[:] = [plan]
 
 
-def active() -> Plan:
-    """The plan of this process's engine. Raises RuntimeError if there is none."""
-    if not _active:
+def active(*, drafts: bool = False) -> Plan:
+    """The plan of this process's engine, or of the model that drafts for it. Raises RuntimeError if there is none."""
+    plan: Plan | None = _active[0] if _active else None
+    plan = plan.drafter if plan is not None and drafts else plan
+    if plan is None:
         raise RuntimeError(
             "no vLLM engine with lynx_moe runs in this process; start one with additional_config={'lynx_moe': "
             "{'policy': ...}} and VLLM_ENABLE_V1_MULTIPROCESSING=0, or ask it by llm.collective_rpc('lynx_stats')"
         )
-    return _active[0]
+    return plan

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lynx_moe.engines.vllm.launch.options import EXACT, KEY, Options
+from lynx_moe.engines.vllm.launch.options import EXACT, KEY, REMAP, Options
 from lynx_moe.engines.vllm.step import wishes
 from lynx_moe.engines.vllm.step.rows import EXACT_ROW, OWN_ROW, Asked
 from lynx_moe.policies import Policy
@@ -27,27 +27,35 @@ class Requests:
     def __init__(self, options: Options, make: Callable[[str], Fitted], server: Callable[[], Fitted]) -> None:
         self.options, self.make, self.server = options, make, server
         self.specs: dict[str, str] = {}  # of those that ask for another policy than the server's
+        self.verify: dict[str, bool] = {}  # of those whose drafts are verified otherwise than the server's: remapped?
         self.made: dict[str, Fitted | None] = {}
         self.step: list[Fitted] = []
         self.asked = Asked()
 
     def update(self, scheduler_output: Any) -> None:
         """Takes up what the scheduler says of new and finished requests."""
-        if self.specs:
+        if self.specs or self.verify:
             for name in scheduler_output.finished_req_ids:
                 self.specs.pop(name, None)
+                self.verify.pop(name, None)
         for new in scheduler_output.scheduled_new_reqs:  # and the next parts of streams that go on
             spec = wishes.understood(new.sampling_params, self.options)
             if spec is not None:
                 self.specs[new.req_id] = spec
             elif self.specs:
                 self.specs.pop(new.req_id, None)
+            remaps = wishes.remaps_drafts(new.sampling_params, self.options)
+            if remaps != (self.options.verify == REMAP):
+                self.verify[new.req_id] = remaps
+            elif self.verify:
+                self.verify.pop(new.req_id, None)
 
     def choices(self, req_ids: Sequence[str]) -> np.ndarray | None:
         """int [R]: each request's place in `step`, EXACT_ROW where it stays exact by its own wish, OWN_ROW where
         the server's policy changes nothing. None: all follow the server's policy. `asked` then says at what prices."""
         server = self.server()
-        self.step, self.asked = [], Asked(price=server[0].asks)
+        verify = self._verify(req_ids)
+        self.step, self.asked = [], Asked(price=server[0].asks, verify=verify)
         if not self.specs:
             return None
         wanted = [self.policy(self.specs[name]) if name in self.specs else server for name in req_ids]
@@ -64,6 +72,7 @@ class Requests:
             price=np.array([0.0 if each is None else each[0].asks for each in wanted], dtype=np.float32),
             mixed=any(each[0].asks != found[_without_price(each)][0].asks for each in acting),
             server_R=np.array([each is not None and each[0] is server[0] for each in wanted]),
+            verify=verify,
         )
 
         def number(fitted: Fitted | None) -> int:
@@ -74,6 +83,13 @@ class Requests:
             return place[_without_price(fitted)]
 
         return np.array([number(each) for each in wanted])
+
+    def _verify(self, req_ids: Sequence[str]) -> bool | np.ndarray:
+        """Whether rows that verify drafts may be remapped: of all requests, or bool [R]."""
+        usual = self.options.verify == REMAP
+        if not any(name in self.verify for name in req_ids):
+            return usual
+        return np.array([self.verify.get(name, usual) for name in req_ids])
 
     def policy(self, spec: str) -> Fitted | None:
         """The fitted policy of a spec; None: exact."""

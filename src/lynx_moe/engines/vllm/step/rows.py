@@ -1,13 +1,16 @@
 """Which rows of a step may be remapped, from the model runner's own request state.
 
-A row (token) may be remapped iff its request is past its prompt and schedules this one token: a decode row. All other
-rows keep the model's routing and donate their experts: prompt tokens, chunks of prompts (in mixed batches too), and the
-tokens that a preempted request computes again in bulk when it comes back. These were generated under remapping, but a
-bulk recomputation is compute-bound like a prefill: remapping would save nothing and would reach further into the cache.
+A row (token) may be remapped if its request is past its prompt and schedules this one token: a decode row. Rows that
+verify a draft are the request's next token and, after it, its drafted ones; they may be remapped where it asks for that
+(`Asked.verify`). All other rows keep the model's routing and donate their experts: prompt tokens, chunks of prompts (in
+mixed batches too), and the tokens that a preempted request computes again in bulk when it comes back. These were
+generated under remapping, but a bulk recomputation is compute-bound like a prefill: remapping would save nothing and
+would reach further into the cache.
 
 Shapes: R requests of a step, T rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,45 +21,53 @@ from lynx_moe.engines.shared.metrics import Kind
 from lynx_moe.routing import Rows
 
 EXACT_ROW, OWN_ROW = -1, -2  # in place of a policy's number: exact by request; a policy that changes nothing
+CERTAIN = np.ones(1, dtype=np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Asked:
     """What the requests of a step ask: a price for all, or float32 [R]. mixed: whether requests of one group differ.
-    server_R: bool, who follows the server's policy; None: all."""
+    server_R: bool, who follows the server's policy; None: all. verify: whether rows that verify a draft may be
+    remapped, for all or bool [R]."""
 
     price: float | np.ndarray = 1.0
     mixed: bool = False
     server_R: np.ndarray | None = None
+    verify: bool | np.ndarray = False
 
 
 class StepRows:
     """The masks and prices of the current step, in persistent buffers of max_num_batched_tokens rows that CUDA graphs
-    can record (`graphs`: they do).
+    can record (`graphs`: they do). speculates: steps may verify drafts.
 
-    On the CPU the buffers are the tensors themselves; for a GPU each step makes a fresh pinned copy, because the
-    previous step's transfer may still be reading the old one.
+    On the CPU the buffers are the tensors themselves; for a GPU each step makes fresh pinned copies, because the
+    previous step's transfer may still be reading the old ones.
     """
 
-    def __init__(self, max_rows: int, device: torch.device, *, graphs: bool = False) -> None:
-        self.valid = torch.ones(max_rows, dtype=torch.bool, device=device)
-        self.remap = torch.zeros(max_rows, dtype=torch.bool, device=device)
-        self.price = torch.zeros(max_rows, dtype=torch.float32, device=device)  # models are built under another default
-        buffers = (self.valid, self.remap, self.price)
-        self.host = None if device.type != "cpu" else tuple(buffer.numpy() for buffer in buffers)  # the same memory
+    def __init__(self, max_rows: int, device: torch.device, *, graphs: bool = False, speculates: bool = False) -> None:
+        def buffer(dtype: torch.dtype) -> torch.Tensor:  # models are built under another default
+            return torch.zeros(max_rows, dtype=dtype, device=device)
+
+        self.valid, self.remap, self.price = buffer(torch.bool), buffer(torch.bool), buffer(torch.float32)
+        self.request, self.depth, self.chance = buffer(torch.int64), buffer(torch.int64), buffer(torch.float32)
+        self.valid.fill_(True)
         self.always = graphs or device.type != "cpu"
-        self.kind, self.mixed = Kind.IDLE, False
+        self.speculates = speculates
+        self.kind, self.mixed, self.drafted = Kind.IDLE, False, False
         self.server: torch.Tensor | None = None
         self.num_rows = self.num_decode_rows = self.num_exact_rows = 0
+        self.num_verify_rows = self.num_verify_remappable = 0
         self.asked_T = np.zeros(0, dtype=np.float32)  # of rows that may be remapped
         self.groups: list[torch.Tensor] = []
         self._masks: dict[int, Rows | None] = {}  # of this step, by the rows that an operator sees
 
     def idle(self) -> None:
         """A dummy or profile run: every row is taken as real (memory profiling routes them), none may be remapped."""
-        self._write(np.zeros(0, dtype=bool), len(self.valid), np.zeros(0, dtype=np.float32))
-        self.mixed, self.server = False, None
+        none, self._masks = np.zeros(0, dtype=np.float32), {}
+        self._write(valid=np.ones(len(self.valid), dtype=bool), remap=none, price=none)
+        self.mixed, self.drafted, self.server = False, False, None
         self.kind, self.num_rows, self.num_decode_rows, self.num_exact_rows = Kind.IDLE, 0, 0, 0
+        self.num_verify_rows = self.num_verify_remappable = 0
         self.groups = []
 
     def fill(
@@ -65,19 +76,33 @@ class StepRows:
         scheduled_R: np.ndarray,
         choice_R: np.ndarray | None = None,
         asked: Asked = Asked(),
+        drafts_R: np.ndarray | None = None,
+        chances: np.ndarray = CERTAIN,
     ) -> None:
         """past_prompt_R: bool, the request has no prompt token left to compute. scheduled_R: its rows in this step, in
         the order of the batch. choice_R: the number of its policy in this step, EXACT_ROW or OWN_ROW; None: the
-        server's policy for all. `groups` then holds each policy's rows, bool [max_rows], and is empty otherwise."""
-        decode_R = past_prompt_R & (scheduled_R == 1)
-        remap_R = decode_R if choice_R is None else decode_R & (choice_R >= 0)
+        server's policy for all. `groups` then holds each policy's rows, bool [max_rows], and is empty otherwise.
+        drafts_R: how many of its rows are drafted tokens, the last ones; None: none. chances: float32, by depth in the
+        draft, that a row's token is committed; deeper rows have the last one's."""
+        self._masks, verify_R = {}, np.zeros_like(past_prompt_R)
+        if drafts_R is not None:
+            verify_R = past_prompt_R & (drafts_R > 0) & (scheduled_R == 1 + drafts_R)
+        may_R = (past_prompt_R & (scheduled_R == 1)) | (verify_R & asked.verify)
+        remap_R = may_R if choice_R is None else may_R & (choice_R >= 0)
         remap_T = np.repeat(remap_R, scheduled_R)
         price = np.repeat(np.broadcast_to(np.float32(asked.price), len(scheduled_R)), scheduled_R)
-        self._write(remap_T, len(remap_T), price if asked.mixed or self.always else None)
+        self.num_verify_rows = int(scheduled_R[verify_R].sum())
+        self.num_verify_remappable = int(scheduled_R[verify_R & remap_R].sum())
+        self.drafted = self.num_verify_remappable > 0
+        self._write(valid=np.ones(len(remap_T), dtype=bool), remap=remap_T)
+        if asked.mixed or self.always:
+            self._write(price=price)
+        if self.drafted or (self.always and self.speculates):
+            self._write(**_places(scheduled_R, verify_R, chances))
         self.mixed, self.asked_T = asked.mixed, price[remap_T]
-        self.num_rows, self.num_decode_rows = len(remap_T), int(remap_R.sum())
-        num_decode = self.num_decode_rows if choice_R is None else int(decode_R.sum())
-        self.num_exact_rows = 0 if choice_R is None else int((decode_R & (choice_R == EXACT_ROW)).sum())
+        self.num_rows, self.num_decode_rows = len(remap_T), int(remap_T.sum())
+        num_decode = int(scheduled_R[may_R].sum())
+        self.num_exact_rows = 0 if choice_R is None else int(scheduled_R[may_R & (choice_R == EXACT_ROW)].sum())
         if not num_decode:
             self.kind = Kind.PREFILL
         elif self.num_rows > num_decode:
@@ -92,20 +117,24 @@ class StepRows:
             self.groups = [self._mask(choice_T == number) for number in range(choice_R.max() + 1)]
 
     def masks(self, num_rows: int) -> Rows | None:
-        """The masks for an operator that sees num_rows rows. None: every row may be remapped and none is padding (CPU
-        only: what a CUDA graph records must not depend on the step). A step's layers share them: three slices with
-        swept caches cost as much as a decision."""
+        """The masks for an operator that sees num_rows rows. None: every row may be remapped, none is padding and none
+        verifies a draft (CPU only: what a CUDA graph records must not depend on the step). A step's layers share them:
+        three slices with swept caches cost as much as a decision."""
         if num_rows not in self._masks:
             self._masks[num_rows] = self._views(num_rows)
         return self._masks[num_rows]
 
     def _views(self, num_rows: int) -> Rows | None:
-        price = self.price[:num_rows] if self.mixed or self.always else None
+        told = {"remap"}
         if self.always or num_rows != self.num_rows:
-            return Rows(valid=self.valid[:num_rows], remap=self.remap[:num_rows], price=price)
-        if price is None and self.num_decode_rows == num_rows > 1:
+            told.add("valid")
+        if self.mixed or self.always:
+            told.add("price")
+        if self.drafted or (self.always and self.speculates):
+            told |= {"request", "depth", "chance"}
+        if told == {"remap"} and self.num_decode_rows == num_rows > 1:
             return None
-        return Rows(remap=self.remap[:num_rows], price=price)
+        return Rows(**{name: getattr(self, name)[:num_rows] for name in told})
 
     def tiers(self) -> dict[float, int]:
         """Price -> the rows of the step that ask it, of those that may be remapped."""
@@ -117,25 +146,33 @@ class StepRows:
         mask[: len(rows_T)] = torch.from_numpy(rows_T)
         return mask.to(self.valid.device)
 
-    def _write(self, remap_T: np.ndarray, num_valid: int, price_T: np.ndarray | None) -> None:
-        """Begins a step. price_T None: nobody will read it."""
-        self._masks = {}
-        if self.host is not None:
-            valid, remap, price = self.host
-            if price_T is not None:
-                price[: len(remap_T)], price[len(remap_T) :] = price_T, 0.0
-            remap[: len(remap_T)], remap[len(remap_T) :] = remap_T, False
-            valid[:num_valid], valid[num_valid:] = True, False
-            return
-        host = torch.zeros(2, len(self.valid), dtype=torch.bool, pin_memory=True)
-        host[0, :num_valid] = True
-        host[1, : len(remap_T)] = torch.from_numpy(remap_T)
-        asked = torch.zeros(len(self.valid), dtype=torch.float32, pin_memory=True)
-        if price_T is not None:
-            asked[: len(remap_T)] = torch.from_numpy(price_T)
-        self.price.copy_(asked, non_blocking=True)
-        self.valid.copy_(host[0], non_blocking=True)
-        self.remap.copy_(host[1], non_blocking=True)
+    def _write(self, **parts: np.ndarray) -> None:
+        """Each into the buffer of its name, from its start; the rest of it becomes 0."""
+        for name, part in parts.items():
+            buffer: torch.Tensor = getattr(self, name)
+            if buffer.device.type == "cpu":
+                here = buffer.numpy()  # the same memory
+                here[: len(part)], here[len(part) :] = part, 0
+                continue
+            host = torch.zeros(len(buffer), dtype=buffer.dtype, pin_memory=True)
+            host.numpy()[: len(part)] = part
+            buffer.copy_(host, non_blocking=True)
+
+
+def _places(scheduled_R: np.ndarray, verify_R: np.ndarray, chances: np.ndarray) -> dict[str, np.ndarray]:
+    """Of every row: the number of its request, its depth in the draft (0 where it is in none), its chance."""
+    request_T = np.repeat(np.arange(len(scheduled_R)), scheduled_R)
+    start_R = scheduled_R.cumsum() - scheduled_R
+    depth_T = np.where(verify_R[request_T], np.arange(len(request_T)) - start_R[request_T], 0)
+    return {"request": request_T, "depth": depth_T, "chance": chances[depth_T.clip(max=len(chances) - 1)]}
+
+
+def drafts_of(scheduler_output: Any, req_ids: Sequence[str]) -> np.ndarray:
+    """int [R]: how many drafted tokens each of these requests verifies in the step."""
+    drafts = getattr(scheduler_output, "scheduled_spec_decode_tokens", None)
+    if not drafts:
+        return np.zeros(len(req_ids), dtype=np.int64)
+    return np.array([len(drafts.get(name, ())) for name in req_ids], dtype=np.int64)
 
 
 def from_v1_runner(runner: Any, num_scheduled_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -183,7 +183,7 @@ class Watch:
             return masks, plan.rows.num_decode_rows > 0
         if plan.rows.server is None or not plan.requests.step or plan.requests.step[0][0] is not plan.policy:
             return masks, False
-        return Rows(valid=masks.valid if masks else None, remap=plan.rows.server[:num_rows]), True
+        return replace(masks or Rows(), remap=plan.rows.server[:num_rows]), True
 
     def _note(self, figure: str, now_and_above: list[Tensor]) -> None:
         self.taken.append((figure, torch.stack([now_and_above[0], now_and_above[-1]])))

@@ -2,7 +2,8 @@
 in the engine, which does not end for one request.
 
 A request asks by `SamplingParams.extra_args["lynx_moe"]`, which is `vllm_xargs: {"lynx_moe": ...}` of vLLM's server:
-"exact", a name (`Options.named`), a price (0.05 or "0.05"), or a spec string of its own.
+"exact", a name (`Options.named`), a price (0.05 or "0.05"), or a spec string of its own. How its drafts are verified it
+asks by `extra_args["lynx_moe_verify"]`: "exact" or "remap".
 """
 
 import difflib
@@ -10,9 +11,11 @@ import logging
 import re
 from typing import Any
 
-from lynx_moe.engines.vllm.launch.options import EXACT, KEY, Options
+from lynx_moe.engines.vllm.launch.options import DRAFT, EXACT, KEY, REMAP, Options
 from lynx_moe.policies import DEFAULT, make_policy
 
+VERIFY_KEY = f"{KEY}_verify"
+KEYS = (KEY, VERIFY_KEY)
 LONGEST = 300  # characters of a wish
 SHORT = KEY.partition("_")[0]
 CLOSE = {KEY: 0.8, SHORT: 0.75}  # how alike two words must be: one wrong letter of a short word is much of it
@@ -26,16 +29,32 @@ def asked(sampling_params: Any) -> Any:
     return extra.get(KEY) if extra else None
 
 
+def asked_verify(sampling_params: Any) -> str | None:
+    """How a request asks its drafts to be verified; None: not at all. Raises ValueError for what it may not ask."""
+    wish = (getattr(sampling_params, "extra_args", None) or {}).get(VERIFY_KEY)
+    if wish is None or wish in (EXACT, REMAP):
+        return wish
+    own = "; the model that drafts serves all requests, so what it does is the server's option" if wish == DRAFT else ""
+    raise ValueError(f"{VERIFY_KEY}: {repr(wish)[:50]} must be {EXACT!r} or {REMAP!r}{own}")
+
+
 def misspelt(names: Any) -> str | None:
-    """The first of these names that is not the key but was meant to be; None: there is none."""
-    return next((name for name in names or () if isinstance(name, str) and name != KEY and _is_near(name)), None)
+    """The first of these names that is no key but was meant to be; None: there is none."""
+    return next((name for name in names or () if isinstance(name, str) and name not in KEYS and _is_near(name)), None)
+
+
+def first_key(names: Any) -> str | None:
+    """The first of these names that asks for something, or was meant to; None: there is none."""
+    return next((key for key in KEYS if key in (names or ())), None) or misspelt(names)
 
 
 def check_keys(sampling_params: Any) -> None:
-    """Raises ValueError if a request asks by a misspelt key; those of other plug-ins pass."""
+    """Raises ValueError if a request asks by a misspelt key, or for a verification that is none; keys of other plug-ins
+    pass."""
     wrong = misspelt(getattr(sampling_params, "extra_args", None))
     if wrong is not None:
         raise ValueError(f"{KEY}: the key {wrong[:50]!r} asks for nothing; write {KEY!r}, or leave it out")
+    asked_verify(sampling_params)
 
 
 def spec_of(wish: Any, options: Options) -> str | None:
@@ -87,6 +106,14 @@ def understood(sampling_params: Any, options: Options, *, aloud: bool = True) ->
         if aloud:
             logger.warning("%s: a request stays exact: %s", KEY, str(error).partition("\n")[0])
         return EXACT
+
+
+def remaps_drafts(sampling_params: Any, options: Options) -> bool:
+    """Whether rows that verify a request's drafts may be remapped, as far as that is its own or the server's choice."""
+    try:
+        return (asked_verify(sampling_params) or options.verify) == REMAP
+    except ValueError:  # the request is exact then
+        return False
 
 
 def _is_near(name: str) -> bool:

@@ -120,7 +120,7 @@ class Writer:
 
 
 def _version(plan: Plan) -> Any:
-    return (tuple(plan.steps.values()), tuple(plan.policy_changes.values()), id(plan.watch))
+    return (tuple(plan.steps.values()), tuple(plan.governed.policy_changes.values()), id(plan.watch))
 
 
 def teller(vllm_config: Any, every: float) -> Teller:

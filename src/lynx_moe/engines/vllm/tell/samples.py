@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from lynx_moe.calibration.artifact import layer_number
-from lynx_moe.engines.shared.families import groups
+from lynx_moe.engines.shared.families import FAMILIES, groups
 from lynx_moe.engines.shared.metrics import COLUMNS, KINDS
 from lynx_moe.engines.vllm.step.plan import Plan
+from lynx_moe.engines.vllm.step.verified import DEPTHS, Verified
 
 SUMS = {
     "before": "lynx_moe_distinct_experts_before",
@@ -26,12 +27,16 @@ def samples(plan: Plan) -> list[Sample]:
     found += [("lynx_moe_price_rows", [price], count) for price, count in plan.tiers.told.items()]
     if plan.options.stats and plan.has_begun:
         found += _layers(plan)
+    if plan.rows.speculates:
+        found += _verified(plan.verified)
+    if plan.drafter is not None:
+        found += _drafter(plan.drafter)
     if plan.device.type == "cpu":
         found.append(("lynx_moe_decision_seconds", ["count"], plan.decisions))
         found.append(("lynx_moe_decision_seconds", ["sum"], plan.decision_seconds))
     reached = sum(layer.name not in plan.bypassed for layer in plan.layers)
     found += [("lynx_moe_layers", ["policy"], reached), ("lynx_moe_layers", ["own"], len(plan.bypassed))]
-    found += [("lynx_moe_policy_changes", [by], count) for by, count in plan.policy_changes.items()]
+    found += [("lynx_moe_policy_changes", [by], count) for by, count in plan.governed.policy_changes.items()]
     state = None if plan.watch is None else plan.watch.state()
     asked = plan.policy.spec if state is None else state["rungs"][0]
     found.append(("lynx_moe_policy_info", [plan.policy.spec, asked], 1))
@@ -43,6 +48,34 @@ def _rows(plan: Plan) -> list[Sample]:
     total, remappable, exact = (sum(sums[place] for sums in plan.row_sums.values()) for place in range(3))
     handled = {"remappable": remappable, "exact": exact, "bypassed": total - remappable - exact}
     return [("lynx_moe_rows", [name], count) for name, count in handled.items()]
+
+
+def _verified(verified: Verified) -> list[Sample]:
+    found: list[Sample] = [
+        ("lynx_moe_verified_rows", ["remappable"], verified.remappable),
+        ("lynx_moe_verified_rows", ["exact"], verified.rows - verified.remappable),
+        ("lynx_moe_drafts", [], verified.drafts),
+    ]
+    sums = {"lynx_moe_draft_tokens": verified.drafted, "lynx_moe_draft_tokens_accepted": verified.accepted}
+    for name, by_depth in sums.items():
+        found += [(name, [str(depth)], int(count)) for depth, count in enumerate(by_depth[:DEPTHS], 1)]
+        if len(by_depth) > DEPTHS:
+            found.append((name, [f"{DEPTHS + 1}+"], int(by_depth[DEPTHS:].sum())))
+    chances = verified.chances[1 : 1 + DEPTHS]
+    return found + [("lynx_moe_draft_chance", [str(depth)], float(p)) for depth, p in enumerate(chances, 1)]
+
+
+def _drafter(plan: Plan) -> list[Sample]:
+    """Under names of their own: no sum over a server's layers may take in those of its drafter."""
+    found: list[Sample] = [("lynx_moe_drafter_passes", [kind], count) for kind, count in plan.steps.items()]
+    found.append(("lynx_moe_drafter_policy_info", [plan.policy.spec], 1))
+    if not plan.options.stats:
+        return found
+    for name, labels, value in _layers(plan):
+        own = name.replace("lynx_moe_", "lynx_moe_drafter_")
+        if own in FAMILIES:
+            found.append((own, labels, value))
+    return found
 
 
 def _layers(plan: Plan) -> list[Sample]:

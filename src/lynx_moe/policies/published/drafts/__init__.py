@@ -1,0 +1,1 @@
+"""Published methods for the rows that verify drafts."""
