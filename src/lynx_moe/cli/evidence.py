@@ -23,6 +23,7 @@ OF_A_CACHE = (
     "priced:price=0.01 priced priced:price=0.1 oea:k0=4 drop-on-miss:mass=0.05 drop-on-miss:mass=0.1 "
     "drop-on-miss:mass=0.2"
 )
+TIERS = {"tiers-exact": "0.01 0.03 0.1 exact", "tiers": "0.01 0.03 0.1"}
 QUANTISED = {"qwen3-moe": ("w8a8", "int4", "awq", "fp8"), "gpt-oss": ("mxfp4",)}
 
 
@@ -42,6 +43,14 @@ def steps() -> list[Step]:
     found = [Step("demo", "demo.md", 3, ("lynx-moe demo --out {out}/demo",))]
     for name in FAMILIES:
         found += of_family(name)
+    for name in ("qwen3-moe", "gpt-oss"):
+        here = f"{{out}}/{name}"
+        commands = (
+            f"lynx-moe fidelity {name} --tiers '{tiers}' --batch-sizes 16 --mixes mixed --split test "
+            f"--sequences 448 --out {here}/{folder}"
+            for folder, tiers in TIERS.items()
+        )
+        found.append(Step(f"prices side by side on {name}", "tiers.md", 30, tuple(commands)))
     for name, more in (("qwen3-moe", ""), ("mixtral", "lynx:beta=1 ")):
         found += [
             Step(f"fidelity of {name}", "fidelity.md", 1, (
@@ -152,11 +161,20 @@ def evidence(
         missing = [command for command in commands if command not in finished.commands]
         later = (one.minutes for one in wanted[number - 1 :])
         hours = f"about {step.minutes:g} min, with what follows {sum(later) / 60:.1f} h" if missing else "done before"
-        told.print(f"{number} of {len(wanted)}: {step.name}, for {step.page}: {hours}", markup=False, highlight=False)
+        told.print(
+            f"{number} of {len(wanted)}: {step.name}, for {step.page}: {hours}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
         if show:
-            told.print("\n".join(f"    {command}" for command in commands), markup=False, highlight=False)
+            told.print(
+                "\n".join(f"    {command}" for command in commands), markup=False, highlight=False, soft_wrap=True
+            )
         elif missing and step.needs and not Path(step.needs.format(**places)).exists():
-            told.print(f"  left out: there is no {step.needs.format(**places)}", markup=False, highlight=False)
+            told.print(
+                f"  left out: there is no {step.needs.format(**places)}", markup=False, highlight=False, soft_wrap=True
+            )
         elif not all(run(command) and finished.add(command) for command in missing):
             failed.append(step.name)
     if failed:
