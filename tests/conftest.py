@@ -9,6 +9,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; re
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
+os.environ.pop("COLUMNS", None)  # what commands print does not hang on who runs the tests: xdist names 80 of them
+
 import pytest
 from covered import HAS_VLLM, ROOMS, WITHOUT_VLLM, not_covered
 

@@ -68,6 +68,7 @@ def eagle_head(model: str, folder: Path, *, kind: str = "eagle") -> str:
     norms = [f"{layer}post_attention_layernorm"]
     if kind == "eagle3":
         made["architectures"] = ["LlamaForCausalLMEagle3"]
+        made["eagle_aux_hidden_state_layer_ids"] = [1, 2, 3]  # by default two of the three are one in so few layers
         norms += [f"{layer}hidden_norm", f"{layer}input_layernorm", "norm"]
         found["lm_head.weight"] = tensors["lm_head.weight"].float()
     found |= {f"{name}.weight": torch.ones(size) for name in norms}
