@@ -34,7 +34,7 @@ def test_a_tier_among_its_like_is_that_policy_and_an_exact_row_loses_nothing(mod
     for name, price in PRICES.items():
         run = lynx_moe.apply(model, f"priced:price={price}")
         expected = [value for batch in cut for value in decode(model, batch, [run], "own")[0].kl.mean(0).tolist()]
-        assert found[name]["alike_by_sequence"] == [round(value, 9) for value in expected]
+        assert found[name]["alike_by_sequence"] == pytest.approx(expected, rel=1e-4, abs=1e-7)
         assert found[name]["alike_after"] == pytest.approx(run.stats().mean_after)
     assert found["exact"]["kl"] < 1e-6 < 1e-3 < found["0.05"]["kl"] < found["0.5"]["kl"]  # rounding, and harm
     for line in found.values():
@@ -53,7 +53,8 @@ def test_a_sequence_s_figure_is_of_the_turn_in_which_it_had_the_tier(model: Any)
     (effect,) = decode(model, cut[0], [run], "own")
     found = tiers.compared(model, cut, "priced", PRICES, "own")
     for row, tier in enumerate(tiers.dealt(5, 3, 1)):
-        assert found[tier]["kl_by_sequence"][row] == round(float(effect.kl[:, row].mean()), 9)
+        expected = float(effect.kl[:, row].mean())
+        assert found[tier]["kl_by_sequence"][row] == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
 
 def test_the_command_shows_and_keeps_a_record_that_goes_on(folder: Path, tmp_path: Path) -> None:
