@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
+import slow_priced
 import torch
 from cases import Case, cases, drafted, make_calibration
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 
 from lynx_moe import RouterSpec, Rows, make_policy
 from lynx_moe.policies.contract.groups import decide_groups
 from lynx_moe.policies.contract.step import make_step
-from lynx_moe.policies.priced import ROUNDS, STEEP
 from lynx_moe.routing import distinct, select
 
 examples = settings(max_examples=100, deadline=None)
@@ -26,28 +26,9 @@ def test_priced_sums_the_harm_to_expect(case: Case, seed: int, calibrated: bool,
     policy = make_policy("priced")
     policy = policy.for_layer(0, {0: make_calibration(case.spec.num_experts)}) if calibrated else policy
     step = make_step(case.logits.float(), case.spec, rows, select(case.logits, case.spec))
-    voters = [t for t, votes in enumerate(step.voters_T.tolist()) if votes]
-    assume(len(voters) > 1)
     asked = price_T.tolist() if prices else [0.03] * num_rows
-    ids, values, chance = step.own.ids.tolist(), policy.values(step).tolist(), rows.chance.tolist()
-    middle = sorted(asked[t] for t in voters)[len(voters) // 2]
-    free = set(step.free_E.nonzero().flatten().tolist())
-    stays = common = {e for t in voters for e in ids[t]}
-    lost = dict.fromkeys(voters, 0.0)
-    for share in ROUNDS:
-        harm, mixed = dict.fromkeys(stays | common, 0.0), dict.fromkeys(stays | common, 0.0)
-        for t in voters:
-            for e, v in zip(ids[t], values[t], strict=True):
-                if e in harm:
-                    x = lost[t]
-                    added = chance[t] * ((x + v + STEEP * (x + v) ** 3) - (x + STEEP * x**3))
-                    harm[e] += added / middle
-                    mixed[e] += added / asked[t]
-        assume(min((abs(one / share - 1) for one in (*harm.values(), *mixed.values())), default=1.0) > 1e-5)
-        common = {e for e in common if harm[e] > share}
-        stays = {e for e in stays if mixed[e] > share}
-        lost = {t: sum(v for e, v in zip(ids[t], values[t], strict=True) if e not in common | free) for t in voters}
-    assert set(policy.keep(step).nonzero().flatten().tolist()) == stays
+    expected = slow_priced.stays(policy, step, asked, rows.chance.tolist())
+    assert set(policy.keep(step).nonzero().flatten().tolist()) == expected
 
 
 @pytest.mark.parametrize("text", ["priced", "priced:price=0.1", "priced:num_keep=12"])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import hypothesis.strategies as st
 import one_price
 import pytest
+import slow_priced
 import torch
 from cases import Case, cases, make_calibration
 from hypothesis import assume, given, settings
@@ -51,28 +52,8 @@ def test_mixed_prices_are_the_rule_in_plain_sums(case: Case, seed: int, calibrat
         torch.randint(4, (len(case.logits),), generator=torch.Generator().manual_seed(seed))
     ]
     policy, step = tuned("priced", case, calibrated), step_of(case, price_T)
-    voters = [t for t, votes in enumerate(step.voters_T.tolist()) if votes]
-    assume(len(voters) > 0)
-    ids, values = step.own.ids.tolist(), policy.values(step).tolist()
-    middle = sorted(price_T[voters].tolist())[len(voters) // 2] * (ALONE if step.alone() else 1)
-    free = set(step.free_E.nonzero().flatten().tolist())
-    stays = common = {e for t in voters for e in ids[t]}
-    lost = dict.fromkeys(voters, 0.0)
-    for share in ROUNDS:
-        harm, mixed = dict.fromkeys(stays | common, 0.0), dict.fromkeys(stays | common, 0.0)
-        for t in voters:
-            for e, v in zip(ids[t], values[t], strict=True):
-                if e in harm:
-                    x = lost[t]
-                    added = (x + v + STEEP * (x + v) ** 3) - (x + STEEP * x**3)
-                    harm[e] += added / middle
-                    mixed[e] += added / (price_T[t].item() * (ALONE if step.alone() else 1))
-        margins = [abs(one / share - 1) for one in (*harm.values(), *mixed.values())]
-        assume(min(margins, default=1.0) > 1e-5)  # float32 is compared
-        common = {e for e in common if harm[e] > share}
-        stays = {e for e in stays if mixed[e] > share}
-        lost = {t: sum(v for e, v in zip(ids[t], values[t], strict=True) if e not in common | free) for t in voters}
-    assert set(policy.keep(step).nonzero().flatten().tolist()) == stays
+    expected = slow_priced.stays(policy, step, price_T.tolist(), [1.0] * len(price_T))
+    assert set(policy.keep(step).nonzero().flatten().tolist()) == expected
 
 
 MIXED = {

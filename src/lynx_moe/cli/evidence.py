@@ -1,144 +1,18 @@
 """`lynx-moe evidence`: the commands behind the quality tables of README and docs/results, one after another."""
 
 import shlex
-import subprocess
-import sys
-import time
+from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 
+from lynx_moe.lab.evidence import run
+from lynx_moe.lab.evidence.steps import steps
 from lynx_moe.lab.shared import terminal
 from lynx_moe.testbed.locate import CARVED, cache_root
 
 app = typer.Typer()
-FAMILIES = ("qwen3-moe", "olmoe", "mixtral", "gpt-oss", "deepseek-v3")
-APART = "-unbalanced"
-HELD_OUT = "--data {carved}/held-out.jsonl --dtype float32"
-ON_CARVED = (
-    "priced:price=0.01 priced priced:price=0.1 lynx oea:k0=2 oea:k0=4 oea:k0=6 xshare:budget=20,k0=1 alloc:k=4 topk:k=4"
-)
-OF_A_CACHE = (
-    "priced:price=0.01 priced priced:price=0.1 oea:k0=4 drop-on-miss:mass=0.05 drop-on-miss:mass=0.1 "
-    "drop-on-miss:mass=0.2"
-)
-TIERS = {"tiers-exact": "0.01 0.03 0.1 exact", "tiers": "0.01 0.03 0.1"}
-QUANTISED = {"qwen3-moe": ("w8a8", "int4", "awq", "fp8"), "gpt-oss": ("mxfp4",)}
-
-
-class Step(NamedTuple):
-    """Commands that end in the table of one page. minutes: of two cores, about; needs: what must be there, or else it
-    is left out."""
-
-    name: str
-    page: str
-    minutes: float
-    commands: tuple[str, ...]
-    needs: str = ""
-
-
-def steps() -> list[Step]:
-    """All of them. Names in braces are places (`evidence` has them); `> FILE` keeps what a command prints."""
-    found = [Step("demo", "demo.md", 3, ("lynx-moe demo --out {out}/demo",))]
-    for name in FAMILIES:
-        found += of_family(name)
-    for name in ("qwen3-moe", "gpt-oss"):
-        here = f"{{out}}/{name}"
-        commands = (
-            f"lynx-moe fidelity {name} --tiers '{tiers}' --batch-sizes 16 --mixes mixed --split test "
-            f"--sequences 448 --out {here}/{folder}"
-            for folder, tiers in TIERS.items()
-        )
-        found.append(Step(f"prices side by side on {name}", "tiers.md", 30, tuple(commands)))
-    for name, more in (("qwen3-moe", ""), ("mixtral", "lynx:beta=1 ")):
-        found += [
-            Step(f"fidelity of {name}", "fidelity.md", 1, (
-                f"lynx-moe fidelity {name} --policies 'lynx {more}lynx-v1 oea:k0=1' --batch-sizes 4,16 --mixes mixed "
-                f"--sequences 112 --out {{out}}/{name}/fidelity",
-                f"lynx-moe table {{out}}/{name}/fidelity/fidelity.jsonl > {{out}}/{name}/fidelity.md",
-            )),
-            Step(f"profile of {name}", "profile.md", 2, (f"lynx-moe profile {name} --out {{out}}/{name}/profile",)),
-        ]  # fmt: skip
-    found += [
-        Step("guard", "guard.md", 2, (
-            "lynx-moe eval qwen3-moe --limit 20 --policies 'vanilla random:num_keep=16 lynx priced' "
-            "--guard '{{\"max_mass_lost\": 0.1}}' --out {out}/guard",
-            "lynx-moe table {out}/guard/eval.jsonl > {out}/guard.md",
-        )),
-        Step("ranks", "ranks.md", 1, (
-            "lynx-moe record qwen3-moe --engine transformers --sequences 64 --out {out}/routing.safetensors",
-            "lynx-moe replay {out}/routing.safetensors --ranks 8 --policies 'vanilla priced priced:per_rank=true "
-            "oea:k0=3 oea:k0=3,per_rank=true' > {out}/ranks.txt",
-        )),
-        Step("the carved model", "priced.md", 10, ("lynx-moe testbed carve",)),
-        Step("fidelity of the carved model", "priced.md", 60, (
-            f"lynx-moe fidelity carved {HELD_OUT} --policies '{ON_CARVED}' --batch-sizes 4,16 --mixes mixed "
-            "--split test --sequences 48 --out {out}/carved",
-            "lynx-moe table {out}/carved/fidelity.jsonl > {out}/carved/fidelity.md",
-        )),
-        Step("bakeoff of the carved model", "priced.md", 480, (
-            f"lynx-moe bakeoff carved {HELD_OUT} --batch-sizes 4,16,64 --mixes mixed --norms model --sequences 64 "
-            "--out {out}/carved/bakeoff",
-            "lynx-moe table {out}/carved/bakeoff/bakeoff.jsonl > {out}/carved/bakeoff.md",
-        )),
-        Step("routes", "routes.md", 5, (
-            "lynx-moe replay {routes} --mixes one,mixed --policies 'vanilla priced:price=0.01 priced priced:price=0.1 "
-            "oea:k0=4 topk:k=4 naee:beta=0.5 min-p:k_min=2,threshold=0.5' > {out}/routes.txt",
-            *(f"lynx-moe replay {{routes}} --mixes one,mixed --steps 32 --slots {slots} --batch-sizes {size} "
-              f"--policies '{OF_A_CACHE}' > {{out}}/routes-{size}-{slots}.txt" for size, slots in ((8, 16), (16, 32))),
-        ), "{routes}"),
-    ]  # fmt: skip
-    for name, schemes in QUANTISED.items():
-        for scheme in schemes:
-            made, script = f"{{out}}/models/{name}-{scheme}", "tests/helpers/quantized.py"
-            found.append(Step(f"{name} as {scheme}", "quantised.md", 2, (
-                f"python {script} models/{name} {made} {scheme}",
-                f"lynx-moe eval {made} --limit 40 --policies 'vanilla priced lynx' --out {{out}}/{name}/{scheme}",
-                f"lynx-moe table {{out}}/{name}/{scheme}/eval.jsonl > {{out}}/{name}/{scheme}.md",
-            ), script))  # fmt: skip
-    return [*found, pairs()]
-
-
-def of_family(name: str) -> list[Step]:
-    here = f"{{out}}/{name}"
-    return [
-        Step(f"bakeoff of {name}", "bakeoff.md", 60, (
-            f"lynx-moe calibrate {name} -o {here}/calibration.safetensors",
-            f"lynx-moe bakeoff {name} --calibration {here}/calibration.safetensors --norms model --dtype float32 "
-            f"--out {here}/bakeoff",
-            f"lynx-moe table {here}/bakeoff/bakeoff.jsonl > {here}/bakeoff.md",
-        )),
-        Step(f"exact match of {name}", "bakeoff.md", 2, (
-            f"lynx-moe eval {name} --limit 100 --policies 'vanilla priced priced:price=0.1' --out {here}/exact",
-            f"lynx-moe table {here}/exact/eval.jsonl > {here}/exact.md",
-        )),
-        Step(f"scores of {name}", "testbed-scores.md", 4, (
-            f"lynx-moe eval {name} --policies 'vanilla lynx lynx-v1' --control --out {here}/scores",
-            f"lynx-moe table {here}/scores/eval.jsonl > {here}/scores.md",
-        )),
-        Step(f"a row alone on {name}", "priced.md", 1, (
-            f"lynx-moe fidelity {name} --policies priced --batch-sizes 1,4 --mixes mixed --split test "
-            f"--sequences 64 --out {here}/alone",
-            f"lynx-moe table {here}/alone/fidelity.jsonl > {here}/alone.md",
-        )),
-    ]  # fmt: skip
-
-
-def pairs() -> Step:
-    """Models with and without load balancing; the latter are not shipped."""
-    folders = [f"{place}/{name}" for name in FAMILIES for place, name in (("models", name), ("{twins}", name + APART))]
-    each = (
-        f"lynx-moe {command} --out {{out}}/pairs/{folder.rpartition('/')[2]}"
-        for folder in folders
-        for command in (
-            f"fidelity {folder} --policies 'lynx priced' --batch-sizes 16 --sequences 112 --dtype float32",
-            f"eval {folder} --limit 100 --policies 'vanilla lynx'",
-        )
-    )
-    table = "lynx-moe table {out}/pairs > {out}/pairs.md"
-    needs = f"{{twins}}/{FAMILIES[0]}{APART}/model.safetensors"
-    return Step("twins without load balancing", "load-balancing.md", 30, (*each, table), needs)
 
 
 @app.command()
@@ -155,59 +29,19 @@ def evidence(
     wanted = [step for step in steps() if only in step.name or only in step.page]
     if not wanted:
         raise ValueError(f"no step or page holds {only!r}; the steps are: {', '.join(step.name for step in steps())}")
-    finished, told, failed = Finished(out / "done.txt"), terminal.console(), []
+    finished, failed = run.Finished(out / "done.txt"), []
+    say = partial(terminal.console().print, markup=False, highlight=False, soft_wrap=True)
     for number, step in enumerate(wanted, 1):
         commands = [command.format(**quoted) for command in step.commands]
         missing = [command for command in commands if command not in finished.commands]
         later = (one.minutes for one in wanted[number - 1 :])
         hours = f"about {step.minutes:g} min, with what follows {sum(later) / 60:.1f} h" if missing else "done before"
-        told.print(
-            f"{number} of {len(wanted)}: {step.name}, for {step.page}: {hours}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(f"{number} of {len(wanted)}: {step.name}, for {step.page}: {hours}")
         if show:
-            told.print(
-                "\n".join(f"    {command}" for command in commands), markup=False, highlight=False, soft_wrap=True
-            )
+            say("\n".join(f"    {command}" for command in commands))
         elif missing and step.needs and not Path(step.needs.format(**places)).exists():
-            told.print(
-                f"  left out: there is no {step.needs.format(**places)}", markup=False, highlight=False, soft_wrap=True
-            )
-        elif not all(run(command) and finished.add(command) for command in missing):
+            say(f"  left out: there is no {step.needs.format(**places)}")
+        elif not all(run.run(command) and finished.add(command) for command in missing):
             failed.append(step.name)
     if failed:
         raise ValueError(f"failed: {', '.join(failed)}; the same command goes on where it stopped")
-
-
-class Finished:
-    """The commands that ended well, a line each in a file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.commands = set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
-
-    def add(self, command: str) -> bool:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(f"{command}\n")
-        self.commands.add(command)
-        return True
-
-
-def run(command: str) -> bool:
-    """Whether it went well. Its own words go to the terminal, or into the file behind `>`."""
-    program, _, file = command.partition(" > ")
-    first, *words = shlex.split(program)
-    head = [sys.executable, "-m", "lynx_moe.cli"] if first == "lynx-moe" else [sys.executable]
-    begun = time.monotonic()
-    if not file:
-        good = subprocess.run([*head, *words]).returncode == 0
-    else:
-        target = Path(shlex.split(file)[0])
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("w", encoding="utf-8") as kept:
-            good = subprocess.run([*head, *words], stdout=kept).returncode == 0
-    typer.echo(f"  {(time.monotonic() - begun) / 60:.1f} min: {command}")
-    return good

@@ -74,7 +74,7 @@ def fidelity(
     console = terminal.console()
     if tiers:
         file = out / "tiers.jsonl"
-        result = tiered.measure(settings, policies.split(), tiered.tiers_of(tiers), file, console.print)
+        result = tiered.measure(settings, policies.split(), tiered.tiers_of(tiers), file, console.print, max_memory)
         for title, lines in tables.by_cache(result["results"]).items():
             tables.show(f"{model}: {title}", tiered.HEAD, tiered.rows(lines), console)
         console.print(f"Record: {file}")

@@ -74,6 +74,8 @@ def test_the_command_shows_and_keeps_a_record_that_goes_on(folder: Path, tmp_pat
     other = runner.invoke(app, ["fidelity", str(folder), "--mixes", "mixed", *options[2:], "--tiers", "0.1 exact"])
     assert other.exit_code != 0
     assert "tiers=" in str(other.exception)
+    small = runner.invoke(app, ["fidelity", str(folder), *options[:-1], str(tmp_path / "b"), "--max-memory", "1e-6"])
+    assert "batch 2 under 4 policies would take about" in str(small.exception)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 
 from lynx_moe.engines.shared import config
 from lynx_moe.lab.shared import lines
-from lynx_moe.lab.shared.engine import in_own_process, open_engine
+from lynx_moe.lab.shared.engine import import_vllm, in_own_process, open_engine
 from lynx_moe.lab.shared.models import unloadable
 from lynx_moe.lab.speed.measure import (
     NEW_TOKENS,
@@ -165,11 +165,10 @@ def _opened(settings: Settings) -> Any:
         "max_num_batched_tokens": max(2048, most * settings.prompt),  # all prompts in one step
         "trust_remote_code": bool(settings.trust_remote_code),
     }
+    import_vllm()  # what is missing is not the model
     try:
         return open_engine(settings.model, settings.asked, **options)
     except (OSError, TypeError, ValueError) as error:
-        if "vLLM cannot be imported" in str(error):
-            raise
         raise ValueError(unloadable("vLLM", settings.model, error)) from error
 
 

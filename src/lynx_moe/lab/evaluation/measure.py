@@ -135,9 +135,7 @@ def apart(settings: Settings, policies: Sequence[str], path: Path, *, allow_code
 
 def _plan(settings: Settings, policies: Sequence[str], path: Path) -> tuple[Record, list[str]]:
     """The record at `path`, or an empty one, and the policies that it lacks. Raises as `evaluate` does."""
-    specs = [make_policy(policy).spec for policy in policies]
-    if not specs or len(set(specs)) < len(specs):
-        raise ValueError(f"name at least one policy, and each of them once; given: {', '.join(specs) or 'none'}")
+    specs = lines.specs_of(policies)
     if settings.guard is not None:
         specs += [spec + GUARDED for spec in specs if not make_policy(spec).is_identity]
     versions = record.environment()["versions"] | {"lm-eval": metadata.version("lm-eval")}

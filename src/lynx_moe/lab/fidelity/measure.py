@@ -5,7 +5,7 @@ after every batch size and mix, and what there is of one is kept beside it (`pie
 its last batch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from lynx_moe.lab.shared.intervals import weighted_mean
 from lynx_moe.lab.shared.models import unloadable
 from lynx_moe.lab.shared.pieces import Pieces
 from lynx_moe.lab.shared.progress import Progress
-from lynx_moe.policies import make_policy
 
 Line = dict[str, Any]
 
@@ -81,9 +80,7 @@ def measure(
     Raises ValueError for a bad policy or setting, a model without MoE layers, data that cannot be read, batches that
     take too much memory, and a record of other settings.
     """
-    specs = [make_policy(policy).spec for policy in policies]
-    if not specs or len(set(specs)) < len(specs):
-        raise ValueError(f"name at least one policy, and each of them once; given: {', '.join(specs) or 'none'}")
+    specs = lines.specs_of(policies)
     whole = lines.begin(path, "fidelity", asdict(settings) | {"policies": specs})
     done = {(line["batch_size"], line["mix"], line["cache"]) for line in whole["results"]}
     wanted = [(b, m, c) for b in settings.batch_sizes for m in settings.mixes for c in settings.caches]
@@ -99,7 +96,7 @@ def measure(
         raise ValueError(f"{settings.data} fills no batch of {missing[0][0]}: {len(found)} sequences; give more data")
     advance("loading the model")
     model, runs = open_model(settings, specs)
-    check_memory(model, cuts, len(runs), max_gib)
+    check_memory(model, [(part[2], cut) for part, cut in cuts.items()], len(runs), max_gib)
     lines.save(whole, path)
     for number, ((batch_size, mix, cache), cut) in enumerate(cuts.items(), 1):
         advance(f"{number} of {len(cuts)}: batch {batch_size}, {mix} group{'s' * (mix == 'mixed')}, {cache} cache")
@@ -115,14 +112,12 @@ def measure(
     return whole
 
 
-def check_memory(
-    model: Any, cuts: Mapping[tuple[int, str, str], Sequence[Batch]], num_runs: int, max_gib: float | None
-) -> None:
-    """Raises ValueError if a cell would take more than may be used."""
+def check_memory(model: Any, cuts: Iterable[tuple[str, Sequence[Batch]]], num_runs: int, max_gib: float | None) -> None:
+    """Raises ValueError if a cell would take more than may be used: its batches, by the kind of cache."""
     limit, sizes = machine.allowed(next(model.parameters()).device, max_gib), memory.measured(model)
-    for (size, _, cache), cut in cuts.items():
+    for cache, cut in cuts:
         caches = 1 + num_runs * (2 if cache == "exact" else 1)  # of the exact run, of policies, and copies for a step
-        what = f"batch {size} under {num_runs} {'policies' if num_runs > 1 else 'policy'}"
+        what = f"batch {len(cut[0].members)} under {num_runs} {'policies' if num_runs > 1 else 'policy'}"
         lower = f"{memory.LOWER}{', name fewer --policies' if num_runs > 1 else ''}, {memory.RAISE}"
         machine.refuse_above(limit, sizes.need(memory.largest(cut, sizes), caches), what, lower)
 

@@ -15,7 +15,7 @@ import torch
 
 from lynx_moe.engines.transformers import Run, apply
 from lynx_moe.lab.fidelity.lockstep import decode
-from lynx_moe.lab.fidelity.measure import Line, Settings, documents, open_model
+from lynx_moe.lab.fidelity.measure import Line, Settings, check_memory, documents, open_model
 from lynx_moe.lab.shared import lines, tables
 from lynx_moe.lab.shared.documents import Batch, batches
 from lynx_moe.lab.shared.intervals import weighted_mean
@@ -55,20 +55,19 @@ def measure(
     tiers: Mapping[str, float],
     path: Path,
     advance: Callable[[str], None] = lambda message: None,
+    max_gib: float | None = None,
 ) -> Line:
     """Measures what the record at `path` lacks, and returns the whole of it.
 
     Raises ValueError as `fidelity.measure` does, for a policy that knows no prices, and for batches with fewer rows
     than tiers.
     """
-    specs = [make_policy(policy).spec for policy in policies]
+    specs = lines.specs_of(policies)
     for spec in specs:
         if make_policy(spec).at_price(2.0).asks != 2.0:
             raise ValueError(
                 f"--tiers asks prices of {spec!r}, which knows none; name a policy that does, such as priced"
             )
-    if not specs or len(set(specs)) < len(specs):
-        raise ValueError(f"name at least one policy, and each of them once; given: {', '.join(specs) or 'none'}")
     if min(settings.batch_sizes) < len(tiers):
         raise ValueError(
             f"a batch of {min(settings.batch_sizes)} has no row for each of {len(tiers)} tiers; raise --batch-sizes"
@@ -85,6 +84,7 @@ def measure(
         raise ValueError(f"no group has {size} sequences; raise --sequences, give more data, or lower --batch-sizes")
     advance("loading the model")
     model, _ = open_model(settings, [])
+    check_memory(model, [(part[2], cut) for part, cut in cuts.items()], 2 * len(tiers), max_gib)
     for number, ((size, mix, cache, spec), cut) in enumerate(cuts.items(), 1):
         advance(f"{number} of {len(cuts)}: batch {size}, {mix} group{'s' * (mix == 'mixed')}, {cache} cache, {spec}")
         part = {"kind": KIND, "batch_size": size, "mix": mix, "cache": cache, "policy": spec}

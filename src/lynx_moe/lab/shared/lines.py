@@ -1,13 +1,22 @@
 """Records that grow: JSONL files of one line of settings, then a line per result; a run that was stopped goes on."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lynx_moe.lab.shared import record
+from lynx_moe.policies import make_policy
 
 Record = dict[str, Any]
+
+
+def specs_of(policies: Sequence[str]) -> list[str]:
+    """Their full specs. Raises ValueError for a bad one, for none at all, and where two are the same."""
+    specs = [make_policy(policy).spec for policy in policies]
+    if not specs or len(set(specs)) < len(specs):
+        raise ValueError(f"name at least one policy, and each of them once; given: {', '.join(specs) or 'none'}")
+    return specs
 
 
 def begin(path: Path, kind: str, settings: Mapping[str, Any]) -> Record:

@@ -8,12 +8,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from lynx_moe.cli import app, evidence
+from lynx_moe.cli import app
+from lynx_moe.lab.evidence import run as runs
+from lynx_moe.lab.evidence.steps import steps
 from lynx_moe.policies import make_policy
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
 OF_TIME = {"cost.md", "gpu.md", "serving.md", "training.md"}  # and of what was tried: no table of quality
-STEPS = evidence.steps()
+STEPS = steps()
 PLACES = {"out": "o", "carved": "c", "routes": "r.npz", "twins": "t"}
 
 
@@ -32,7 +34,7 @@ def test_every_command_of_the_list_is_understood(step: Any) -> None:
     for command in step.commands:
         program, *words = shlex.split(command.format(**PLACES).partition(" > ")[0])
         if program == "python":
-            assert (Path(__file__).parents[1] / words[0]).is_file()
+            assert (Path(__file__).parents[3] / words[0]).is_file()
             continue
         group: Any = root
         while hasattr(group, "commands"):
@@ -45,7 +47,7 @@ def test_every_command_of_the_list_is_understood(step: Any) -> None:
 def test_what_is_finished_stays_and_what_failed_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     bad = ["fidelity mixtral"]
-    monkeypatch.setattr(evidence, "run", lambda command: ran.append(command) or not any(b in command for b in bad))
+    monkeypatch.setattr(runs, "run", lambda command: ran.append(command) or not any(b in command for b in bad))
     first = asked(tmp_path, "--only", "fidelity.md")
     assert "failed: fidelity of mixtral" in str(first.exception)
     assert [" ".join(command.split()[1:3]) for command in ran] == [
@@ -61,7 +63,7 @@ def test_what_is_finished_stays_and_what_failed_is_done_again(tmp_path: Path, mo
 
 def test_what_is_not_shipped_is_left_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(evidence, "run", lambda command: bool(ran.append(command)) or True)
+    monkeypatch.setattr(runs, "run", lambda command: bool(ran.append(command)) or True)
     shown = asked(tmp_path, "--only", "routes", "--routes", str(tmp_path / "none.npz"))
     assert f"left out: there is no {tmp_path / 'none.npz'}" in shown.output
     assert ran == []
@@ -72,7 +74,7 @@ def test_what_is_not_shipped_is_left_out_by_name(tmp_path: Path, monkeypatch: py
 
 
 def test_the_list_says_hours_and_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "run", lambda command: pytest.fail("it ran"))
+    monkeypatch.setattr(runs, "run", lambda command: pytest.fail("it ran"))
     shown = asked(tmp_path, "--list")
     assert shown.exit_code == 0
     assert f"1 of {len(STEPS)}: demo, for demo.md: about 3 min, with what follows" in shown.output
@@ -80,6 +82,6 @@ def test_the_list_says_hours_and_runs_nothing(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_command_s_words_go_into_its_file(tmp_path: Path) -> None:
-    assert evidence.run(f"lynx-moe policies > {tmp_path}/new/policies.txt")
+    assert runs.run(f"lynx-moe policies > {tmp_path}/new/policies.txt")
     assert "priced" in (tmp_path / "new" / "policies.txt").read_text()
-    assert not evidence.run("lynx-moe nothing-like-it")
+    assert not runs.run("lynx-moe nothing-like-it")

@@ -1,0 +1,1 @@
+"""`lynx-moe evidence`: every quality table of README and docs/results, by the commands that make them."""
