@@ -1,5 +1,6 @@
 """The command line: what it lists, and that a mistake gets one clear line and a non-zero exit."""
 
+import runpy
 import subprocess
 import sys
 from importlib import metadata
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import typer
+from places import ROOT
 from typer.testing import CliRunner
 
 from lynx_moe import cli
@@ -35,6 +37,12 @@ def test_policies_lists_every_policy_with_its_knobs(monkeypatch: pytest.MonkeyPa
         assert knob in result.stdout  # unbroken
     assert "norm (all but vanilla): " in result.stdout
     assert "data (priced, sere, exfold, reap): calibration file" in result.stdout
+
+
+def test_the_walk_through_a_base_install_names_every_command() -> None:
+    walk = runpy.run_path(str(ROOT / "tests/base/walk.py"))
+    commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    assert commands == {*walk["WORKS"], *walk["NEEDS"]} - {"--help"}
 
 
 def test_the_version_is_told_with_those_of_what_is_found_beside_it() -> None:

@@ -50,7 +50,8 @@ def found(model: str, folder: Path, **layout: object) -> list[dict]:
     paths = os.pathsep.join(p for p in (here, os.environ.get("PYTHONPATH")) if p)
     cores = sorted(os.sched_getaffinity(0))
     each = [str(cores[rank % len(cores)]) for rank in range(2 if layout else 1)]
-    workers = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "OMP_NUM_THREADS": "1"}
+    apart = "pipeline_parallel_size" in layout  # else all requests are there before the first step: batches are equal
+    workers = {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(apart)), "OMP_NUM_THREADS": "1"}
     workers["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(each)
     command = [sys.executable, str(path), model, " ".join(POLICIES), json.dumps(layout)]
     env = {**os.environ, **workers, "PYTHONPATH": paths}
