@@ -1,5 +1,6 @@
 """The command line: what it lists, and that a mistake gets one clear line and a non-zero exit."""
 
+import json
 import runpy
 import subprocess
 import sys
@@ -106,7 +107,10 @@ def test_serve_hands_on_all_but_the_policy_as_it_was_written(monkeypatch: pytest
             CliRunner().invoke(app, ["serve", *line[:place], "--policy", "oea:k0=3", *line[place:]])
     CliRunner().invoke(app, ["serve", *line])
     CliRunner().invoke(app, ["serve", "--verify", "remap", *line])
-    assert ran == [["oea:k0=3", "", *line]] * (len(line) - 2) + [["", "", *line], ["", "remap", *line]]
+    CliRunner().invoke(app, ["serve", "--max-kl", "0.01", *line])
+    ours = [json.loads(each.pop(0)) for each in ran]
+    assert ran == [line] * len(ours)
+    assert ours == [{"policy": "oea:k0=3"}] * (len(line) - 2) + [{}, {"verify": "remap"}, {"max_kl": 0.01}]
 
 
 def test_serve_without_vllm_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

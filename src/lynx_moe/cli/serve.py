@@ -1,6 +1,7 @@
 """`lynx-moe serve`: `vllm serve` with a policy on."""
 
 import importlib.util
+import json
 import os
 import sys
 from typing import Annotated
@@ -23,6 +24,9 @@ def serve(
     verify: Annotated[
         str | None, typer.Option(help="How drafts are verified: exact, remap or draft (default: exact).")
     ] = None,
+    max_kl: Annotated[
+        float | None, typer.Option(help="Nats: the price follows the KL that is measured, up to this bound.")
+    ] = None,
 ) -> None:
     """`vllm serve MODEL` with a policy on; all else on the line is vLLM's, see `vllm serve --help=all`."""
     if importlib.util.find_spec("vllm") is None:
@@ -30,5 +34,7 @@ def serve(
             "vLLM is not installed here; install vllm, or on a machine without GPU, in a clone of "
             "lynx-moe: pip install '.[cpu]'"
         )
-    spec = "" if policy is None else make_policy(policy).spec
-    os.execv(sys.executable, [sys.executable, "-m", SERVER, spec, verify or "", *context.args])
+    spec = None if policy is None else make_policy(policy).spec
+    asked = {"policy": spec, "verify": verify, "max_kl": max_kl}
+    ours = json.dumps({key: value for key, value in asked.items() if value is not None})
+    os.execv(sys.executable, [sys.executable, "-m", SERVER, ours, *context.args])

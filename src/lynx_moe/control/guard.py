@@ -4,6 +4,7 @@ Rung 0 is the policy that was asked for, the last rung is `vanilla`. Figures are
 
     mass_lost     share of the router weight of a row that falls to experts which the row did not get
     output_error  squared error of the MoE block's output against the model's own routing, as a share of its square
+    kl            KL(exact || policy) of the next token, in nats
 
 While backed off, the rung above is measured too, without its being used: only when its figures lie well below the
 bounds does the guard go up again, so a setting that stays harmful is not tried out on anybody.

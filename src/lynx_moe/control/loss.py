@@ -1,6 +1,7 @@
-"""What a row loses by a changed routing. Shapes: T rows, K = top_k, H hidden size."""
+"""What a row loses by a changed routing. Shapes: T rows, K = top_k, H hidden size, V words."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lynx_moe.routing import Routing, Rows
@@ -33,3 +34,13 @@ def chosen(rows: Rows | None, num_rows: int, device: torch.device) -> Tensor:
     """bool [T]: valid rows that may be remapped."""
     masks = [] if rows is None else [mask for mask in (rows.valid, rows.remap) if mask is not None]
     return torch.stack(masks).all(0) if masks else torch.ones(num_rows, dtype=torch.bool, device=device)
+
+
+def compare(truth: Tensor, policy: Tensor, following: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of two next-token distributions, from log-probabilities [..., V], and of tokens by their ids [...]: KL(truth ||
+    policy) in nats; 1 where both rank the same token first; how much more probable the policy makes the given token (a
+    difference of log-probabilities); and the truth's log-probability of it. Each [...]."""
+    kl = F.kl_div(policy, truth, reduction="none", log_target=True).sum(-1)
+    agree = (truth.argmax(-1) == policy.argmax(-1)).float()
+    exact, told = (each.gather(-1, following[..., None])[..., 0] for each in (truth, policy))
+    return kl, agree, told - exact, exact

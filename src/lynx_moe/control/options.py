@@ -7,12 +7,12 @@ from typing import Any, Self
 from lynx_moe.policies import Policy, make_policy
 from lynx_moe.routing import RouterSpec
 
-SHORT = 4  # a window is `window` samples for the mass, and a quarter of them for the rarer shadow steps
+SHORT = 4  # a window is `window` samples for the mass, and a quarter of them for figures of the rarer shadow steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuardOptions:
-    """max_mass_lost, max_error: the operator's bounds on the two figures; at least one is given.
+    """max_mass_lost, max_error, max_kl: the operator's bounds on the three figures; at least one is given.
     steps, layers: share of the steps that a policy acts on, and of their layers, where the mass is compared.
     shadow_steps: share of the steps on which one layer's experts run again, with either routing, for max_error.
     window: samples that a running figure remembers; it backs off after a quarter of them, goes up after all.
@@ -22,6 +22,7 @@ class GuardOptions:
 
     max_mass_lost: float | None = None
     max_error: float | None = None
+    max_kl: float | None = None
     steps: float = 1 / 4
     layers: float = 1 / 4
     shadow_steps: float = 1 / 512
@@ -30,9 +31,9 @@ class GuardOptions:
     ladder: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.max_mass_lost is None and self.max_error is None:
-            raise ValueError("guard: give a bound: max_mass_lost, such as 0.1, or max_error, such as 0.1, or both")
-        for name in ("max_mass_lost", "max_error", "steps", "layers", "shadow_steps", "recover"):
+        if not self.bounds:
+            raise ValueError("guard: give a bound: max_mass_lost or max_error, such as 0.1, or max_kl, such as 0.01")
+        for name in ("max_mass_lost", "max_error", "max_kl", "steps", "layers", "shadow_steps", "recover"):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if value is not None and not (number and 0 < value <= 1):
@@ -59,7 +60,7 @@ class GuardOptions:
     @property
     def bounds(self) -> dict[str, float]:
         """The figures that are bounded."""
-        pairs = {"mass_lost": self.max_mass_lost, "output_error": self.max_error}
+        pairs = {"mass_lost": self.max_mass_lost, "output_error": self.max_error, "kl": self.max_kl}
         return {name: bound for name, bound in pairs.items() if bound is not None}
 
     def rungs(self, policy: Policy, router: RouterSpec) -> list[Policy]:

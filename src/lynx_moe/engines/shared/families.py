@@ -120,6 +120,30 @@ FAMILIES = {
     "lynx_moe_guard_seconds": Family(
         "counter", "Host time of the guard, shadow steps included.", stages="sum", ranks="own"
     ),
+    "lynx_moe_shadow_steps": Family("counter", "Steps in which the model ran once more, with every row exact."),
+    "lynx_moe_shadow_seconds": Family("counter", "What these passes cost, in the last stage's host time. On CPUs."),
+    "lynx_moe_kl_nats": Family(
+        "summary",
+        "KL(exact || policy) of the next token of rows that may be remapped, measured in shadow steps.",
+        ("batch", "policy"),
+    ),
+    "lynx_moe_top1_agreements": Family(
+        "counter", "Of the rows of lynx_moe_kl_nats, those whose most likely token stays.", ("batch", "policy")
+    ),
+    "lynx_moe_logprob_change_nats": Family(
+        "gauge",
+        "Mean change of the log-probability of the token that the policy's pass ranks first.",
+        ("batch", "policy"),
+    ),
+    "lynx_moe_max_kl": Family("gauge", "The operator's bound on the mean KL, in nats."),
+    "lynx_moe_max_kl_price": Family("gauge", "The price that steps of this size ask; 0 is exact.", ("batch",)),
+    "lynx_moe_max_kl_figure": Family(
+        "gauge",
+        "KL of the price in force: the mean of the last rows, and its upper confidence bound.",
+        ("batch", "figure"),
+    ),
+    "lynx_moe_max_kl_settled": Family("gauge", "1 where no higher price is being looked for.", ("batch",)),
+    "lynx_moe_max_kl_changes": Family("counter", "Changes of the price.", ("batch", "direction")),
 }
 WORKERS = "lynx_moe_workers"  # the server's own, without labels: its workers may have told nothing yet
 WORKERS_MEANING = "Workers, one a pipeline stage, whose numbers the server can read."

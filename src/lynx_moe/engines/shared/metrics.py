@@ -80,9 +80,10 @@ class Stats:
     alone; prefill ones (no decode row) have nothing to gain and are passed by.
     bypassed_layers: layer -> why it keeps the model's own routing.
     decision_us: mean microseconds of a decision (one layer, one step), counting included; None where the host does not
-    wait for it, and where nobody measured it. guard: where the quality guard stands; None: there is none. verified:
-    what became of drafts; None: nothing drafts. drafter: the same of the model that drafts, whose steps are its passes;
-    None: none does, or it has no MoE layers."""
+    wait for it, and where nobody measured it. guard: where the quality guard stands; None: there is none. shadows: what
+    shadow steps measured since the start; None: there are none. bound: the prices
+    that `max_kl` has come to; None: there is none. verified: what became of drafts; None: nothing drafts.
+    drafter: the same of the model that drafts, whose steps are its passes; None: none does, or it has no MoE layers."""
 
     policy: str
     steps: dict[str, int]
@@ -90,6 +91,8 @@ class Stats:
     bypassed_layers: dict[str, str]
     decision_us: float | None = None
     guard: dict[str, Any] | None = None
+    shadows: dict[str, Any] | None = None
+    bound: dict[str, Any] | None = None
     verified: dict[str, Any] | None = None
     drafter: "Stats | None" = None
 

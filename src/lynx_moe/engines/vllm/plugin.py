@@ -7,12 +7,13 @@ configuration asks for a policy:
       AsyncLLM, LLMEngine                        refuse bad wishes of requests -> admission.py
       build_app, run_request                     refuse bodies whose wish would be lost -> bodies.py
       EngineCore, its block hashes               what the prefix cache shares -> cache.py
-      Scheduler                                  what became of drafts -> verified.py
+      Scheduler                                  what became of drafts -> verified.py, of shadow steps -> shadows/
       wait_for_engine_startup                    says why an engine did not start -> refusals.py
     VllmConfig.compute_hash            leaves our options out of what compiled graphs are found by
     initialize_model                   makes the plan, while the model is built -> hooks.build, drafting.build
       fused_moe.layer.create_fused_moe_router    every MoE layer gets its router from here -> LynxRouter
       the model runner's input preparation       writes the masks of the step
+      the model runner's forward pass            runs as often as shadow steps ask -> forward.py
 """
 
 import copy
@@ -65,11 +66,13 @@ def _wrap_core() -> None:
     import vllm.v1.engine.core as core
 
     from lynx_moe.engines.vllm.step import cache, verified
+    from lynx_moe.engines.vllm.step.shadows import sample
 
     wrap(core.EngineCore, "add_request", cache.add_request)
     wrap(core.EngineCore, "collective_rpc", cache.collective_rpc)
     wrap(scheduler.Scheduler, "make_spec_decoding_stats", verified.seen)
     wrap(scheduler.Scheduler, "schedule", verified.hand_over)
+    wrap(scheduler.Scheduler, "update_from_output", sample.heard)
     for module in (kv_cache_utils, block_pool):
         wrap(module, "generate_block_hash_extra_keys", cache.extra_keys)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lynx_moe.control.loss import compare
 from lynx_moe.engines.transformers import Run
 from lynx_moe.engines.transformers.cache import cache_in, cache_name, repeat
 from lynx_moe.lab.shared.documents import Batch
@@ -127,11 +128,3 @@ def step_of(model: Any, given: dict[str, Tensor], cache: Any) -> Tensor:
     name = cache_name(model.forward)
     logits: Tensor = model(**given, **{str(name): cache}, use_cache=True).logits
     return logits[:, -1].float().log_softmax(-1)
-
-
-def compare(truth: Tensor, policy: Tensor, following: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The fields of `Effect`, [...] each, from log-probabilities [..., V] and the true tokens' ids [...]."""
-    kl = F.kl_div(policy, truth, reduction="none", log_target=True).sum(-1)
-    agree = (truth.argmax(-1) == policy.argmax(-1)).float()
-    exact, told = (each.gather(-1, following[..., None])[..., 0] for each in (truth, policy))
-    return kl, agree, told - exact, exact

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from lynx_moe.control.loss import compare
 from lynx_moe.engines.transformers.cache import repeat
-from lynx_moe.lab.fidelity.lockstep import compare, left_padded, positions, prefill, step_of
+from lynx_moe.lab.fidelity.lockstep import left_padded, positions, prefill, step_of
 
 LENGTHS, COPIES, STEPS = (9, 6), 3, 3
 NEAR = 0.03  # of how far the two sequences are apart: rounding is far below it, another sequence's state at it or above

@@ -73,6 +73,32 @@ PANELS: list[tuple[str, str, int, str, list[tuple[str, str]]]] = [
         [(_rate("rows_remapped_total", "layers"), "{{layers}}")],
     ),
     (
+        "KL(exact || policy), mean of shadow steps",
+        "timeseries",
+        8,
+        "none",
+        [
+            (
+                f"{_rate('kl_nats_sum', 'batch, policy')} / {_rate('kl_nats_count', 'batch, policy')}",
+                "{{batch}}, {{policy}}",
+            ),
+            (_most("max_kl"), "max_kl"),
+        ],
+    ),
+    (
+        "Top-1 agreement",
+        "timeseries",
+        8,
+        "percentunit",
+        [
+            (
+                f"{_rate('top1_agreements_total', 'batch, policy')} / {_rate('kl_nats_count', 'batch, policy')}",
+                "{{batch}}, {{policy}}",
+            )
+        ],
+    ),
+    ("Price that max_kl has come to", "timeseries", 8, "none", [(_most("max_kl_price", "batch"), "{{batch}}")]),
+    (
         "Guard: figures and bounds",
         "timeseries",
         12,
@@ -90,7 +116,7 @@ PANELS: list[tuple[str, str, int, str, list[tuple[str, str]]]] = [
         [(_whole("guard_changes_total", "direction", "increase({}[$__rate_interval])"), "{{direction}}")],
     ),
     (
-        "Time of a decision, and of the guard",
+        "Time of a decision, of the guard, of shadows",
         "timeseries",
         6,
         "s",
@@ -100,6 +126,7 @@ PANELS: list[tuple[str, str, int, str, list[tuple[str, str]]]] = [
                 "decision, per layer and step",
             ),
             (_rate("guard_seconds_total", "engine"), "guard, per second"),
+            (_rate("shadow_seconds_total", "engine"), "shadow steps, per second"),
         ],
     ),
 ]

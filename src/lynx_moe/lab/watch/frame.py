@@ -8,6 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from lynx_moe.control.sampling import in_order
 from lynx_moe.lab.watch.scrape import Scrape
 
 WIDTH = 32  # characters of the longest bar
@@ -24,7 +25,7 @@ def frame(now: Scrape, earlier: Scrape | None, url: str) -> RenderableType:
 def _engine(now: Scrape, earlier: Scrape | None, url: str) -> RenderableType:
     new = now.since(earlier)
     seconds = None if earlier is None else now.moment - earlier.moment
-    parts = [_head(now, url), _layers(new, now, seconds), Text("\n").join(_rates(new, seconds)), _guard(now)]
+    parts = [_head(now, url), _layers(new, now, seconds), Text("\n").join(_rates(new, seconds)), _kl(now), _guard(now)]
     return Panel(Group(*parts), title="lynx-moe top", title_align="left", box=box.ROUNDED)
 
 
@@ -93,6 +94,33 @@ def _changed(new: Scrape) -> str:
     if not offered:
         return ""
     return f"; {100 * new.total('rows_remapped_total') / offered:.0f} % of remappable rows x layers changed experts"
+
+
+def _kl(now: Scrape) -> Text:
+    """All that shadow steps have measured since the start: a few rows say little of a mean with a long tail."""
+    rows = now.total("kl_nats_count")
+    head = f"{int(now.total('shadow_steps_total'))} shadow steps" if rows else "not measured yet"
+    if not now.values("max_kl_price", "batch") and not rows:
+        return Text(f"KL         {head}", "dim")
+    text = Text(f"KL         {head}")
+    most = now.total("max_kl")
+    for batch in in_order([*dict.fromkeys(now.values("kl_nats_count", "batch") + now.values("max_kl_price", "batch"))]):
+        text.append(f"\n           {batch} rows:")
+        for policy in now.values("kl_nats_count", "policy"):
+            count = now.total("kl_nats_count", batch=batch, policy=policy)
+            if count:
+                mean = 1000 * now.total("kl_nats_sum", batch=batch, policy=policy) / count
+                agree = 100 * now.total("top1_agreements_total", batch=batch, policy=policy) / count
+                whose = "" if policy == "server" else " under policies of requests"
+                text.append(f" {mean:.3g} mnats, top-1 {agree:.1f} %{whose} ({int(count)} rows)")
+        if most and batch in now.values("max_kl_price", "batch"):
+            figures = {one: 1000 * now.total("max_kl_figure", batch=batch, figure=one) for one in ("mean", "upper")}
+            state = "settled" if now.total("max_kl_settled", batch=batch) else "looking for a higher one"
+            price = now.total("max_kl_price", batch=batch)
+            text.append(f"; price {price:.3g} ({state})" if price else f"; exact ({state})", "cyan")
+            text.append(f", now {figures['mean']:.3g} of {1000 * most:g} mnats allowed")
+            text.append(f", at the most {figures['upper']:.3g}" if figures["upper"] else "")
+    return text
 
 
 def _guard(now: Scrape) -> Text:

@@ -30,11 +30,12 @@ def command():
 def served(command, monkeypatch: pytest.MonkeyPatch):
     """What vLLM would serve for a command line; SystemExit where nothing is served."""
 
-    def run(*args: str, policy: str = POLICY, verify: str = "") -> Namespace:
+    def run(*args: str, policy: str = POLICY, **more: object) -> Namespace:
         found = []
         with monkeypatch.context() as patch:
             patch.setattr(command, "cmd", staticmethod(found.append))
-            patch.setattr(sys, "argv", ["serve", policy, verify, *args])
+            ours = {**({"policy": policy} if policy else {}), **more}
+            patch.setattr(sys, "argv", ["serve", json.dumps(ours), *args])
             patch.setattr(os, "environ", os.environ.copy())
             serve.main()
         (given,) = found
@@ -47,9 +48,9 @@ def served(command, monkeypatch: pytest.MonkeyPatch):
 def refused(served, capsys: pytest.CaptureFixture[str]):
     """The one line that is said instead."""
 
-    def run(*args: str, policy: str = POLICY, verify: str = "") -> str:
+    def run(*args: str, policy: str = POLICY, **more: object) -> str:
         with pytest.raises(SystemExit, match="2"):
-            served(*args, policy=policy, verify=verify)
+            served(*args, policy=policy, **more)
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lynx-moe: error: ")]
         assert len(lines) == 1
         return lines[0]
@@ -267,7 +268,7 @@ def test_what_breaks_after_reading_keeps_its_traceback(command, model: str, monk
         raise ValueError("the engine's own")
 
     monkeypatch.setattr(command, "cmd", staticmethod(fail))
-    monkeypatch.setattr(sys, "argv", ["serve", POLICY, "", model, "--port", "0"])
+    monkeypatch.setattr(sys, "argv", ["serve", json.dumps({"policy": POLICY}), model, "--port", "0"])
     monkeypatch.setattr(os, "environ", os.environ.copy())
     with pytest.raises(ValueError, match="the engine's own"):
         serve.main()

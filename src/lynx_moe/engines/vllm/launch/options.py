@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from lynx_moe.control.options import GuardOptions
-from lynx_moe.engines.vllm.launch import connectors, speculation
+from lynx_moe.engines.vllm.launch import connectors, speculation, twice
 from lynx_moe.engines.vllm.launch.versions import SUPPORTED
 from lynx_moe.policies import DEFAULT, POLICIES, Policy, make_policy
 
@@ -20,6 +20,7 @@ VANILLA = "vanilla"
 BALANCED = "balanced"  # the server's policy, unless the operator gives it another meaning
 FAST = f"{DEFAULT}:price=0.1"
 REMAP, DRAFT = "remap", "draft"
+SMALLEST, LARGEST = 1e-5, 1.0  # nats: KL of less is rounding, and of more another model
 VERIFY = (EXACT, REMAP, DRAFT)  # how drafts are verified: `Options.verify`
 
 
@@ -34,6 +35,10 @@ class Options:
     max_policies  how many specs of their own the running requests may bring at a time; 0: names only.
     verify     "exact": rows that verify a draft keep the model's routing; "remap": they may be remapped as rows that
                decode; "draft": the policy acts on the MoE layers of the model that drafts, and on no others.
+    shadow     share of the steps that the model runs twice, to measure the KL (`step/shadows/`); 0: none; None: as
+               `launch/twice.py` says.
+    max_kl     nats: the price of each step follows the KL that shadow steps measure (`control/bound.py`); None: it is
+               the policy's. Their share then is the bound's too.
     """
 
     policy: str
@@ -44,6 +49,8 @@ class Options:
     presets: Mapping[str, str] = field(default_factory=dict)
     max_policies: int = 4
     verify: str = EXACT
+    shadow: float | None = None
+    max_kl: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.policy, str):
@@ -61,8 +68,21 @@ class Options:
             raise ValueError(f"{KEY}: verify={self.verify!r} must be one of {', '.join(map(repr, VERIFY))}")
         if self.verify == DRAFT and self.guard is not None:
             raise ValueError(f"{KEY}: a guard watches the layers that verify={DRAFT!r} leaves alone; leave out either")
+        number = isinstance(self.shadow, int | float) and not isinstance(self.shadow, bool)
+        if self.shadow is not None and not (number and 0 <= self.shadow <= 1):
+            raise ValueError(f"{KEY}: shadow={self.shadow!r} must be a share of the steps from 0 to 1, such as 0.01")
+        self._check_max_kl()
+        if self.guard is not None and self.guard.max_kl is not None and self.shadow == 0:
+            raise ValueError(f"{KEY}: guard: max_kl is measured in shadow steps, and shadow=0; leave out either")
         self.make_policy()
         self._check_presets()
+
+    @property
+    def twice(self) -> str:
+        """What asks for shadow steps by name; empty: nothing."""
+        if self.max_kl is not None or (self.guard is not None and self.guard.max_kl is not None):
+            return "max_kl"
+        return f"shadow={self.shadow:g}" if self.shadow else ""
 
     @property
     def for_target(self) -> str:
@@ -81,6 +101,25 @@ class Options:
     def named(self) -> dict[str, str | None]:
         """What requests may ask for by name -> its spec; None: whatever the server's policy is at the time."""
         return {BALANCED: None, "fast": FAST, **self.presets}
+
+    def _check_max_kl(self) -> None:
+        most = self.max_kl
+        if most is None:
+            return
+        number = isinstance(most, int | float) and not isinstance(most, bool)
+        if not (number and SMALLEST <= most <= LARGEST):
+            raise ValueError(
+                f"{KEY}: max_kl={most!r} must be a number of nats from {SMALLEST:g} to {LARGEST:g}, such as 0.01 "
+                "(perplexity up to 1 % higher)"
+            )
+        others = {
+            f"verify={DRAFT!r} leaves the served model exact": self.verify == DRAFT,
+            "a guard moves the policy too": self.guard is not None,
+            "without shadow steps (shadow=0) nothing measures it": self.shadow == 0,
+            f"policy={self.policy!r} changes nothing": self.make_policy().is_identity,
+        }
+        for reason in (reason for reason, found in others.items() if found):
+            raise ValueError(f"{KEY}: max_kl={most:g} bounds what the policy does, and {reason}; leave out either")
 
     def _check_presets(self) -> None:
         example = f'{{"fast": "{FAST}"}}'
@@ -143,6 +182,8 @@ def check_engine(vllm_config: Any) -> None:
     reasons: list[str | None] = [reason for reason, found in refused.items() if found]
     options = Options.of(vllm_config)
     verify = EXACT if options is None else options.verify
+    if options is not None and options.twice and (reason := twice.refusal(vllm_config)) is not None:
+        reasons.append(f"{options.twice} runs the model twice on one step, and {reason}; leave it out")
     if verify == DRAFT and parallel.pipeline_parallel_size > 1:
         reasons.append(
             f"verify={DRAFT!r}: of pipeline_parallel_size={parallel.pipeline_parallel_size} stages the last one alone "

@@ -1,13 +1,15 @@
-"""`python -m lynx_moe.engines.vllm.launch.serve POLICY VERIFY ...` is `vllm serve ...` with both in its configuration.
+"""`python -m lynx_moe.engines.vllm.launch.serve OURS ...` is `vllm serve ...` with OURS, a JSON object of `Options`, in
+its configuration.
 
 vLLM's own parser reads the command line, in every spelling that it knows. What it understood is checked, and what
 cannot work is said in one line before anything is loaded; the plugin checks the rest, by the model that vLLM builds,
 before weights load.
 """
 
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from types import SimpleNamespace
@@ -26,13 +28,13 @@ LOADED = tuple(f"vllm.{kind}_plugins" for kind in ("general", "io_processor", "p
 
 def main() -> None:
     """What the command line asks for, or one line and exit code 2."""
-    policy, verify, *args = sys.argv[1:]
+    ours, *args = sys.argv[1:]
     sys.argv = ["vllm", "serve", *args]
     understood = False
 
     def before(given: Any) -> None:
         nonlocal understood
-        prepare(given, policy, verify)
+        prepare(given, json.loads(ours))
         understood = True
 
     try:
@@ -70,8 +72,8 @@ def hooked(before: Callable[[Any], None]) -> Iterator[None]:
         ServeSubcommand.validate = own
 
 
-def prepare(args: Any, policy: str, verify: str) -> None:
-    """Puts the policy, and how drafts are verified, into what vLLM's parser understood. Empty: as the additional config
+def prepare(args: Any, asked: Mapping[str, Any]) -> None:
+    """Puts what the command line asks for into what vLLM's parser understood. The rest is as the additional config
     says, or the default.
 
     Raises ValueError if no model is named or it has no experts, the policy does not fit it, the additional config is no
@@ -80,7 +82,7 @@ def prepare(args: Any, policy: str, verify: str) -> None:
     """
     if args.config is not None:
         raise ValueError(f"vLLM reads a config file only as `--config FILE`, in full; {args.config} would be ignored")
-    args.additional_config = with_ours(args.additional_config, policy, verify)
+    args.additional_config = with_ours(args.additional_config, asked)
     options = Options.of(SimpleNamespace(additional_config=args.additional_config))
     assert options is not None  # with_ours has named one
     made = options.make_policy()
@@ -89,20 +91,20 @@ def prepare(args: Any, policy: str, verify: str) -> None:
     address.check(args)
 
 
-def with_ours(given: Any, policy: str, verify: str) -> dict[str, Any]:
-    """The user's additional config with the policy in it, and with `verify` unless that is empty. Raises ValueError if
-    it is no JSON object, or says otherwise."""
+def with_ours(given: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's additional config with what is asked for in it, and a policy. Raises ValueError if it is no JSON
+    object, or says otherwise."""
     given = {} if given is None else given
     if not isinstance(given, dict):
         raise ValueError(f"--additional-config {given!r} must be a JSON object, such as '{{\"key\": 1}}'")
     options = given.get(KEY, {})
     if not isinstance(options, dict):
         raise ValueError(f'--additional-config: {KEY}={options!r} must be a JSON object, such as {{"log_every": 5}}')
-    asked = {key: value for key, value in (("policy", policy), ("verify", verify)) if value}
     ours = {"policy": DEFAULT, **asked, **options}
     for key, value in asked.items():
         if ours[key] != value:
-            raise ValueError(f"--additional-config names {key} {ours[key]!r}, --{key} {value!r}; leave one of them out")
+            flag = f"--{key.replace('_', '-')}"
+            raise ValueError(f"--additional-config names {key} {ours[key]!r}, {flag} {value!r}; leave one of them out")
     return {**given, KEY: ours}
 
 

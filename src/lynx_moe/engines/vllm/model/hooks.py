@@ -12,10 +12,12 @@ from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.vllm.front import worker
+from lynx_moe.engines.vllm.launch import twice
 from lynx_moe.engines.vllm.launch.options import KEY, Options, has_graphs
 from lynx_moe.engines.vllm.launch.refusals import refusing
 from lynx_moe.engines.vllm.launch.wrap import wrap
-from lynx_moe.engines.vllm.model import lora
+from lynx_moe.engines.vllm.model import forward, lora
+from lynx_moe.engines.vllm.model.forward import PLAN, plan_of
 from lynx_moe.engines.vllm.model.placement import placement_of
 from lynx_moe.engines.vllm.model.router import LynxRouter
 from lynx_moe.engines.vllm.model.specs import Bypass, spec_of
@@ -26,7 +28,6 @@ from lynx_moe.engines.vllm.tell import exporter
 from lynx_moe.engines.vllm.tell.log import log_line
 
 logger = init_logger(f"vllm.{KEY}")  # vLLM configures handlers for its own name only
-PLAN = "lynx_moe_plan"  # attribute of the model
 
 
 class Building:
@@ -50,7 +51,8 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
     with refusing():
         worker.extend(vllm_config.parallel_config.worker_extension_cls)
         num_drafts = getattr(vllm_config.speculative_config, "num_speculative_tokens", None) or 0
-        plan = Plan(options=options, num_drafts=num_drafts, **of_model(vllm_config))
+        shadow = twice.share(vllm_config, options.shadow, bounded=bool(options.twice))
+        plan = Plan(options=options, num_drafts=num_drafts, shadow=shadow, **of_model(vllm_config))
     model = make_for(plan, make_model)
     with refusing():
         _refuse_without_layers(plan, vllm_config)
@@ -103,6 +105,8 @@ def install(vllm_config: Any) -> None:
         from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
 
         wrap(RunnerV1, "_prepare_inputs", _prepare_inputs_v1)
+        for name, around in forward.AROUND.items():
+            wrap(RunnerV1, name, around)
         wrap(RunnerV1, "_dummy_run", _dummy_run)
 
 
@@ -177,6 +181,7 @@ def _refuse_without_layers(plan: Plan, vllm_config: Any) -> None:
 def _prepare_inputs_v1(original: Callable[..., Any], runner: Any, scheduler_output: Any, scheduled: Any) -> Any:
     result = original(runner, scheduler_output, scheduled)
     _begin_step(runner, scheduler_output, lambda: from_v1_runner(runner, scheduled), runner.input_batch.req_ids)
+    forward.sampled_from(runner, result[0])
     return result
 
 
@@ -191,12 +196,13 @@ def _prepare_inputs_v2(
 def _begin_step(
     runner: Any, scheduler_output: Any, requests: Callable[[], tuple[np.ndarray, np.ndarray]], req_ids: list[str]
 ) -> None:
-    plan: Plan | None = getattr(runner.get_model(), PLAN, None)
+    plan = plan_of(runner)
     if plan is None:
         return
     if not plan.has_begun:
         plan.has_begun = True
         _note_monolithic(plan, runner.get_model())
+    plan.hear(scheduler_output)
     plan.requests.update(scheduler_output)
     past_prompt_R, scheduled_R = requests()
     choice_R, drafts_R = plan.requests.choices(req_ids), drafts_of(scheduler_output, req_ids)
@@ -221,7 +227,7 @@ def _extra_rows(runner: Any) -> int:
 
 
 def _dummy_run(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
-    plan: Plan | None = getattr(runner.get_model(), PLAN, None)
+    plan = plan_of(runner)
     if plan is not None:
         plan.rows.idle()
         plan.requests.step = []

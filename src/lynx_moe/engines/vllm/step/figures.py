@@ -57,3 +57,18 @@ class Figures:
         above = policy.decide(logits_TE, spec, asking, own)
         pair = torch.stack([mass_lost(own, each, rows) for each in (final, above)])
         self.lost[self.layers.index(layer)].copy_(pair)
+
+
+def check_graphs(options: GuardOptions, figures: Figures | None) -> None:
+    """Raises ValueError for what a guard cannot do under CUDA graphs."""
+    if options.max_error is not None:
+        raise ValueError(
+            "guard: max_error runs a layer's experts once more now and then, and CUDA graphs do the same in every "
+            "step; bound max_mass_lost instead, or use enforce_eager=True"
+        )
+    if options.max_mass_lost is not None and (figures is None or figures.share != options.layers):
+        why = "no guard's figure" if figures is None else f"figures of layers={figures.share:g}"
+        raise ValueError(
+            f"guard: CUDA graphs have recorded {why}; give a guard when the engine starts, later change its bounds but "
+            "not its layers, or use enforce_eager=True"
+        )

@@ -12,28 +12,26 @@ import torch
 from torch import Tensor
 
 from lynx_moe.control.options import GuardOptions
-from lynx_moe.engines.shared.layers import Layer, fitted, tried_on
-from lynx_moe.engines.shared.metrics import KINDS, Counters, HostCounters, Kind, Stats, layer_stats
+from lynx_moe.engines.shared.layers import fitted, tried_on
+from lynx_moe.engines.shared.metrics import Kind, Stats
 from lynx_moe.engines.shared.recorder import Recorder
 from lynx_moe.engines.vllm.launch.options import DRAFT, Options
 from lynx_moe.engines.vllm.step import cache
 from lynx_moe.engines.vllm.step.built import Model, routers_of
+from lynx_moe.engines.vllm.step.deciding import Deciding
 from lynx_moe.engines.vllm.step.figures import Figures
-from lynx_moe.engines.vllm.step.requests import Requests
-from lynx_moe.engines.vllm.step.rows import StepRows
-from lynx_moe.engines.vllm.step.tiers import Tiers, reach, text
-from lynx_moe.engines.vllm.step.verified import Verified
+from lynx_moe.engines.vllm.step.tiers import reach, text
 from lynx_moe.engines.vllm.step.watch import Watch
 from lynx_moe.policies import ModelShape, Policy, make_policy
-from lynx_moe.policies.contract.groups import decide_groups
 from lynx_moe.routing import Routing
 
 _active: list["Plan"] = []
 
 
-class Plan:
+class Plan(Deciding):
     """See the module. shape: the model's. graphs: whether CUDA graphs will record the policy. num_drafts: the most
-    tokens that are drafted for a request. drafts: whether the model drafts for another one (`drafter.py`)."""
+    tokens that are drafted for a request. drafts: whether the model drafts for another one (`drafter.py`). shadow: the
+    share of shadow steps."""
 
     drafts = False
 
@@ -46,24 +44,18 @@ class Plan:
         device: torch.device,
         graphs: bool = False,
         num_drafts: int = 0,
+        shadow: float = 0.0,
     ) -> None:
-        self.options, self.shape, self.device, self.graphs = options, shape, device, graphs
-        self.layers: list[Layer] = []
+        super().__init__(options, max_rows, device, graphs=graphs, num_drafts=num_drafts, shadow=shadow)
+        self.shape = shape
         self.bypassed: dict[str, str] = {}
-        self.policy: Policy
-        self.by_layer: list[Policy]
         self.recorded: Policy | None = None
-        self.rows = StepRows(max_rows, device, graphs=graphs, speculates=num_drafts > 0)
-        self.verified = Verified(num_drafts)
-        self.requests = Requests(options, self.check, lambda: (self.policy, self.by_layer))
         self.recorder: Recorder | None = None
         self.runners: dict[int, Callable[[], Any]] = {}  # a layer's number -> vLLM's runner of it, while it lives
-        self.watch: Watch | None = None
         self.figures: Figures | None = None
         self.drafter: Any = None  # a DrafterPlan, whose class is made of this one
         self.policy_changes = {"operator": 0, "guard": 0}
         self.has_begun = self.acts = False
-        self.tiers = Tiers()
         self.seal()
         if not self.drafts:
             cache.switched(self.policy.is_identity)
@@ -75,11 +67,11 @@ class Plan:
         self.recorded = self.policy if self.graphs else None
         self.by_layer = fitted(self.policy, self.layers, self.shape.name, self.device)
         tried_on(self.by_layer, self.layers, self.device)
-        on_host = self.device.type == "cpu"
-        self.counters = HostCounters(len(self.layers)) if on_host else Counters(len(self.layers), self.device)
+        self.count_on(len(self.layers), self.device)
         if self.graphs:
             self.figures = Figures.of(self.options.guard, len(self.layers), len(self.rows.valid), self.device)
         self.set_guard(self.options.guard)
+        self.bound_anew(self.policy_changes["operator"])
         self.reset_stats()
 
     def check(self, spec: str) -> tuple[Policy, list[Policy]]:
@@ -105,6 +97,7 @@ class Plan:
     def set_policy(self, spec: str) -> str:
         self.put(*self.check(spec))
         self.policy_changes["operator"] += 1
+        self.bound_anew(self.policy_changes["operator"])
         if self.watch is not None:
             self.watch.restart(self.policy)
         if not self.drafts:
@@ -143,24 +136,14 @@ class Plan:
             activate(self)
         kind = self.rows.kind
         self.acts = kind.acts and (kind is not Kind.SINGLE or any(policy.acts_alone for policy in self.deciding))
-        self.counters.begin(KINDS.index(kind.value) if self.acts else None)
+        trials = self.shadow_step()
+        self.count(
+            self.rows, acts=self.acts, known=all(policy.knows_prices or policy.is_identity for policy in self.deciding)
+        )
         if self.watch is not None:
             self.watch.begin_step(acts=self.acts)
-        if kind is Kind.IDLE:
-            return
-        self.steps[kind.value] += 1
-        self.acted[kind.value] += self.acts
-        counts = (self.rows.num_rows, self.rows.num_decode_rows if self.acts else 0, self.rows.num_exact_rows)
-        for column, count in enumerate(counts):
-            self.row_sums[kind.value][column] += count
-        self.verified.count(self.rows)
-        known = self.acts and all(policy.knows_prices or policy.is_identity for policy in self.deciding)
-        self.tiers.add(self.rows.tiers() if known else {})
-
-    @property
-    def deciding(self) -> list[Policy]:
-        """The policies of the current step, in turn."""
-        return [policy for policy, _ in self.requests.step] or [self.policy]
+        if trials is not None and self.shadows is not None:  # not before: what a trial asks is not counted
+            self.shadows.run(*trials)
 
     def reroute(
         self, logits_TE: Tensor, weights_TK: Tensor, ids_TK: Tensor, layer: int, hidden_TH: Tensor | None = None
@@ -170,11 +153,13 @@ class Plan:
         A step in which nothing can change is left at once. CUDA graphs record what happens here in idle runs: when
         they are replayed, only the persistent masks tell steps apart.
         """
-        rows, step = self.rows, self.requests.step
+        rows = self.rows
         if not (self.acts or (self.graphs and rows.kind is Kind.IDLE)):
             return None
+        if self.trial is not None:
+            return self.tried(self.trial, layer, logits_TE, Routing(ids_TK, weights_TK))
         watch = self.watch if self.watch is not None and self.watch.wants(layer) else None
-        idle = all(policy.is_identity for policy in self.deciding) or not (self.rows.always or rows.num_decode_rows)
+        idle = all(policy.is_identity for policy in self.deciding) or not (rows.always or rows.asking)
         if idle and not self.options.stats and self.recorder is None and watch is None:
             return None
         start = time.perf_counter()
@@ -183,14 +168,7 @@ class Plan:
         if self.recorder is not None:
             self.recorder.add(layer, logits_TE, own, masks)
         valid_T = masks.valid if masks else None
-        if idle:
-            final = own
-        elif len(step) > 1:
-            parts = [(fits[layer], mask[: len(ids_TK)]) for (_, fits), mask in zip(step, rows.groups, strict=True)]
-            final = decide_groups(parts, logits_TE, spec, own, masks)
-        else:
-            by_layer = step[0][1] if step else self.by_layer
-            final = by_layer[layer].decide(logits_TE, spec, masks, own)
+        final = own if idle else self.decided(layer, logits_TE, own, masks)
         if self.options.stats:
             self.counters.add(layer, own, final, spec.num_experts, valid_T, self.layers[layer].here_E)
         self.decisions += 1
@@ -208,27 +186,20 @@ class Plan:
         return self.recorder
 
     def reset_stats(self) -> None:
-        self.counters.reset()
-        self.steps = {kind.value: 0 for kind in Kind if kind is not Kind.IDLE}
-        self.acted = dict.fromkeys(self.steps, 0)  # of these, where the policy could do something
-        self.row_sums = {kind: [0, 0, 0] for kind in self.steps}
-        self.decisions, self.decision_seconds = 0, 0.0
-        self.tiers.reset()
-        self.verified.reset()
-        self.last_log = (time.monotonic(), 0)
+        self.reset_sums()
         if self.drafter is not None:
             self.drafter.reset_stats()
 
     def stats(self) -> Stats:
-        counted = layer_stats([layer.name for layer in self.layers], self.counters.read(), self.acted, self.row_sums)
         timed = self.decisions and self.device.type == "cpu"
-        return Stats(
+        return self.told(
+            self.layers,
+            self.bypassed,
             policy=self.policy.spec,
-            steps=dict(self.steps),
-            layers=tuple(layer for layer in counted if layer.name not in self.bypassed),
-            bypassed_layers=dict(self.bypassed),
             decision_us=1e6 * self.decision_seconds / self.decisions if timed else None,
             guard=None if self.watch is None else self.watch.state(),
+            shadows=None if self.shadows is None else self.shadows.sums.told(),
+            bound=None if self.bounded is None else self.bounded.state(),
             verified=self.verified.told() if self.rows.speculates else None,
             drafter=None if self.drafter is None else self.drafter.stats(),
         )

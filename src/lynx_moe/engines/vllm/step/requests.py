@@ -30,7 +30,7 @@ class Requests:
         self.verify: dict[str, bool] = {}  # of those whose drafts are verified otherwise than the server's: remapped?
         self.made: dict[str, Fitted | None] = {}
         self.step: list[Fitted] = []
-        self.asked = Asked()
+        self.asked, self.kin = Asked(), True  # kin: the first policy of `step` is the server's, at whatever prices
 
     def update(self, scheduler_output: Any) -> None:
         """Takes up what the scheduler says of new and finished requests."""
@@ -55,7 +55,7 @@ class Requests:
         the server's policy changes nothing. None: all follow the server's policy. `asked` then says at what prices."""
         server = self.server()
         verify = self._verify(req_ids)
-        self.step, self.asked = [], Asked(price=server[0].asks, verify=verify)
+        self.step, self.asked, self.kin = [], Asked(price=server[0].asks, verify=verify), True
         if not self.specs:
             return None
         wanted = [self.policy(self.specs[name]) if name in self.specs else server for name in req_ids]
@@ -67,6 +67,7 @@ class Requests:
             found.setdefault(_without_price(each), each)
         order = sorted(found, key=lambda spec: (spec != _without_price(server), spec))
         self.step = [found[spec] for spec in order]
+        self.kin = bool(order) and order[0] == _without_price(server)
         place = {spec: number for number, spec in enumerate(order)}
         self.asked = Asked(
             price=np.array([0.0 if each is None else each[0].asks for each in wanted], dtype=np.float32),

@@ -10,7 +10,8 @@ would reach further into the cache.
 Shapes: R requests of a step, T rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,9 @@ class StepRows:
         self.num_rows = self.num_decode_rows = self.num_exact_rows = 0
         self.num_verify_rows = self.num_verify_remappable = 0
         self.asked_T = np.zeros(0, dtype=np.float32)  # of rows that may be remapped
+        self.price_T, self.remap_T = self.asked_T, np.zeros(0, dtype=bool)
+        self.server_T: np.ndarray | None = None
+        self.choice_T: np.ndarray | None = None
         self.groups: list[torch.Tensor] = []
         self._masks: dict[int, Rows | None] = {}  # of this step, by the rows that an operator sees
 
@@ -65,7 +69,8 @@ class StepRows:
         """A dummy or profile run: every row is taken as real (memory profiling routes them), none may be remapped."""
         none, self._masks = np.zeros(0, dtype=np.float32), {}
         self._write(valid=np.ones(len(self.valid), dtype=bool), remap=none, price=none)
-        self.mixed, self.drafted, self.server = False, False, None
+        self.mixed, self.drafted, self.server, self.server_T = False, False, None, None
+        self.price_T, self.remap_T, self.choice_T = none, none > 0, None
         self.kind, self.num_rows, self.num_decode_rows, self.num_exact_rows = Kind.IDLE, 0, 0, 0
         self.num_verify_rows = self.num_verify_remappable = 0
         self.groups = []
@@ -100,6 +105,7 @@ class StepRows:
         if self.drafted or (self.always and self.speculates):
             self._write(**_places(scheduled_R, verify_R, chances))
         self.mixed, self.asked_T = asked.mixed, price[remap_T]
+        self.price_T, self.remap_T = price, remap_T
         self.num_rows, self.num_decode_rows = len(remap_T), int(remap_T.sum())
         num_decode = int(scheduled_R[may_R].sum())
         self.num_exact_rows = 0 if choice_R is None else int(scheduled_R[may_R & (choice_R == EXACT_ROW)].sum())
@@ -109,12 +115,45 @@ class StepRows:
             self.kind = Kind.MIXED
         else:
             self.kind = Kind.SINGLE if self.num_rows == 1 else Kind.DECODE
-        self.groups, self.server = [], None
+        self.groups, self.server, self.server_T, self.choice_T = [], None, None, None
         if asked.server_R is not None:
-            self.server = self._mask(np.repeat(remap_R & asked.server_R, scheduled_R))
+            self.server_T = np.repeat(remap_R & asked.server_R, scheduled_R)
+            self.server = self._mask(self.server_T)
         if choice_R is not None:
-            choice_T = np.repeat(np.where(remap_R, choice_R, -1), scheduled_R)
+            self.choice_T = choice_T = np.repeat(np.where(remap_R, choice_R, -1), scheduled_R)
             self.groups = [self._mask(choice_T == number) for number in range(choice_R.max() + 1)]
+
+    def ask(self, price_T: np.ndarray) -> None:
+        """Other prices for the rows of this step, float32."""
+        self._masks, self.mixed = {}, True
+        self.price_T, self.asked_T = price_T, price_T[self.remap_T]
+        self._write(price=price_T)
+
+    @property
+    def first_T(self) -> np.ndarray:
+        """bool: rows that the first policy of the step decides for."""
+        return self.remap_T if self.choice_T is None else self.choice_T == 0
+
+    @contextmanager
+    def instead(self, price_T: np.ndarray | None) -> Iterator[None]:
+        """In here the rows ask other prices, or, with None, are all exact."""
+        kept, mixed = self.price_T, self.mixed
+        if price_T is None:
+            self._masks = {}
+            self._write(remap=self.remap_T[:0], price=kept[:0])
+        else:
+            self.ask(price_T)
+        try:
+            yield
+        finally:
+            self.ask(kept)
+            self.mixed = mixed
+            self._write(remap=self.remap_T)
+
+    @property
+    def asking(self) -> bool:
+        """Whether any row may get other experts than its own."""
+        return self.num_decode_rows > 0 and (not self.mixed or bool(self.asked_T.any()))
 
     def masks(self, num_rows: int) -> Rows | None:
         """The masks for an operator that sees num_rows rows. None: every row may be remapped, none is padding and none

@@ -12,6 +12,7 @@ import numpy as np
 
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step.rows import CERTAIN, StepRows
+from lynx_moe.engines.vllm.step.shadows import sample as shadows
 
 TOLD = "lynx_moe_verified"  # attribute of vLLM's Scheduler and SchedulerOutput: [(drafted tokens, accepted ones), ...]
 PRIOR, WEIGHT = 0.7, 8.0  # what is taken for granted before drafts were seen: the chance of a token, and for how many
@@ -30,10 +31,12 @@ def seen(original: Any, scheduler: Any, *args: Any, **given: Any) -> Any:
 
 
 def hand_over(original: Any, scheduler: Any, *args: Any, **given: Any) -> Any:
-    """Around Scheduler.schedule: the step's plan takes along what became of the drafts before it."""
+    """Around Scheduler.schedule: the step's plan takes along what became of the drafts before it, and what shadow steps
+    have measured."""
     output = original(scheduler, *args, **given)
-    if TOLD in scheduler.__dict__:
-        setattr(output, TOLD, scheduler.__dict__.pop(TOLD))
+    for name in (TOLD, shadows.TOLD):
+        if name in scheduler.__dict__:
+            setattr(output, name, scheduler.__dict__.pop(name))
     return output
 
 

@@ -13,18 +13,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lynx_moe.control.guard import Change, Guard
 from lynx_moe.control.loss import mass_lost, output_error
 from lynx_moe.control.options import GuardOptions
+from lynx_moe.control.sampling import due
 from lynx_moe.engines.shared.late import Late
 from lynx_moe.engines.shared.layers import Layer, fitted
-from lynx_moe.engines.vllm.step.figures import Figures
+from lynx_moe.engines.vllm.step.figures import Figures, check_graphs
 from lynx_moe.engines.vllm.step.requests import Requests
 from lynx_moe.engines.vllm.step.rows import StepRows
 from lynx_moe.engines.vllm.step.shadow import block_output, same_on_all_ranks
+from lynx_moe.engines.vllm.step.shadows.passes import ABOVE, Shadows, Trial
+from lynx_moe.engines.vllm.step.shadows.sample import Sample
 from lynx_moe.engines.vllm.step.tiers import follows, reach
 from lynx_moe.policies import ModelShape, Policy
 from lynx_moe.routing import Routing, Rows
@@ -49,6 +53,7 @@ class Guarded(Protocol):
     policy: Policy
     by_layer: list[Policy]
     policy_changes: dict[str, int]
+    shadows: Shadows | None
 
     def put(self, policy: Policy, by_layer: list[Policy]) -> None: ...
 
@@ -62,7 +67,11 @@ class Watch:
 
     def __init__(self, options: GuardOptions, plan: Guarded, asked: Policy) -> None:
         if plan.graphs:
-            _check_graphs(options, plan.figures)
+            check_graphs(options, plan.figures)
+        if options.max_kl is not None and plan.shadows is None:
+            raise ValueError(
+                "guard: max_kl is measured in shadow steps, and this engine has none; start it with shadow="
+            )
         self.options, self.plan = options, plan
         self.inside = plan.figures if plan.graphs else None
         self.lag = LAG if plan.device.type == "cuda" else 1
@@ -124,14 +133,34 @@ class Watch:
         if self.guard.rung != before and priced:  # the rows of this step ask already what they did before
             return
         count = len(self.plan.layers)
-        due = _due(self.step, self.options.steps)
+        number = due(self.step, self.options.steps)
         if self.inside is not None:
-            self.layers, self.shadow = self._ask(self.inside) if due else range(0), -1
+            self.layers, self.shadow = self._ask(self.inside) if number else range(0), -1
             return
         stride = min(count, round(1 / self.options.layers))
-        self.layers = range(due % stride, count, stride) if due and self.options.max_mass_lost is not None else range(0)
-        due = _due(self.step, self.options.shadow_steps)
-        self.shadow = due % count if due and self.options.max_error is not None else -1
+        mass = number and self.options.max_mass_lost is not None
+        self.layers = range(number % stride, count, stride) if mass else range(0)
+        number = due(self.step, self.options.shadow_steps)
+        self.shadow = number % count if number and self.options.max_error is not None else -1
+
+    def trials(self) -> tuple[Any, dict[str, Trial]]:
+        """What a shadow step tries, the rung above, and what its sample is then told by."""
+        at, rows = sum(self.guard.changes.values()), self.plan.rows
+        server_T = rows.remap_T if rows.server_T is None and not rows.groups else rows.server_T
+        if self.options.max_kl is None or not self.guard.rung or server_T is None or not server_T.any():
+            return at, {}
+        policy, by_layer = self.ladder[self.guard.rung - 1]
+        price_T = np.where(server_T, np.float32(policy.asks), rows.price_T)
+        return at, {ABOVE: Trial(price_T, None if self.plan.graphs else by_layer)}
+
+    def hear(self, sample: Sample) -> None:
+        """What a shadow step has measured, unless another rung was in force then."""
+        if self.options.max_kl is None or sample.at != sum(self.guard.changes.values()) or not sample.server.rows:
+            return
+        above = None if sample.above is None else sample.above.kl / sample.above.rows
+        change = self.guard.add("kl", sample.server.kl / sample.server.rows, above)
+        if change is not None:
+            self._change(change)
 
     def wants(self, layer: int) -> bool:
         """Whether the current step is sampled at this layer; a graph samples them all alike."""
@@ -207,24 +236,3 @@ class Watch:
         self.taken.clear()
         self.travelling.clear()
         self.layers, self.shadow = range(0), -1
-
-
-def _check_graphs(options: GuardOptions, figures: Figures | None) -> None:
-    """Raises ValueError for what a guard cannot do under CUDA graphs."""
-    if options.max_error is not None:
-        raise ValueError(
-            "guard: max_error runs a layer's experts once more now and then, and CUDA graphs do the same in every "
-            "step; bound max_mass_lost instead, or use enforce_eager=True"
-        )
-    if options.max_mass_lost is not None and (figures is None or figures.share != options.layers):
-        why = "no guard's figure" if figures is None else f"figures of layers={figures.share:g}"
-        raise ValueError(
-            f"guard: CUDA graphs have recorded {why}; give a guard when the engine starts, later change its bounds but "
-            "not its layers, or use enforce_eager=True"
-        )
-
-
-def _due(step: int, share: float) -> int:
-    """The number of the sample that falls on this step, 0 where none does: every 1 / share steps."""
-    number = int(step * share)
-    return number if number > int((step - 1) * share) else 0

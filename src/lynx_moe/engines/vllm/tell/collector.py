@@ -41,9 +41,11 @@ class Workers(Collector):
                 common = [file["teller"]["labels"][label] for label in COMMON]
                 mine = [(values, value) for other, values, value in file["samples"] if other == name]
                 if family.kind == "summary":
-                    parts = {values[0]: value for values, value in mine}
-                    if parts:
-                        made.add_metric(common, count_value=parts["count"], sum_value=parts["sum"])
+                    parts: dict[tuple[str, ...], dict[str, float]] = {}
+                    for (part, *values), value in mine:
+                        parts.setdefault(tuple(values), {})[part] = value
+                    for own, one in parts.items():
+                        made.add_metric([*common, *own], count_value=one["count"], sum_value=one["sum"])
                     continue
                 for values, value in mine:
                     made.add_metric([*common, *values], value)

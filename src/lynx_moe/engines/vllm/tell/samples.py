@@ -9,6 +9,7 @@ from lynx_moe.calibration.artifact import layer_number
 from lynx_moe.engines.shared.families import FAMILIES, groups
 from lynx_moe.engines.shared.metrics import COLUMNS, KINDS
 from lynx_moe.engines.vllm.step.plan import Plan
+from lynx_moe.engines.vllm.step.shadows.sample import Sums
 from lynx_moe.engines.vllm.step.verified import DEPTHS, Verified
 
 SUMS = {
@@ -29,6 +30,10 @@ def samples(plan: Plan) -> list[Sample]:
         found += _layers(plan)
     if plan.rows.speculates:
         found += _verified(plan.verified)
+    if plan.shadows is not None:
+        found += _shadows(plan.shadows.sums)
+    if plan.bounded is not None:
+        found += _bounded(plan.bounded.state())
     if plan.drafter is not None:
         found += _drafter(plan.drafter)
     if plan.device.type == "cpu":
@@ -63,6 +68,34 @@ def _verified(verified: Verified) -> list[Sample]:
             found.append((name, [f"{DEPTHS + 1}+"], int(by_depth[DEPTHS:].sum())))
     chances = verified.chances[1 : 1 + DEPTHS]
     return found + [("lynx_moe_draft_chance", [str(depth)], float(p)) for depth, p in enumerate(chances, 1)]
+
+
+def _shadows(sums: Sums) -> list[Sample]:
+    found: list[Sample] = [
+        ("lynx_moe_shadow_steps", [], sums.steps),
+        ("lynx_moe_shadow_seconds", [], sums.seconds),
+    ]
+    for labels, effect in sums.effects.items():
+        found += [("lynx_moe_kl_nats", [part, *labels], value) for part, value in effect.summary.items()]
+        found.append(("lynx_moe_top1_agreements", [*labels], effect.agree))
+        found.append(("lynx_moe_logprob_change_nats", [*labels], effect.change / effect.rows))
+    return found
+
+
+def _bounded(state: dict[str, Any]) -> list[Sample]:
+    found: list[Sample] = [("lynx_moe_max_kl", [], state["max_kl"])]
+    for one in state["batches"]:
+        batch = one["batch"]
+        found += [
+            ("lynx_moe_max_kl_price", [batch], one["price"]),
+            ("lynx_moe_max_kl_settled", [batch], int(one["settled"])),
+        ]
+        figures = {"mean": one["mean"], "upper": one["upper"]}
+        found += [
+            ("lynx_moe_max_kl_figure", [batch, name], value) for name, value in figures.items() if value is not None
+        ]
+        found += [("lynx_moe_max_kl_changes", [batch, way], count) for way, count in one["changes"].items()]
+    return found
 
 
 def _drafter(plan: Plan) -> list[Sample]:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lynx_moe.control.loss import compare
 from lynx_moe.engines.transformers import Run
-from lynx_moe.lab.fidelity.lockstep import Effect, compare
+from lynx_moe.lab.fidelity.lockstep import Effect
 from lynx_moe.lab.shared.documents import Batch
 from lynx_moe.routing import Rows
 

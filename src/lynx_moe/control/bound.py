@@ -1,0 +1,204 @@
+"""A price that follows the measured KL: as high as a bound allows, for each bucket of batch sizes by itself.
+
+A bucket stands on a level of a list of prices, of which 0 (exact) is the first. Shadow steps measure the level in force
+and, in a trial that nobody's tokens come from, a higher one. What the rules promise:
+
+- A level is taken only if the upper confidence bound of its mean KL lies below RAISE of the bound, from rows that were
+  measured in trials. So nobody is served at a price that was not measured in this bucket; a lower one than a measured
+  one is taken at once.
+- The confidence bound is that of batch means: the samples, in the order of time, in GROUPS groups of the same size, and
+  Student's t of 99 % on their means. Of means that are near normal one in a hundred such bounds lies below the mean. KL
+  is heavy-tailed: of simulated tails with a standard deviation of three to seven means, up to one in ten does
+  (`tests/control/test_bound.py`). So a level may be taken wrongly; then what is measured in force takes it back.
+- A level in force is left when the mean of its last KEPT rows passes the bound, or that of the last RECENT rows four
+  times the bound. KL that rises less than that, or in fewer rows, is not seen.
+
+Where the least price cannot be held, the bucket is exact, and the trials go on.
+"""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lynx_moe.control.sampling import bucket
+
+LEAST, STEP, MOST = 1e-4, 2**0.25, 2.0  # prices that are tried; a price of 2 loads what rows cannot do without
+GROUPS, T_99 = 8, 2.998  # Student's t, one-sided, with GROUPS - 1 degrees of freedom
+RECENT, FEW, ENOUGH, KEPT = 64, 256, 1024, 2048  # rows
+RAISE, FAR, SUSPICIOUS = 0.9, 4.0, 1.5  # of the bound
+DENSE, SPARSE = 1 / 4, 1 / 512  # shares of the steps that are shadow steps: while a level is sought, and after
+LONGEST = 8  # levels that are skipped at once
+
+
+def price_list(*, knows_prices: bool) -> list[float]:
+    """The levels: exact, and prices; of a policy that knows none, exact and itself."""
+    if not knows_prices:
+        return [0.0, 1.0]
+    found = [0.0, LEAST]
+    while found[-1] * STEP <= MOST:
+        found.append(found[-1] * STEP)
+    return found
+
+
+class Measured:
+    """Samples of one level: rows and the sum of their KL, of each shadow step; the newest KEPT rows."""
+
+    def __init__(self) -> None:
+        self.samples: deque[tuple[float, float]] = deque()
+        self.rows = self.kl = 0.0
+
+    def add(self, rows: float, kl: float) -> None:
+        self.samples.append((rows, kl))
+        self.rows, self.kl = self.rows + rows, self.kl + kl
+        while self.rows - self.samples[0][0] >= KEPT:
+            old_rows, old_kl = self.samples.popleft()
+            self.rows, self.kl = self.rows - old_rows, self.kl - old_kl
+
+    @property
+    def mean(self) -> float:
+        return self.kl / self.rows if self.rows else 0.0
+
+    @property
+    def margin(self) -> float:
+        """From the mean to either confidence bound; infinite while there are too few samples."""
+        count = len(self.samples)
+        if count < GROUPS:
+            return float("inf")
+        samples, means = list(self.samples), []
+        for group in range(GROUPS):
+            part = samples[count * group // GROUPS : count * (group + 1) // GROUPS]
+            means.append(sum(kl for _, kl in part) / sum(rows for rows, _ in part))
+        middle = sum(means) / GROUPS
+        return T_99 * math.sqrt(sum((mean - middle) ** 2 for mean in means) / (GROUPS - 1) / GROUPS)
+
+    @property
+    def upper(self) -> float:
+        """The upper confidence bound; of fewer than ENOUGH rows it is taken the larger, as their tail is unseen."""
+        return (self.mean + self.margin) * math.sqrt(max(1.0, ENOUGH / max(self.rows, 1.0)))
+
+    def recent(self) -> float:
+        """The mean of the newest RECENT rows; 0 while there are fewer."""
+        rows = kl = 0.0
+        for more_rows, more_kl in reversed(self.samples):
+            rows, kl = rows + more_rows, kl + more_kl
+            if rows >= RECENT:
+                return kl / rows
+        return 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """Another level: where, from and to which price, and why."""
+
+    batch: str
+    was: float
+    price: float
+    why: str
+
+
+class Bucket:
+    """One controller. most: the bound, in nats; prices: the levels."""
+
+    def __init__(self, batch: str, most: float, prices: Sequence[float]) -> None:
+        self.batch, self.most, self.prices = batch, most, prices
+        self.level, self.jump = 0, LONGEST
+        self.now, self.above = Measured(), Measured()
+        self.settled, self.credit = False, 1.0
+        self.changes = {"raise": 0, "lower": 0}
+
+    @property
+    def price(self) -> float:
+        return self.prices[self.level]
+
+    @property
+    def trial(self) -> int:
+        """The level that is tried."""
+        return min(self.level + self.jump, len(self.prices) - 1)
+
+    @property
+    def share(self) -> float:
+        """Of the steps of this bucket that are shadow steps."""
+        unknown = self.level > 0 and self.now.rows < FEW
+        sure = self.settled and not unknown and self.now.recent() <= SUSPICIOUS * self.most
+        return SPARSE if sure else DENSE
+
+    def due(self) -> bool:
+        """Whether the step that begins is a shadow step."""
+        self.credit += self.share
+        if self.credit < 1:
+            return False
+        self.credit -= 1
+        return True
+
+    def add(self, level: int, now: tuple[float, float], trial: int, above: tuple[float, float] | None) -> Change | None:
+        """The rows of a shadow step and their KL, of two levels. Returns a change, if due. Samples that were under way
+        while the level changed are of no use."""
+        if level != self.level:
+            return None
+        if level and now[0]:
+            self.now.add(*now)
+            for value, enough in ((self.now.mean, self.now.rows >= FEW), (self.now.recent() / FAR, True)):
+                if enough and value > self.most:
+                    return self._lower(max(self.now.mean, self.now.recent()))
+        if above is None or not above[0] or trial != self.trial or trial == level:
+            self.settled = self.settled or trial == level
+            return None
+        self.above.add(*above)
+        low, high = self.above.mean < RAISE * self.most, self.above.mean > self.most
+        if low and self.above.upper < RAISE * self.most:
+            return self._raise()
+        if self.above.rows >= ENOUGH or (high and self.above.mean - self.above.margin > self.most):
+            self.settled, self.jump = self.jump == 1, max(self.jump // 2, 1)
+            self.above = Measured()
+        return None
+
+    def _raise(self) -> Change:
+        why = f"{self.above.upper:.3g} nats at the most in {self.above.rows:.0f} rows of trials"
+        was, self.level = self.price, self.trial
+        self.now, self.above = self.above, Measured()
+        self.jump, self.settled = min(2 * self.jump, LONGEST), False
+        return self._changed("raise", was, why)
+
+    def _lower(self, found: float) -> Change:
+        """To where the bound would hold if KL rose as the price: it rises faster."""
+        why = f"{found:.3g} nats in the last {self.now.rows:.0f} rows"
+        was, reach = self.price, self.price * RAISE * self.most / found
+        self.level = max(place for place in range(self.level) if place == 0 or self.prices[place] <= reach)
+        self.now, self.above = Measured(), Measured()
+        self.jump, self.settled = 1, False
+        return self._changed("lower", was, why)
+
+    def _changed(self, direction: str, was: float, why: str) -> Change:
+        self.changes[direction] += 1
+        return Change(batch=self.batch, was=was, price=self.price, why=why)
+
+    def state(self) -> dict[str, Any]:
+        """In plain numbers; upper: None while too little is known."""
+        known = self.level > 0 and len(self.now.samples) >= GROUPS
+        return {
+            "batch": self.batch,
+            "price": self.price,
+            "mean": self.now.mean if self.level else 0.0,
+            "upper": self.now.mean + self.now.margin if known else None,
+            "rows": self.now.rows,
+            "trial": self.prices[self.trial],
+            "settled": self.settled,
+            "changes": dict(self.changes),
+        }
+
+
+class Bound:
+    """All buckets of one engine, made when they are first met."""
+
+    def __init__(self, most: float, prices: Sequence[float]) -> None:
+        self.most, self.prices = most, prices
+        self.buckets: dict[str, Bucket] = {}
+
+    def of(self, batch: int) -> Bucket:
+        """The controller for steps of this many rows that may be remapped."""
+        name = bucket(batch)
+        if name not in self.buckets:
+            self.buckets[name] = Bucket(name, self.most, self.prices)
+        return self.buckets[name]

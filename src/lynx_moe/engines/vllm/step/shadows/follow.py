@@ -1,0 +1,63 @@
+"""The bound on the KL at work in one engine: each step asks its bucket's price, and shadow steps say how that goes."""
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from lynx_moe.control.bound import Bound, price_list
+from lynx_moe.engines.vllm.step.shadows.passes import ABOVE, Trial
+from lynx_moe.engines.vllm.step.shadows.sample import Sample
+from lynx_moe.policies import Policy
+
+logger = logging.getLogger("vllm.lynx_moe")
+
+
+class Follow:
+    """max_kl: the bound, in nats. policy: the server's; requests that ask for another price of it keep the ratio.
+    number: of the policies that were bounded in this engine, so that late samples are not taken for another's."""
+
+    def __init__(self, max_kl: float, policy: Policy, number: int) -> None:
+        self.number = number
+        self.asks = policy.asks if policy.knows_prices else 1.0
+        self.bound = Bound(max_kl, price_list(knows_prices=policy.knows_prices))
+
+    def prices(self, price_T: np.ndarray, kin_T: np.ndarray, batch: int) -> np.ndarray:
+        """What the rows of a step ask, float32, of what their policies ask; kin_T: bool, who is decided with rows of
+        the server's policy. batch: rows that may be remapped."""
+        return self._times(price_T, kin_T, self.bound.of(batch).price)
+
+    def due(self, batch: int) -> bool:
+        return self.bound.of(batch).due()
+
+    def trials(self, price_T: np.ndarray, kin_T: np.ndarray, batch: int) -> tuple[Any, dict[str, Trial]]:
+        """What a shadow step tries, and what its sample is then told by."""
+        bucket = self.bound.of(batch)
+        at = (self.number, bucket.level, bucket.trial)
+        if bucket.trial == bucket.level:
+            return at, {}
+        return at, {ABOVE: Trial(self._times(price_T, kin_T, bucket.prices[bucket.trial]))}
+
+    def hear(self, sample: Sample) -> None:
+        """One sample; a change of a price is logged."""
+        of, level, trial = sample.at
+        if of != self.number:
+            return
+        above = None if sample.above is None else (sample.above.rows, sample.above.kl)
+        change = self.bound.of(sample.batch).add(level, (sample.server.rows, sample.server.kl), trial, above)
+        if change is not None:
+            logger.info(
+                "lynx_moe: max_kl %g: steps of %s rows ask %.3g instead of %.3g: %s",
+                self.bound.most,
+                change.batch,
+                change.price,
+                change.was,
+                change.why,
+            )
+
+    def state(self) -> dict[str, Any]:
+        """In plain numbers."""
+        return {"max_kl": self.bound.most, "batches": [one.state() for one in self.bound.buckets.values()]}
+
+    def _times(self, price_T: np.ndarray, kin_T: np.ndarray, price: float) -> np.ndarray:
+        return np.where(kin_T, price_T * np.float32(price / self.asks), price_T).astype(np.float32)

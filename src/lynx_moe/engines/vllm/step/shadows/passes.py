@@ -1,0 +1,86 @@
+"""The passes of a shadow step, as the worker sees them: which are due, what decides in them, what came out.
+
+The pass whose tokens and KV stay is the last one, and decides as in any other step. Before it the model runs with every
+row exact, and, where somebody asks for that, with another setting (a trial). A pass writes the KV of the step's own
+tokens, and the next one writes the same slots again before it reads them.
+"""
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lynx_moe.control import sampling
+from lynx_moe.engines.shared.late import Late
+from lynx_moe.engines.vllm.step.shadows.sample import Effect, Sample, Sums, effects
+from lynx_moe.policies import Policy
+
+EXACT, ABOVE = "exact", "above"
+LAG = 8  # steps that a sample may take from a GPU to the host
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """What decides in a pass that does not stay. price_T: float32, of the step's rows; None: all are exact. by_layer:
+    instead of the server's policy; None: that one."""
+
+    price_T: np.ndarray | None = None
+    by_layer: list[Policy] | None = None
+
+
+class Shadows:
+    """Of one engine. share: of the steps in which the policy has rows to act on, by the number of the step, so that all
+    ranks and stages choose the same ones."""
+
+    def __init__(self, share: float) -> None:
+        self.share, self.step = share, 0
+        self.sums = Sums()
+        self.trials: dict[str, Trial] = {}  # of this step; empty: it is no shadow step
+        self.at: Any = None
+        self.batch = 0
+        self.indices: Tensor | None = None  # [N], the rows that are sampled from, of this step
+        self.received: dict[str, dict[str, Tensor]] = {}  # from the stage before: what each pass goes on from
+        self.logits: dict[str, Tensor] = {}  # [N, V], of this step's passes
+        self.seconds = 0.0
+        self.travelling: deque[tuple[int, Late, dict[str, Any]]] = deque()
+
+    def begin_step(self, *, acts: bool, batch: int, due: bool | None = None) -> bool:
+        """A step comes, and with it is decided whether it is one; acts: some row may be remapped in it. due: who has a
+        share of their own says it."""
+        self.trials, self.logits, self.received, self.seconds = {}, {}, {}, 0.0
+        self.batch = batch
+        self.step += acts
+        return acts and (sampling.due(self.step, self.share) > 0 if due is None else due)
+
+    def run(self, at: Any, trials: dict[str, Trial]) -> None:
+        """This step is a shadow step, of these passes."""
+        self.trials, self.at = trials, at
+
+    def compare(self, policy_NV: Tensor, remap_T: Tensor, server_T: Tensor | None, lag: int) -> None:
+        """The passes are done; policy_NV: logits of the one that stays."""
+        start = time.perf_counter()
+        logits, self.logits = self.logits, {}
+        assert self.indices is not None
+        remap_N = remap_T[self.indices]
+        server_N = remap_N if server_T is None else server_T[self.indices]
+        truth_NV = logits.get(EXACT, policy_NV)
+        parts = [effects(truth_NV, policy_NV, server_N, remap_N & ~server_N)]
+        if ABOVE in logits:
+            parts.append(effects(truth_NV, logits[ABOVE], server_N))
+        late = Late(torch.cat(parts).flatten())
+        self.seconds += time.perf_counter() - start
+        self.travelling.append((self.step + lag, late, {"batch": self.batch, "at": self.at, "seconds": self.seconds}))
+
+    def arrived(self) -> list[Sample]:
+        """Samples that the host has by now."""
+        found = []
+        while self.travelling and self.travelling[0][0] <= self.step:
+            _, late, known = self.travelling.popleft()
+            numbers = late.take()
+            server, request, *above = (Effect(*numbers[place : place + 4]) for place in range(0, len(numbers), 4))
+            found.append(Sample(server=server, request=request, above=above[0] if above else None, **known))
+        return found

@@ -1,0 +1,198 @@
+"""Shadow steps in real vLLM engines: what they measure, and that they leave no trace."""
+
+import logging
+
+import pytest
+import torch
+from tiny_vllm import engine, generate, prompts, runner_of, save_model, tokens
+
+from lynx_moe.control.loss import compare
+from lynx_moe.engines import vllm as lynx_vllm
+from lynx_moe.engines.vllm.step.plan import active
+from lynx_moe.engines.vllm.step.shadows.passes import Shadows
+
+HARSH = "random:num_keep=8"
+REQUESTS = prompts(24, seed=3)
+WISHES = (None, None, "exact", "0.3")
+HOW = {
+    "eager": {},
+    "chunked prefill": {"max_num_batched_tokens": 48},
+    "compiled": {"enforce_eager": False},
+    "prefix caching": {"enable_prefix_caching": True, "block_size": 32},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model("qwen3_moe", tmp_path_factory.mktemp("qwen3_moe"))
+
+
+def options(shadow=None, policy="priced:price=0.1", **more):
+    return {"lynx_moe": {"policy": policy, **({} if shadow is None else {"shadow": shadow}), **more}}
+
+
+def counts(stats):
+    """What must not notice that a step ran twice."""
+    return stats.steps, stats.layers
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_every_step_run_twice_gives_the_same_tokens_and_the_same_counts(model, how):
+    found = []
+    for shadow in (0, 1):
+        with engine(model, **HOW[how], additional_config=options(shadow)) as llm:
+            lynx_vllm.reset_stats()
+            outputs = [tokens(generate(llm, REQUESTS, WISHES, logprobs=3)) for _ in range(2)]
+            found.append((outputs, counts(lynx_vllm.stats())))
+            told = lynx_vllm.stats().shadows
+    assert found[0] == found[1]
+    assert told["steps"] > 30
+    assert {one["policy"] for one in told["batches"]} == {"server", "request"}
+    assert all(one["kl"] > 0 for one in told["batches"] if one["batch"] == "9-16")
+
+
+def test_exact_requests_are_those_of_plain_vllm_bit_for_bit(model):
+    """Alone in their steps, so that no neighbour's rows change how sums are rounded."""
+    with engine(model) as llm:
+        plain = generate(llm, REQUESTS[:8], logprobs=5)
+    with engine(model, additional_config=options(1, HARSH)) as llm:
+        exact = generate(llm, REQUESTS[:8], ["exact"], logprobs=5)
+        generate(llm, REQUESTS[8:])
+        assert lynx_vllm.stats().shadows["steps"] > 0
+        llm.reset_prefix_cache()
+        again = generate(llm, REQUESTS[:8], ["exact"], logprobs=5)
+    for one in (exact, again):
+        assert tokens(one) == tokens(plain)
+        for mine, theirs in zip(one, plain, strict=True):
+            assert mine.outputs[0].cumulative_logprob == theirs.outputs[0].cumulative_logprob
+
+
+@pytest.fixture(scope="module")
+def llm(model):
+    with engine(model, additional_config=options(1)) as llm:
+        yield llm
+
+
+def test_a_policy_that_changes_nothing_measures_nothing_at_all(llm):
+    lynx_vllm.set_policy("priced:price=1e-30")
+    before = dict(active().shadows.sums.effects)
+    active().shadows.sums.effects.clear()
+    generate(llm, REQUESTS)
+    told = lynx_vllm.stats().shadows["batches"]
+    assert sum(one["rows"] for one in told) > 100
+    assert {(one["kl"], one["agree"], one["change"]) for one in told} == {(0.0, 1.0, 0.0)}
+    active().shadows.sums.effects.update(before)
+
+
+def test_the_figures_are_those_of_the_two_distributions(llm, monkeypatch):
+    """Each pass's logits, taken from the model itself, compared row by row."""
+    lynx_vllm.set_policy("priced:price=0.3")
+    lynx_vllm.set_policy(HARSH)
+    seen, measured = [], []
+    compute, compared = runner_of(llm).model.compute_logits, Shadows.compare
+
+    def compute_logits(hidden, *args):
+        seen.append(compute(hidden, *args))
+        return seen[-1]
+
+    def spy(self, logits, remap, server, lag):
+        exact, rows = seen[-2].float(), remap[self.indices]
+        kl, agree, change, _ = compare(exact.log_softmax(-1), logits.float().log_softmax(-1), logits.argmax(-1))
+        compared(self, logits, remap, server, lag)
+        effect = self.arrived_now = self.travelling[-1][1].take()[:4]
+        measured.append((effect, [int(rows.sum()), *(float(part[rows].sum()) for part in (kl, agree, change))]))
+
+    monkeypatch.setattr(runner_of(llm).model, "compute_logits", compute_logits)
+    monkeypatch.setattr(Shadows, "compare", spy)
+    generate(llm, REQUESTS)
+    assert len(measured) > 20
+    for effect, expected in measured:
+        assert effect == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert max(effect[1] / effect[0] for effect, _ in measured) > 0.01
+
+
+def test_what_comes_out_of_the_cache_was_written_by_the_pass_that_stays(model):
+    """The KV of every layer, where all steps ran twice and where none did."""
+    caches = []
+    for shadow in (0, 1):
+        with engine(model, additional_config=options(shadow, HARSH)) as llm:
+            generate(llm, REQUESTS[:12])
+            caches.append([cache.clone() for cache in runner_of(llm).kv_caches])
+    assert all(torch.equal(a, b) for a, b in zip(*caches, strict=True))
+    assert any(cache.float().abs().sum() > 0 for cache in caches[0])
+
+
+def test_a_shadow_step_survives_preemption(model):
+    found = []
+    for shadow in (0, 1):
+        with engine(model, num_gpu_blocks_override=8, block_size=32, additional_config=options(shadow)) as llm:
+            scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+            preempted, own = [], scheduler._preempt_request
+            scheduler._preempt_request = lambda request, *args, **kw: (preempted.append(1), own(request, *args, **kw))
+            found.append(tokens(generate(llm, prompts(10, seed=9, longest=31) * 1, WISHES)))
+            assert preempted
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("verify", ["exact", "remap"])
+def test_drafts_are_verified_as_without_shadows(model, verify):
+    ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
+    requests = [{"prompt_token_ids": one["prompt_token_ids"][:6] * 4} for one in REQUESTS[:10]]
+    found = []
+    for shadow in (0, 1):
+        extra = options(shadow, verify=verify)
+        with engine(model, speculative_config=ngram, additional_config=extra) as llm:
+            outputs = tokens(generate(llm, requests, WISHES))
+            stats = lynx_vllm.stats()
+            found.append((outputs, counts(stats), stats.verified))
+    assert found[0] == found[1]
+    assert found[1][2]["rows"] > 0
+    assert stats.shadows["steps"] > 5
+
+
+def test_the_sampled_share_follows_from_the_number_of_the_step(model):
+    with engine(model, additional_config=options(1 / 8)) as llm:
+        generate(llm, REQUESTS)
+        shadows = active().shadows
+        assert shadows.sums.steps in (shadows.step // 8, shadows.step // 8 - 1)  # the last one may be under way
+        assert shadows.sums.steps > 2
+
+
+def test_a_state_that_would_advance_twice_is_refused_by_name(llm):
+    from lynx_moe.engines.vllm.launch import twice
+
+    config = llm.llm_engine.vllm_config
+    assert twice.refusal(config) is None
+    assert twice.share(config, None, bounded=False) == 1 / 256
+    assert twice.share(config, 0.5, bounded=False) == 0.5
+
+
+def test_a_guard_gives_way_by_the_kl_and_comes_back(llm, caplog):
+    lynx_vllm.set_policy(HARSH)
+    lynx_vllm.set_guard({"max_kl": 0.001, "window": 16, "ladder": []})
+    with caplog.at_level(logging.WARNING, logger="vllm.lynx_moe"):
+        generate(llm, REQUESTS)
+    state = lynx_vllm.guard()
+    assert lynx_vllm.stats().policy == "vanilla"
+    assert state["changes"] == {"back_off": 1, "recover": 0}
+    assert "guard: kl " in caplog.text
+    assert state["above"]["kl"] > 0.001  # measured by trials, which nobody's tokens come from
+    lynx_vllm.set_policy("priced:price=0.01")
+    watch = active().watch
+    watch._change(watch.guard._change(1, "a test", backs_off=True))
+    generate(llm, REQUESTS)
+    assert lynx_vllm.guard()["rung"] == 0
+    lynx_vllm.set_guard(None)
+
+
+def test_under_a_trial_tokens_are_the_model_s_own(llm):
+    lynx_vllm.set_policy("vanilla")
+    llm.reset_prefix_cache()
+    exact = tokens(generate(llm, REQUESTS))
+    lynx_vllm.set_policy(HARSH)
+    lynx_vllm.set_guard({"max_kl": 0.0001, "window": 16, "ladder": []})
+    generate(llm, REQUESTS)
+    assert lynx_vllm.guard()["rung"] == 1
+    llm.reset_prefix_cache()
+    assert tokens(generate(llm, REQUESTS)) == exact
+    lynx_vllm.set_guard(None)
