@@ -188,7 +188,7 @@ def test_ranks_that_hear_the_same_decide_the_same():
 
 def test_the_list_of_prices_begins_with_exact():
     assert PRICES[:2] == [0.0, LEAST]
-    assert PRICES == sorted(PRICES)
+    assert sorted(PRICES) == PRICES
     assert price_list(knows_prices=False) == [0.0, 1.0]
 
 

@@ -57,8 +57,10 @@ def test_a_graph_follows_wishes_switches_and_rungs() -> None:
     for _ in range(20 if INTERPRETED else 200):  # the interpreter takes a second a step
         prices.turn(plan, rng)
         wishes, prompts = prices.draw(rng, T)
-        assert prices.difference(graph.final, graph.step(rng, wishes, prompts), T) == ""
+        expected = graph.step(rng, wishes, prompts)
+        assert prices.difference(graph.final, expected, T) == ""
         changed += int((graph.final.weights[: len(wishes)] == 0).any())
+        assert graph.shadow(expected, T) == ""
     assert 5 < changed < 200
 
 

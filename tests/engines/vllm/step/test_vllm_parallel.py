@@ -19,10 +19,10 @@ from tiny_vllm import generate, prompts, tokens
 from vllm import LLM
 
 if __name__ == "__main__":
-    model, policies, layout = sys.argv[1], sys.argv[2].split(), json.loads(sys.argv[3])
+    model, policies, layout, options = sys.argv[1], sys.argv[2].split(), *map(json.loads, sys.argv[3:])
     llm = LLM(model=model, skip_tokenizer_init=True, enforce_eager=True, max_model_len=256, max_num_seqs=16,
               max_num_batched_tokens=48, dtype="bfloat16", worker_extension_cls="parallel_worker.Probe",
-              additional_config={"lynx_moe": {"policy": policies[0]}}, **layout)
+              additional_config={"lynx_moe": {"policy": policies[0], **options}}, **layout)
     if "pipeline_parallel_size" in layout:
         llm.collective_rpc("execute_dummy_batch")
     found = []
@@ -43,7 +43,9 @@ def model(tmp_path_factory):
     return save_model("qwen3_moe", tmp_path_factory.mktemp("qwen3_moe"))
 
 
-def found(model: str, folder: Path, **layout: object) -> list[dict]:
+def found(
+    model: str, folder: Path, policies: tuple[str, ...] = POLICIES, options: dict | None = None, **layout: object
+) -> list[dict]:
     """What each policy's run gave."""
     path, here = folder / "script.py", str(HELPERS)
     path.write_text(SCRIPT)
@@ -53,7 +55,7 @@ def found(model: str, folder: Path, **layout: object) -> list[dict]:
     apart = "pipeline_parallel_size" in layout  # else all requests are there before the first step: batches are equal
     workers = {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(apart)), "OMP_NUM_THREADS": "1"}
     workers["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(each)
-    command = [sys.executable, str(path), model, " ".join(POLICIES), json.dumps(layout)]
+    command = [sys.executable, str(path), model, " ".join(policies), json.dumps(layout), json.dumps(options or {})]
     env = {**os.environ, **workers, "PYTHONPATH": paths}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
@@ -105,3 +107,55 @@ def test_pipeline_stages_have_their_own_layers_by_the_model_s_numbers(model, one
     after = [stats["mean_after"] for stats in runs[1]["stats"]]
     before = [stats["mean_before"] for stats in runs[1]["stats"]]
     assert all(a < 0.5 * b for a, b in zip(after, before, strict=True))
+
+
+HARSH = ("random:num_keep=8", "priced:price=1e-30", "priced:price=0.1")
+
+
+@pytest.fixture(scope="module")
+def shadowed(model, tmp_path_factory):
+    return found(model, tmp_path_factory.mktemp("shadowed"), HARSH, {"shadow": 1})
+
+
+def kl(stats: dict, since: dict | None = None) -> float:
+    """Mean over all rows, in nats, of what was measured since."""
+    sums = [[(b["rows"], b["rows"] * b["kl"]) for b in each["shadows"]["batches"]] for each in (stats, since) if each]
+    (rows, whole), *earlier = [[sum(column) for column in zip(*each, strict=True)] for each in sums]
+    return (whole - sum(e[1] for e in earlier)) / (rows - sum(e[0] for e in earlier))
+
+
+def kls(runs: list[dict], rank: int = 0) -> list[float]:
+    """Of each policy in turn."""
+    stats = [run["stats"][rank] for run in runs]
+    return [kl(one, before) for one, before in zip(stats, [None, *stats], strict=False)]
+
+
+def test_tensor_parallel_ranks_hear_one_measurement_and_tokens_are_those_without_shadows(model, shadowed, tmp_path):
+    runs = {shadow: found(model, tmp_path, HARSH, {"shadow": shadow}, tensor_parallel_size=2) for shadow in (0, 1)}
+    for without, run in zip(runs[0], runs[1], strict=True):
+        assert run["tokens"] == without["tokens"]
+        assert [each["layers"] for each in run["stats"]] == [each["layers"] for each in without["stats"]]
+        assert run["stats"][0]["shadows"] == run["stats"][1]["shadows"]
+    harsh, nothing, _ = kls(runs[1])
+    assert nothing == pytest.approx(0.0, abs=1e-9)
+    assert harsh == pytest.approx(kls(shadowed)[0], rel=0.3)
+
+
+def test_pipeline_stages_run_each_pass_from_the_stage_before(model, shadowed, tmp_path):
+    """Half of the layers alone would give half of the KL or less, so every pass went on from its own."""
+    runs = found(model, tmp_path, HARSH, {"shadow": 1}, pipeline_parallel_size=2)
+    for run in runs:
+        first, last = (each["shadows"] for each in run["stats"])
+        assert abs(first["steps"] - last["steps"]) <= 1  # the last plan may not have reached both
+        assert last["steps"] > 10
+    harsh, nothing, _ = kls(runs, 1)
+    assert nothing == pytest.approx(0.0, abs=1e-9)
+    assert harsh == pytest.approx(kls(shadowed)[0], rel=0.3)
+
+
+def test_tensor_parallel_ranks_come_to_the_same_price(model, tmp_path):
+    (run,) = found(model, tmp_path, ("priced",), {"max_kl": 0.5}, tensor_parallel_size=2)
+    first, second = (each["bound"] for each in run["stats"])
+    assert first == second
+    assert run["probes"][0] == run["probes"][1]
+    assert {each["batch"] for each in first["batches"]} >= {"9-16"}

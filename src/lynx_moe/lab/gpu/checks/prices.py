@@ -3,7 +3,8 @@
 An engine's plan without the engine: it decides once while a graph records, in an idle run as vLLM's are. From then on
 only buffers change, by requests at prices, presets and "exact", by the operator's switches, by rungs of a guard, by
 prompts and padding. Every replay must say what a fresh decision of the definition says, and leave for a guard what it
-would have seen.
+would have seen. Then the step is a shadow step: replayed with every row exact and with other prices, which counts
+nothing, and as before.
 """
 
 import random
@@ -19,6 +20,7 @@ from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step.plan import Plan
+from lynx_moe.engines.vllm.step.shadows.passes import Trial
 from lynx_moe.policies import ModelShape, make_policy
 from lynx_moe.routing import RouterSpec, Routing, Rows, select
 
@@ -34,9 +36,9 @@ Capture = Callable[[Decide], tuple[Routing, Callable[[], None]]]
 
 def measure(dry: bool) -> dict[str, Any]:
     """{"steps", "switches", "samples": steps in which a guard's figures were right, "changed": in how many steps a row
-    did without an expert}. Dry: on the CPU nothing is recorded, decisions are taken again. Raises RuntimeError where a
-    replay says something else."""
-    rng, found = random.Random(0), {"steps": 0, "switches": 0, "samples": 0, "changed": 0}
+    did without an expert, "shadows": of these, the ones replayed in a shadow step}. Dry: on the CPU nothing is recorded,
+    decisions are taken again. Raises RuntimeError where a replay says something else."""
+    rng, found = random.Random(0), dict.fromkeys(("steps", "switches", "samples", "changed", "shadows"), 0)
     device, capture = torch.device("cpu" if dry else "cuda"), again if dry else cuda_graph
     sizes = ((24, 4, 8),) if dry else ((128, 8, 16), (128, 8, 64), (64, 8, 4), (8, 2, 16), (512, 10, 32))
     for num_experts, top_k, num_rows in sizes:
@@ -55,11 +57,14 @@ def measure(dry: bool) -> dict[str, Any]:
                     seen = plan.figures.lost[0].tolist()
                     near = all(abs(one - other) < 1e-5 for one, other in zip(seen, pair, strict=True))
                     wrong = "" if near else f"a guard would see {seen}, not {pair}"
+                changed = int((graph.final.weights[: len(wishes)] == 0).any())
+                wrong = wrong or graph.shadow(expected, len(wishes) if dry else num_rows)
                 if wrong:
                     where = f"step {found['steps']}, {num_experts} experts, {num_rows} rows, {plan.policy.spec}"
                     raise RuntimeError(f"a replay is no fresh decision: {wrong} ({where}, {wishes}, {prompts} prompts)")
                 found["steps"] += 1
-                found["changed"] += int((graph.final.weights[: len(wishes)] == 0).any())
+                found["changed"] += changed
+                found["shadows"] += changed
     return found
 
 
@@ -132,6 +137,27 @@ class Followed:
         valid = place < num
         self.rows = Rows(valid=valid, remap=valid & (place >= prompts), price=price.to(plan.device))
         return make_policy("priced").route(logits, self.spec, self.rows, own)
+
+    def shadow(self, final: Routing, num_rows: int) -> str:
+        """The last step, whose right outcome is `final`, as a shadow step: what is wrong in its passes; empty if
+        nothing is."""
+        plan, rows = self.plan, self.rows
+        own = Routing(self.own.ids.long(), self.own.weights)
+        price_T = 3 * plan.rows.price_T
+        higher = torch.zeros(self.num_rows)
+        higher[: len(price_T)] = torch.from_numpy(price_T)
+        before = plan.counters.read()
+        for trial, price in ((Trial(), torch.zeros(self.num_rows)), (Trial(price_T), higher)):
+            asked = Rows(valid=rows.valid, remap=rows.remap, price=price.to(plan.device))
+            expected = make_policy("priced").route(self.logits, self.spec, asked, own)
+            with plan.instead(trial):
+                self.replay()
+            wrong = difference(self.final, expected, num_rows)
+            if wrong or plan.counters.read() != before:
+                return f"a shadow step's pass: {wrong or 'it was counted'}"
+        self.replay()
+        wrong = difference(self.final, final, num_rows)
+        return wrong and f"after a shadow step: {wrong}"
 
     def sample(self, final: Routing, wishes: Sequence[Any]) -> tuple[float, float] | None:
         """Of the last step, whose right outcome is `final`, the mass lost by the rows that follow the server's policy:
