@@ -72,6 +72,35 @@ def test_a_frame_puts_the_stages_of_a_pipeline_together() -> None:
     assert text.count("lynx-moe top") == 1
 
 
+def test_a_frame_tells_the_kl_and_where_its_bound_has_come_to() -> None:
+    labels = 'model_name="m",engine="0",stage="0"'
+    lines = [f"lynx_moe_shadow_steps_total{{{labels}}} 40", f"lynx_moe_max_kl{{{labels}}} 0.01"]
+    for batch, policy, rows, kl in (
+        ("9-16", "server", 500, 1.5),
+        ("2-4", "server", 40, 0.02),
+        ("2-4", "request", 8, 0.8),
+    ):
+        mine = f'{labels},batch="{batch}",policy="{policy}"'
+        lines += [
+            f"lynx_moe_kl_nats_count{{{mine}}} {rows}",
+            f"lynx_moe_kl_nats_sum{{{mine}}} {kl}",
+            f"lynx_moe_top1_agreements_total{{{mine}}} {rows * 0.98}",
+        ]
+    for batch, price, settled in (("9-16", 0.053, 1), ("2-4", 0, 0)):
+        lines += [
+            f'lynx_moe_max_kl_price{{{labels},batch="{batch}"}} {price}',
+            f'lynx_moe_max_kl_settled{{{labels},batch="{batch}"}} {settled}',
+            f'lynx_moe_max_kl_figure{{{labels},batch="{batch}",figure="mean"}} {price / 10}',
+        ]
+    text = shown(Scrape(parse(metrics(100, 40, 30) + "\n".join(lines) + "\n"), 20.0))
+    assert "KL         40 shadow steps" in text
+    assert "9-16 rows: 3 mnats, top-1 98.0 % (500 rows); price 0.053 (settled), now 5.3 of 10 mnats allowed" in text
+    assert "100 mnats, top-1 98.0 % under policies of requests (8 rows)" in text.replace("\n", " ")
+    assert text.index("2-4 rows") < text.index("9-16 rows")
+    assert "exact (looking for a higher one)" in " ".join(text.split())
+    assert "not measured yet" in shown(Scrape(parse(metrics(100, 40, 30)), 20.0))
+
+
 def test_every_engine_has_a_panel_of_its_own() -> None:
     other = metrics(300, 44, 24).replace('model_name="m"', 'model_name="n"')
     text = shown(Scrape(parse(metrics(100, 40, 30) + other), 20.0))

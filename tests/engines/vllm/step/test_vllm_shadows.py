@@ -1,15 +1,11 @@
 """Shadow steps in real vLLM engines: what they measure, and that they leave no trace."""
 
-import logging
-
 import pytest
 import torch
 from tiny_vllm import engine, generate, prompts, runner_of, save_model, tokens
 
-from lynx_moe.control.loss import compare
 from lynx_moe.engines import vllm as lynx_vllm
 from lynx_moe.engines.vllm.step.plan import active
-from lynx_moe.engines.vllm.step.shadows.passes import Shadows
 
 HARSH = "random:num_keep=8"
 REQUESTS = prompts(24, seed=3)
@@ -67,50 +63,6 @@ def test_exact_requests_are_those_of_plain_vllm_bit_for_bit(model):
             assert mine.outputs[0].cumulative_logprob == theirs.outputs[0].cumulative_logprob
 
 
-@pytest.fixture(scope="module")
-def llm(model):
-    with engine(model, additional_config=options(1)) as llm:
-        yield llm
-
-
-def test_a_policy_that_changes_nothing_measures_nothing_at_all(llm):
-    lynx_vllm.set_policy("priced:price=1e-30")
-    before = dict(active().shadows.sums.effects)
-    active().shadows.sums.effects.clear()
-    generate(llm, REQUESTS)
-    told = lynx_vllm.stats().shadows["batches"]
-    assert sum(one["rows"] for one in told) > 100
-    assert {(one["kl"], one["agree"], one["change"]) for one in told} == {(0.0, 1.0, 0.0)}
-    active().shadows.sums.effects.update(before)
-
-
-def test_the_figures_are_those_of_the_two_distributions(llm, monkeypatch):
-    """Each pass's logits, taken from the model itself, compared row by row."""
-    lynx_vllm.set_policy("priced:price=0.3")
-    lynx_vllm.set_policy(HARSH)
-    seen, measured = [], []
-    compute, compared = runner_of(llm).model.compute_logits, Shadows.compare
-
-    def compute_logits(hidden, *args):
-        seen.append(compute(hidden, *args))
-        return seen[-1]
-
-    def spy(self, logits, remap, server, lag):
-        exact, rows = seen[-2].float(), remap[self.indices]
-        kl, agree, change, _ = compare(exact.log_softmax(-1), logits.float().log_softmax(-1), logits.argmax(-1))
-        compared(self, logits, remap, server, lag)
-        effect = self.arrived_now = self.travelling[-1][1].take()[:4]
-        measured.append((effect, [int(rows.sum()), *(float(part[rows].sum()) for part in (kl, agree, change))]))
-
-    monkeypatch.setattr(runner_of(llm).model, "compute_logits", compute_logits)
-    monkeypatch.setattr(Shadows, "compare", spy)
-    generate(llm, REQUESTS)
-    assert len(measured) > 20
-    for effect, expected in measured:
-        assert effect == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    assert max(effect[1] / effect[0] for effect, _ in measured) > 0.01
-
-
 def test_what_comes_out_of_the_cache_was_written_by_the_pass_that_stays(model):
     """The KV of every layer, where all steps ran twice and where none did."""
     caches = []
@@ -163,43 +115,3 @@ def test_the_sampled_share_follows_from_the_number_of_the_step(model):
         shadows = active().shadows
         assert shadows.sums.steps in (shadows.step // 8, shadows.step // 8 - 1)  # the last one may be under way
         assert shadows.sums.steps > 2
-
-
-def test_a_state_that_would_advance_twice_is_refused_by_name(llm):
-    from lynx_moe.engines.vllm.launch import twice
-
-    config = llm.llm_engine.vllm_config
-    assert twice.refusal(config) is None
-    assert twice.share(config, None, bounded=False) == 1 / 256
-    assert twice.share(config, 0.5, bounded=False) == 0.5
-
-
-def test_a_guard_gives_way_by_the_kl_and_comes_back(llm, caplog):
-    lynx_vllm.set_policy(HARSH)
-    lynx_vllm.set_guard({"max_kl": 0.001, "window": 16, "ladder": []})
-    with caplog.at_level(logging.WARNING, logger="vllm.lynx_moe"):
-        generate(llm, REQUESTS)
-    state = lynx_vllm.guard()
-    assert lynx_vllm.stats().policy == "vanilla"
-    assert state["changes"] == {"back_off": 1, "recover": 0}
-    assert "guard: kl " in caplog.text
-    assert state["above"]["kl"] > 0.001  # measured by trials, which nobody's tokens come from
-    lynx_vllm.set_policy("priced:price=0.01")
-    watch = active().watch
-    watch._change(watch.guard._change(1, "a test", backs_off=True))
-    generate(llm, REQUESTS)
-    assert lynx_vllm.guard()["rung"] == 0
-    lynx_vllm.set_guard(None)
-
-
-def test_under_a_trial_tokens_are_the_model_s_own(llm):
-    lynx_vllm.set_policy("vanilla")
-    llm.reset_prefix_cache()
-    exact = tokens(generate(llm, REQUESTS))
-    lynx_vllm.set_policy(HARSH)
-    lynx_vllm.set_guard({"max_kl": 0.0001, "window": 16, "ladder": []})
-    generate(llm, REQUESTS)
-    assert lynx_vllm.guard()["rung"] == 1
-    llm.reset_prefix_cache()
-    assert tokens(generate(llm, REQUESTS)) == exact
-    lynx_vllm.set_guard(None)

@@ -1,5 +1,6 @@
 """From a plan's counts to the text of /metrics, without a server."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,9 @@ from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step.drafter import DrafterPlan
 from lynx_moe.engines.vllm.step.rows import Asked
+from lynx_moe.engines.vllm.step.shadows.passes import Shadows
+from lynx_moe.engines.vllm.step.shadows.sample import TOLD as SHADOWED
+from lynx_moe.engines.vllm.step.shadows.sample import Effect, Sample
 from lynx_moe.engines.vllm.step.verified import TOLD
 from lynx_moe.engines.vllm.tell import collector, exporter
 from lynx_moe.routing import select
@@ -136,3 +140,39 @@ def test_drafts_are_told_by_depth_and_a_drafter_s_layers_under_names_of_their_ow
     assert seen.label("drafter_policy_info", "policy") == "vanilla"
     own = sum(layer.decode.before for layer in layers)
     assert seen.total("distinct_experts_before_total", step="decode") == own  # the drafter's are not among them
+
+
+def test_what_shadow_steps_measured_and_where_the_bound_stands() -> None:
+    """By batch and by whose policy, each with its sum and its count; the prices that `max_kl` has come to."""
+    plan = make_plan(max_kl=0.01)
+    assert plan.shadows is None
+    assert plan.bounded is None
+    plan.shadows = Shadows(1)
+    plan.bound_anew(1)
+    assert plan.bounded is not None
+    for batch, kl in ((16, 0.4), (12, 0.2), (3, 0.3)):
+        sample = Sample(
+            batch=batch,
+            at=(1, 0, plan.bounded.bound.of(batch).trial),
+            server=Effect(batch, kl, batch - 1, -0.5),
+            request=Effect(2.0, 1.0, 2.0, 0.0) if batch == 3 else Effect(),
+            above=Effect(batch, 0.0, batch, 0.0),
+            seconds=0.25,
+        )
+        plan.hear(SimpleNamespace(**{SHADOWED: [sample]}))
+    for _ in range(40):
+        plan.hear(SimpleNamespace(**{SHADOWED: [replace(sample, batch=16, at=(1, 0, 1), above=Effect(16, 0, 16, 0))]}))
+    writer(plan).tell()
+    seen = read()
+    assert seen.total("shadow_steps_total") == 43
+    assert seen.total("shadow_seconds_total") == pytest.approx(43 * 0.25)
+    assert seen.total("kl_nats_count", batch="2-4", policy="server") == 3
+    assert seen.total("kl_nats_sum", batch="2-4", policy="request") == 1.0
+    assert seen.total("kl_nats_sum", batch="9-16", policy="server") == pytest.approx(0.6 + 40 * 0.3)
+    assert seen.total("top1_agreements_total", batch="2-4", policy="server") == 2
+    assert seen.total("logprob_change_nats", batch="2-4", policy="server") == pytest.approx(-0.5 / 3)
+    assert seen.total("max_kl") == 0.01
+    assert seen.total("max_kl_price", batch="9-16") > 0
+    assert seen.total("max_kl_price", batch="2-4") == 0
+    assert seen.total("max_kl_changes_total", batch="9-16", direction="raise") == 1
+    assert {"# TYPE lynx_moe_kl_nats summary", "# TYPE lynx_moe_max_kl_price gauge"} <= {*text().splitlines()}

@@ -36,8 +36,8 @@ Capture = Callable[[Decide], tuple[Routing, Callable[[], None]]]
 
 def measure(dry: bool) -> dict[str, Any]:
     """{"steps", "switches", "samples": steps in which a guard's figures were right, "changed": in how many steps a row
-    did without an expert, "shadows": of these, the ones replayed in a shadow step}. Dry: on the CPU nothing is recorded,
-    decisions are taken again. Raises RuntimeError where a replay says something else."""
+    did without an expert, "shadows": of these, the ones replayed in a shadow step}. Dry: on the CPU nothing is
+    recorded, decisions are taken again. Raises RuntimeError where a replay says something else."""
     rng, found = random.Random(0), dict.fromkeys(("steps", "switches", "samples", "changed", "shadows"), 0)
     device, capture = torch.device("cpu" if dry else "cuda"), again if dry else cuda_graph
     sizes = ((24, 4, 8),) if dry else ((128, 8, 16), (128, 8, 64), (64, 8, 4), (8, 2, 16), (512, 10, 32))

@@ -40,7 +40,7 @@ class Follow:
 
     def hear(self, sample: Sample) -> None:
         """One sample; a change of a price is logged."""
-        of, level, trial = sample.at
+        of, level, trial = sample.at or (None, 0, 0)  # None: taken before prices were sought
         if of != self.number:
             return
         above = None if sample.above is None else (sample.above.rows, sample.above.kl)

@@ -1,0 +1,123 @@
+"""`max_kl` in a real engine on a trained model: the price that it comes to, measured by every step shadowed."""
+
+import logging
+
+import pytest
+from places import MODELS
+from tiny_vllm import engine, tokens
+
+from lynx_moe.control import bound
+from lynx_moe.engines import vllm as lynx_vllm
+from lynx_moe.engines.vllm.step.plan import active
+from lynx_moe.engines.vllm.step.shadows.sample import SERVER
+from lynx_moe.lab.shared.documents import from_testbed
+
+MODEL = str(MODELS / "qwen3-moe")
+BATCH = 16
+
+
+@pytest.fixture(autouse=True)
+def _dense(monkeypatch):
+    """Every step of a search is a shadow step, so the search is short."""
+    monkeypatch.setattr(bound, "DENSE", 1.0)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL)
+    return {split: [list(each.prefix) for each in from_testbed(tokenizer, 112, 3, split)] for split in ("tune", "test")}
+
+
+def serve(llm, prompts, count, wish=None, num_tokens=40):
+    """So many requests, 16 at a time."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(
+        max_tokens=num_tokens,
+        ignore_eos=True,
+        temperature=0,
+        detokenize=False,
+        extra_args=None if wish is None else {"lynx_moe": wish},
+    )
+    requests = [{"prompt_token_ids": prompts[number % len(prompts)]} for number in range(count)]
+    return llm.generate(requests, params, use_tqdm=False)
+
+
+def config(**options):
+    return {"lynx_moe": {"policy": "priced", "shadow": 1, **options}}
+
+
+def measured(prompts, llm):
+    """KL and share of experts at the price that the bucket has come to, on other prompts, every step shadowed."""
+    plan = active()
+    price = plan.bounded.bound.of(BATCH).price
+    lynx_vllm.set_policy(f"priced:price={price}")
+    plan.bounded = None
+    plan.shadows.sums.effects.clear()
+    lynx_vllm.reset_stats()
+    serve(llm, prompts["test"], 96)
+    effect, stats = plan.shadows.sums.effects["9-16", SERVER], lynx_vllm.stats()
+    return effect.kl / effect.rows, stats.mean_after / stats.mean_before
+
+
+@pytest.mark.parametrize("most", [0.001, 0.0001])
+def test_the_price_rises_as_far_as_the_bound_allows(prompts, caplog, most):
+    with engine(MODEL, additional_config=config(max_kl=most)) as llm:
+        with caplog.at_level(logging.INFO, logger="vllm.lynx_moe"):
+            for _ in range(12):
+                serve(llm, prompts["tune"], 112)
+                if active().bounded.bound.of(BATCH).settled:
+                    break
+        (state,) = [one for one in lynx_vllm.stats().bound["batches"] if one["batch"] == "9-16"]
+        assert state["price"] > 0
+        assert "steps of 9-16 rows ask" in caplog.text
+        kl, kept = measured(prompts, llm)
+    assert kl <= 1.2 * most  # other prompts, and the interval of some thousand rows
+    assert kept < 0.8
+
+
+def test_a_harmful_policy_serves_nobody_and_tokens_are_the_model_s_own(prompts):
+    found = []
+    for policy in ("vanilla", "random:num_keep=16"):
+        options = {} if policy == "vanilla" else {"max_kl": 0.01}
+        with engine(MODEL, additional_config={"lynx_moe": {"policy": policy, **options}}) as llm:
+            found.append(tokens(serve(llm, prompts["tune"], 64)))
+            bounded = lynx_vllm.stats().bound
+    assert found[0] == found[1]
+    assert {one["price"] for one in bounded["batches"]} == {0.0}
+    assert sum(one["changes"]["raise"] for one in bounded["batches"]) == 0
+
+
+def test_tiers_keep_their_ratio_and_exact_requests_stay_exact(prompts):
+    with engine(MODEL, additional_config=config(max_kl=0.01)) as llm:
+        plan = active()
+        bucket = plan.bounded.bound.of(2)
+        bucket.level = 20
+        asked = []
+        ask = plan.rows.ask
+        plan.rows.ask = lambda price_T: (asked.append(price_T), ask(price_T))[1]
+        from vllm import SamplingParams
+
+        wishes = (None, 0.3)  # ten times the server's 0.03
+        params = [
+            SamplingParams(max_tokens=4, ignore_eos=True, detokenize=False, extra_args=wish and {"lynx_moe": wish})
+            for wish in wishes
+        ]
+        llm.generate([{"prompt_token_ids": prompts["test"][0]}] * 2, params, use_tqdm=False)
+        own, more = next(prices for prices in asked if len(prices) == 2)
+        assert own == pytest.approx(bucket.prices[20], rel=1e-5)
+        assert more == pytest.approx(10 * own, rel=1e-5)
+
+
+def test_another_policy_is_sought_anew_and_vanilla_ends_it():
+    with engine(MODEL, additional_config=config(max_kl=0.01)):
+        plan = active()
+        first = plan.bounded
+        lynx_vllm.set_policy("priced:price=0.2")
+        assert plan.bounded is not first
+        assert plan.bounded.asks == pytest.approx(0.2)
+        lynx_vllm.set_policy("vanilla")
+        assert plan.bounded is None
+        assert lynx_vllm.stats().bound is None

@@ -1,0 +1,158 @@
+"""Measures what `max_kl` keeps: `python tests/timing/measure_max_kl.py [FAMILY...]`.
+
+For each testbed family, batch size and bound: a search on prompts of the split "tune", until the batch's bucket is
+settled or MOST_SHADOWS are spent; then the price that it has come to is fixed, and every step is shadowed on prompts of
+the split "test". Every step of a search is a shadow step, where a server takes one in four: as many shadow steps, in a
+quarter of the steps. Prints the table of docs/results/max-kl.md. `out/max-kl.jsonl` has the records; what is in it is
+not measured again.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from lynx_moe.control import bound
+from lynx_moe.control.sampling import bucket
+from lynx_moe.lab.shared import engine, intervals
+
+OUT = Path("out/max-kl.jsonl")
+FAMILIES = ("qwen3-moe", "olmoe", "mixtral", "gpt-oss", "deepseek-v3")
+BATCHES, BOUNDS = (16, 4, 1), (0.01, 0.001)
+MOST_SHADOWS = {1: 6000, 4: 3000, 16: 1000}
+MEASURED = {1: 1500, 4: 700, 16: 300}  # steps
+TOKENS, GROUP = 48, 10  # of a request; steps whose mean is one value of the interval
+
+
+def main() -> None:
+    done = [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
+    OUT.parent.mkdir(exist_ok=True)
+    for batch in BATCHES:
+        for family in sys.argv[1:] or FAMILIES:
+            known = {(line["family"], line["batch"], line["max_kl"]) for line in done}
+            left = [most for most in BOUNDS if (family, batch, most) not in known]
+            for line in engine.in_own_process(cells, family, batch, left) if left else []:
+                done.append(line)
+                with OUT.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+    print(table(done))
+
+
+def cells(family: str, batch: int, bounds: list[float]) -> list[dict[str, Any]]:
+    """One engine, each bound in turn."""
+    import transformers
+
+    from lynx_moe.engines import vllm as lynx
+    from lynx_moe.engines.vllm.plugin import register
+    from lynx_moe.engines.vllm.step.plan import active
+    from lynx_moe.engines.vllm.step.shadows.follow import Follow
+    from lynx_moe.lab.shared.documents import from_testbed
+    from lynx_moe.testbed.locate import path
+
+    bound.DENSE = 1.0
+    register()
+    model = str(path(family))
+    llm = engine.import_vllm().LLM(
+        model=model,
+        enforce_eager=True,
+        max_num_seqs=batch,
+        max_model_len=256,
+        additional_config={"lynx_moe": {"policy": "priced", "shadow": 1, "log_every": 0}},
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    prompts = {
+        split: [list(each.prefix) for each in from_testbed(tokenizer, 560, 3, split)] for split in ("tune", "test")
+    }
+    found = []
+    for most in bounds:
+        plan = active()
+        lynx.set_policy("priced")
+        plan.bounded = follow = Follow(most, plan.policy, -1)
+        one = follow.bound.of(batch)
+        begun = plan.shadows.sums.steps
+        for _ in steps(llm, prompts["tune"], batch):
+            if one.settled or plan.shadows.sums.steps - begun >= MOST_SHADOWS[batch]:
+                break
+        shadows, plan.bounded = plan.shadows.sums.steps - begun, None
+        lynx.set_policy(f"priced:price={one.price}" if one.price else "vanilla")
+        line = {"family": family, "batch": batch, "max_kl": most, "price": one.price, "settled": one.settled}
+        line |= {"shadows": shadows, "changes": dict(one.changes), "kl": 0.0, "interval": [0.0, 0.0], "kept": 1.0}
+        if one.price:
+            line |= measured(llm, prompts["test"], batch)
+        found.append(line)
+    return found
+
+
+def measured(llm: Any, prompts: list[list[int]], batch: int) -> dict[str, Any]:
+    """The policy as it is, every step shadowed."""
+    from lynx_moe.engines import vllm as lynx
+    from lynx_moe.engines.vllm.step.plan import active
+
+    samples: list[Any] = []
+    sums = active().shadows.sums
+    sums.add = samples.append
+    lynx.reset_stats()
+    for number, _ in enumerate(steps(llm, prompts, batch)):
+        if number == MEASURED[batch]:
+            break
+    del sums.add
+    mine = [sample.server for sample in samples if bucket(sample.batch) == bucket(batch)]
+    parts = [mine[start : start + GROUP] for start in range(0, len(mine), GROUP)]
+    rows = [sum(effect.rows for effect in part) for part in parts]
+    means = [sum(effect.kl for effect in part) / count for part, count in zip(parts, rows, strict=True)]
+    stats = lynx.stats()
+    return {
+        "kl": sum(effect.kl for effect in mine) / sum(rows),
+        "agree": sum(effect.agree for effect in mine) / sum(rows),
+        "rows": sum(rows),
+        "interval": list(intervals.weighted_mean(means, rows)),
+        "before": stats.mean_before,
+        "after": stats.mean_after,
+        "kept": stats.mean_after / stats.mean_before,
+    }
+
+
+def steps(llm: Any, prompts: list[list[int]], batch: int) -> Iterator[int]:
+    """Serves so many requests at a time, a new one for each that ends; after each step. Nothing runs at the end."""
+    from vllm import SamplingParams
+
+    left, running, number = cycle(prompts), set(), 0
+    try:
+        while True:
+            while len(running) < batch:
+                number += 1
+                running.add(str(number))
+                long = TOKENS if number > batch else 4 + number * TOKENS // batch  # so that they do not end together
+                params = SamplingParams(max_tokens=long, ignore_eos=True, temperature=1, seed=number, detokenize=False)
+                llm.llm_engine.add_request(str(number), {"prompt_token_ids": next(left)}, params)
+            running -= {output.request_id for output in llm.llm_engine.step() if output.finished}
+            yield number
+    finally:
+        llm.llm_engine.abort_request(list(running), internal=False)
+        while llm.llm_engine.has_unfinished_requests():
+            llm.llm_engine.step()
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    rows = [
+        "| model | batch | bound, mnats | price | KL measured, mnats | of the bound | experts kept | shadow steps |"
+    ]
+    rows.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for one in sorted(lines, key=lambda one: (FAMILIES.index(one["family"]), one["batch"], -one["max_kl"])):
+        low, high = (1000 * edge for edge in one["interval"])
+        settled = "" if one["settled"] else " (not settled)"
+        rows.append(
+            f"| `{one['family']}` | {one['batch']} | {1000 * one['max_kl']:g} | {one['price'] or 'exact':.3g} | "
+            f"{1000 * one['kl']:.3g} [{low:.3g}, {high:.3g}] | {one['kl'] / one['max_kl']:.2f} | "
+            f"{100 * one['kept']:.0f} % | {one['shadows']}{settled} |"
+            if one["price"]
+            else f"| `{one['family']}` | {one['batch']} | {1000 * one['max_kl']:g} | exact | 0 | 0 | 100 % | "
+            f"{one['shadows']}{settled} |"
+        )
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()
