@@ -70,7 +70,7 @@ def open_engine(model: Path | str, policy: str | None = "vanilla", **options: An
         from lynx_moe.engines.vllm.plugin import register
 
         register()  # a clone that is not installed has no entry point
-        options["additional_config"] = {"lynx_moe": {"policy": policy, "log_every": 0}}
+        options["additional_config"] = {"lynx_moe": {"policy": policy, "log_every": 0, "shadow": 0}}
     return vllm.LLM(model=str(model), use_tqdm_on_load=False, **options)
 
 
