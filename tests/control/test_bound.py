@@ -25,6 +25,7 @@ TAILS = {  # draws of mean 1: name -> (rng, count)
     "lognormal 1.5": lambda rng, n: rng.lognormal(-(1.5**2) / 2, 1.5, n),
     "lognormal 2": lambda rng, n: rng.lognormal(-(2.0**2) / 2, 2.0, n),
     "pareto 2.1": lambda rng, n: rng.pareto(2.1, n) * 1.1,
+    "spikes": lambda rng, n: rng.exponential(0.3, n) + (rng.random(n) < 0.001) * 700 * rng.exponential(1, n),
     "one in a hundred": lambda rng, n: (rng.random(n) < 0.01) * 100 * rng.exponential(1, n),
 }
 
@@ -117,14 +118,14 @@ def test_a_workload_that_becomes_easier_is_followed():
     assert served.run(200_000).means[-1] >= 0.005
 
 
-@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("tail", [tail for tail in TAILS if tail != "spikes"])
 def test_how_often_the_upper_bound_lies_below_the_mean(tail):
     rng, missed = np.random.default_rng(7), 0
     for _ in range(400):
         one = Measured()
         for kl in TAILS[tail](rng, ENOUGH).reshape(-1, 16).sum(1):
             one.add(16, kl)
-        missed += one.upper < 1
+        missed += one.upper(0.0) < 1
     assert missed / 400 <= 0.13
 
 
@@ -133,7 +134,7 @@ def test_few_rows_are_not_believed():
     for _ in range(64):
         assert one.add(0, (1, 0.0), one.trial, (1, 0.009)) is None  # below the bound, but of 64 rows
     assert one.price == 0.0
-    assert one.above.upper > 0.009
+    assert one.above.upper(0.0) > 0.009
 
 
 def test_samples_of_another_level_are_of_no_use():
@@ -154,6 +155,32 @@ def test_it_falls_as_far_as_the_kl_is_above_the_bound():
     assert "0.1 nats in the last 64 rows" in change.why
 
 
+def test_one_row_alone_changes_no_price():
+    one = Bucket("x", 0.01, PRICES)
+    one.level = 20
+    for _ in range(400):
+        one.add(20, (1, 0.001), one.trial, None)
+    assert one.add(20, (1, 3.0), one.trial, None) is None  # 64 rows with it have a mean of 0.05
+    assert one.add(20, (1, 3.0), one.trial, None) is not None  # and 402 with both one of 0.016
+
+
+def test_what_was_seen_once_is_expected_again():
+    one = Bucket("x", 0.01, PRICES)
+    one.above.add(1, 0.0)
+    careless = one.above.upper(0.0)
+    assert one.above.upper(0.5) == careless + 1.5
+
+
+@pytest.mark.parametrize("most", BOUNDS)
+def test_spikes_in_one_of_a_thousand_rows_are_paid_for_by_care(most):
+    """Tails with a standard deviation of thirty means: on average over time, the bound holds for most."""
+    shares = []
+    for seed in range(5):
+        served = Served(most, "spikes", 0.05, 1.5, 16, seed).run(40_000)
+        shares.append(np.mean(served.means) / most)
+    assert np.median(shares) < 1.0
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     kls=st.lists(st.floats(0, 5), min_size=40, max_size=400),
@@ -168,7 +195,7 @@ def test_whatever_is_measured_levels_stay_in_the_list_and_rise_by_trials_alone(k
         assert 0 <= one.level < len(PRICES)
         if change is not None and one.level > level:
             assert one.level == trial
-            assert one.now.upper < RAISE * most
+            assert one.now.upper(0.0) < RAISE * most
         assert one.now.rows < KEPT + batch
 
 

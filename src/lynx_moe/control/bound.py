@@ -10,8 +10,10 @@ and, in a trial that nobody's tokens come from, a higher one. What the rules pro
   Student's t of 99 % on their means. Of means that are near normal one in a hundred such bounds lies below the mean. KL
   is heavy-tailed: of simulated tails with a standard deviation of three to seven means, up to one in ten does
   (`tests/control/test_bound.py`). So a level may be taken wrongly; then what is measured in force takes it back.
-- A level in force is left when the mean of its last KEPT rows passes the bound, or that of the last RECENT rows four
-  times the bound. KL that rises less than that, or in fewer rows, is not seen.
+- Rows with a KL as large as any that was seen in force may be missed by a trial: it is assumed that they happen in
+  UNSEEN of its rows. What was never seen, and happens in one of some thousand rows, is found out only in force.
+- A level in force is left when the mean of its last KEPT rows passes the bound, or that of the last RECENT rows without
+  the largest sample four times the bound. KL that rises less than that, or in fewer rows, is not seen.
 
 Where the least price cannot be held, the bucket is exact, and the trials go on.
 """
@@ -26,9 +28,11 @@ from lynx_moe.control.sampling import bucket
 
 LEAST, STEP, MOST = 1e-4, 2**0.25, 2.0  # prices that are tried; a price of 2 loads what rows cannot do without
 GROUPS, T_99 = 8, 2.998  # Student's t, one-sided, with GROUPS - 1 degrees of freedom
-RECENT, FEW, ENOUGH, KEPT = 64, 256, 1024, 2048  # rows
+RECENT, FEW, ENOUGH, KEPT = 64, 256, 1024, 8192  # rows
+UNSEEN = 3.0  # what happens in 3 of n rows is missed by n rows once in twenty times
 RAISE, FAR, SUSPICIOUS = 0.9, 4.0, 1.5  # of the bound
-DENSE, SPARSE = 1 / 4, 1 / 512  # shares of the steps that are shadow steps: while a level is sought, and after
+# shares of the steps that are shadow steps: while a level is sought, while it is confirmed in force, and after
+DENSE, CONFIRMING, SPARSE = 1 / 4, 1 / 32, 1 / 512
 LONGEST = 8  # levels that are skipped at once
 
 
@@ -73,18 +77,23 @@ class Measured:
         middle = sum(means) / GROUPS
         return T_99 * math.sqrt(sum((mean - middle) ** 2 for mean in means) / (GROUPS - 1) / GROUPS)
 
-    @property
-    def upper(self) -> float:
-        """The upper confidence bound; of fewer than ENOUGH rows it is taken the larger, as their tail is unseen."""
-        return (self.mean + self.margin) * math.sqrt(max(1.0, ENOUGH / max(self.rows, 1.0)))
+    def upper(self, spike: float) -> float:
+        """The upper confidence bound, where rows of up to `spike` nats are known. Of fewer than ENOUGH rows it is taken
+        the larger, as their tail is unseen."""
+        rows = max(self.rows, 1.0)
+        return (self.mean + self.margin) * math.sqrt(max(1.0, ENOUGH / rows)) + UNSEEN * spike / rows
 
     def recent(self) -> float:
-        """The mean of the newest RECENT rows; 0 while there are fewer."""
-        rows = kl = 0.0
-        for more_rows, more_kl in reversed(self.samples):
-            rows, kl = rows + more_rows, kl + more_kl
-            if rows >= RECENT:
-                return kl / rows
+        """The mean of the newest RECENT rows, of four samples at least, without the largest sample: one row alone says
+        nothing. 0 while there are fewer."""
+        taken: list[tuple[float, float]] = []
+        rows = 0.0
+        for sample in reversed(self.samples):
+            taken.append(sample)
+            rows += sample[0]
+            if rows >= RECENT and len(taken) > 3:
+                taken.remove(max(taken, key=lambda one: one[1]))
+                return sum(kl for _, kl in taken) / sum(rows for rows, _ in taken)
         return 0.0
 
 
@@ -106,6 +115,7 @@ class Bucket:
         self.level, self.jump = 0, LONGEST
         self.now, self.above = Measured(), Measured()
         self.settled, self.credit = False, 1.0
+        self.spike = 0.0  # the largest sum of a sample in force, forgotten over some thousand samples
         self.changes = {"raise": 0, "lower": 0}
 
     @property
@@ -120,9 +130,9 @@ class Bucket:
     @property
     def share(self) -> float:
         """Of the steps of this bucket that are shadow steps."""
-        unknown = self.level > 0 and self.now.rows < FEW
-        sure = self.settled and not unknown and self.now.recent() <= SUSPICIOUS * self.most
-        return SPARSE if sure else DENSE
+        if not self.settled or self.now.recent() > SUSPICIOUS * self.most:
+            return DENSE
+        return CONFIRMING if self.level > 0 and self.now.rows < KEPT / 2 else SPARSE
 
     def due(self) -> bool:
         """Whether the step that begins is a shadow step."""
@@ -137,6 +147,7 @@ class Bucket:
         while the level changed are of no use."""
         if level != self.level:
             return None
+        self.spike = max(self.spike * (1 - 1 / KEPT), now[1])
         if level and now[0]:
             self.now.add(*now)
             for value, enough in ((self.now.mean, self.now.rows >= FEW), (self.now.recent() / FAR, True)):
@@ -147,15 +158,16 @@ class Bucket:
             return None
         self.above.add(*above)
         low, high = self.above.mean < RAISE * self.most, self.above.mean > self.most
-        if low and self.above.upper < RAISE * self.most:
+        if low and self.above.upper(self.spike) < RAISE * self.most:
             return self._raise()
-        if self.above.rows >= ENOUGH or (high and self.above.mean - self.above.margin > self.most):
+        patience = min(ENOUGH + 2 * UNSEEN * self.spike / self.most, KEPT / 2)  # where half of the bound could be told
+        if self.above.rows >= patience or (high and self.above.mean - self.above.margin > self.most):
             self.settled, self.jump = self.jump == 1, max(self.jump // 2, 1)
             self.above = Measured()
         return None
 
     def _raise(self) -> Change:
-        why = f"{self.above.upper:.3g} nats at the most in {self.above.rows:.0f} rows of trials"
+        why = f"{self.above.upper(self.spike):.3g} nats at the most in {self.above.rows:.0f} rows of trials"
         was, self.level = self.price, self.trial
         self.now, self.above = self.above, Measured()
         self.jump, self.settled = min(2 * self.jump, LONGEST), False
@@ -181,7 +193,7 @@ class Bucket:
             "batch": self.batch,
             "price": self.price,
             "mean": self.now.mean if self.level else 0.0,
-            "upper": self.now.mean + self.now.margin if known else None,
+            "upper": self.now.upper(self.spike) if known else None,
             "rows": self.now.rows,
             "trial": self.prices[self.trial],
             "settled": self.settled,
