@@ -173,12 +173,11 @@ def test_what_was_seen_once_is_expected_again():
 
 @pytest.mark.parametrize("most", BOUNDS)
 def test_spikes_in_one_of_a_thousand_rows_are_paid_for_by_care(most):
-    """Tails with a standard deviation of thirty means: on average over time, the bound holds for most."""
-    shares = []
-    for seed in range(5):
-        served = Served(most, "spikes", 0.05, 1.5, 16, seed).run(40_000)
-        shares.append(np.mean(served.means) / most)
-    assert np.median(shares) < 1.0
+    """Tails with a standard deviation of thirty means: on average over time, the bound holds for most runs; others
+    pass it, by less than three times (docs/reference/shadows.md)."""
+    shares = [np.mean(Served(most, "spikes", 0.05, 1.5, 16, seed).run(40_000).means) / most for seed in range(10)]
+    assert sum(share > 1 for share in shares) <= 3
+    assert max(shares) < 3
 
 
 @settings(max_examples=60, deadline=None)
