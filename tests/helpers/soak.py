@@ -169,7 +169,7 @@ def _thirds(sizes: list[int]) -> list[int]:
 
 
 def soak(log: Path, seconds: float, kills: int, model: str = "qwen3-moe") -> dict[str, Any]:
-    supervisor = Supervisor(log, str(path(model)), "--policy", "lynx")
+    supervisor = Supervisor(log, str(path(model)), "--policy", "lynx", "--max-kl", "0.01")
     try:
         supervisor.start()
         return Soak(supervisor, seconds, kills).run()
