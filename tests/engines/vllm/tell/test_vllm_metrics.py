@@ -1,5 +1,6 @@
 """From a plan's counts to the text of /metrics, without a server."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -176,3 +177,18 @@ def test_what_shadow_steps_measured_and_where_the_bound_stands() -> None:
     assert seen.total("max_kl_price", batch="2-4") == 0
     assert seen.total("max_kl_changes_total", batch="9-16", direction="raise") == 1
     assert {"# TYPE lynx_moe_kl_nats summary", "# TYPE lynx_moe_max_kl_price gauge"} <= {*text().splitlines()}
+
+
+def test_every_change_of_a_price_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    plan = make_plan(max_kl=0.01)
+    plan.shadows = Shadows(1)
+    plan.bound_anew(1)
+    good = Effect(16.0, 0.0, 16.0, 0.0)
+    sample = Sample(batch=16, at=(1, 0, 1), server=good, request=Effect(), above=good, seconds=0.0)
+    with caplog.at_level(logging.INFO, logger="vllm.lynx_moe"):
+        for _ in range(70):
+            plan.hear(SimpleNamespace(**{SHADOWED: [sample]}))
+    lines = [record.getMessage() for record in caplog.records if "max_kl" in record.getMessage()]
+    assert lines == [
+        "lynx_moe: max_kl 0.01: steps of 9-16 rows ask 1 instead of 0: 0 nats at the most in 128 rows of trials"
+    ]
