@@ -121,12 +121,13 @@ def save_model(family: str, folder: Path) -> str:
 
 @contextmanager
 def engine(model: str, policy: str | None = None, **kwargs: Any) -> Iterator[Any]:
-    """An eager engine of 16 sequences unless kwargs say otherwise; without `policy` the plugin stays inert."""
+    """An eager engine of 16 sequences unless kwargs say otherwise, in which no step runs twice; without `policy` the
+    plugin stays inert."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
     if policy is not None:
-        kwargs.setdefault("additional_config", {"lynx_moe": {"policy": policy}})
+        kwargs.setdefault("additional_config", {"lynx_moe": {"policy": policy, "shadow": 0}})
     defaults = {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 16, "dtype": "bfloat16"}
     defaults["skip_tokenizer_init"] = True
     try:
