@@ -21,6 +21,7 @@ from lynx_moe.cli import (
     replay,
     serve,
     show,
+    speculation,
     speed,
     watch,
 )
@@ -86,6 +87,7 @@ for room in (
     speed,
     evaluation,
     fidelity,
+    speculation,
     bakeoff,
     profile,
     replay,

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lynx_moe.lab.demo import quality
 from lynx_moe.lab.shared import plots, record, tables, terminal
 from lynx_moe.lab.shared.engine import prepare
-from lynx_moe.lab.speed import guard_cost
+from lynx_moe.lab.speed import guard_cost, verification
 from lynx_moe.lab.speed import measure as speed
 from lynx_moe.policies import DEFAULT
 
@@ -32,6 +32,12 @@ def run_speed(path: Path, options: dict[str, Any]) -> None:
     """The speed half, with a progress bar; the record goes to `path`."""
     total = len(options["batch_sizes"]) * len(options["policies"]) * (options["rounds"] + 1)
     _run(speed.measure, path, options, total, "loading random weights")
+
+
+def run_verification(path: Path, options: dict[str, Any]) -> None:
+    """Steps that verify drafts, with a progress bar; the record goes to `path`."""
+    turns = len(options["batch_sizes"]) * len(verification.variants(options["policies"]))
+    _run(verification.measure, path, options, turns * (options["rounds"] + 1), "loading random weights")
 
 
 def run_guard_cost(path: Path, options: dict[str, Any]) -> None:
