@@ -21,6 +21,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
+THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")  # numba sets the other one's anew, as vLLM drafts n-grams by it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -36,7 +38,7 @@ def prepare(threads: int | None = None) -> None:
     threads: for torch's operations; None: one per core, since vLLM serves with a single one in-process otherwise.
     """
     threads = threads or len(os.sched_getaffinity(0))
-    for name, value in {**ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}.items():
+    for name, value in {**ENVIRONMENT, **dict.fromkeys(THREADS, str(threads))}.items():
         os.environ.setdefault(name, value)
 
 
