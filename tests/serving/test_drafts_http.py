@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,8 +77,23 @@ def test_a_misspelt_wish_answers_400_in_one_line(url: str) -> None:
 def test_what_cannot_be_verified_so_ends_a_server_at_its_start(args: tuple[str, ...], says: str) -> None:
     line = [sys.executable, "-m", *running.OURS, MODEL, "--speculative-config", SPECULATION, *args, "--port", "0"]
     line += ["--enforce-eager", "--max-model-len", "512"]
+    assert says in ended(line)
+
+
+def test_a_drafter_of_another_vocabulary_ends_a_server_before_anything_is_loaded(tmp_path: Path) -> None:
+    other = shutil.copytree(DRAFTER, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["model"]["vocab"] = {token: number + 1 for token, number in tokenizer["model"]["vocab"].items()}
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    given = json.dumps({"method": "draft_model", "model": str(other), "num_speculative_tokens": 3})
+    said = ended([sys.executable, "-m", *running.OURS, MODEL, "--speculative-config", given, "--port", "0"])
+    assert "cannot draft for" in said
+    assert "use a drafter with the same tokenizer" in said
+
+
+def ended(line: list[str]) -> str:
+    """The one line with which a server ended."""
     done = subprocess.run(line, env=running.ENV, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 2
-    errors = [text for text in (done.stdout + done.stderr).splitlines() if text.startswith("lynx-moe: error: ")]
-    assert len(errors) == 1
-    assert says in errors[0]
+    (said,) = (text for text in (done.stdout + done.stderr).splitlines() if text.startswith("lynx-moe: error: "))
+    return said

@@ -63,8 +63,9 @@ class Settings:
         specs = lines.specs_of(self.policies)
         if not make_policy(specs[0]).is_identity:
             raise ValueError(f"--policies begins with {specs[0]!r}; the first is the baseline and must be vanilla")
-        for policy in specs:
-            config.check(config.read(Path(self.model)), make_policy(policy), self.model)
+        if (folder := config.folder_of(self.model)) is not None:
+            for policy in specs:
+                config.check(config.read(folder), make_policy(policy), self.model)
         self.engines()
 
     def engines(self) -> list[Engine]:
