@@ -1,4 +1,4 @@
-"""A real server whose requests are drafted for and verified by `remap`: who asks what, what is told, what is refused."""
+"""A real server that drafts for its requests and verifies by `remap`: who asks what, what is told and refused."""
 
 import json
 import re

@@ -21,7 +21,6 @@ from lynx_moe.cli import (
     replay,
     serve,
     show,
-    speculation,
     speed,
     watch,
 )
@@ -87,7 +86,6 @@ for room in (
     speed,
     evaluation,
     fidelity,
-    speculation,
     bakeoff,
     profile,
     replay,

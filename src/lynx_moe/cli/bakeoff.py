@@ -33,9 +33,9 @@ def bakeoff(
         Path | None, typer.Option(help="A file of `lynx-moe calibrate`; sere, exfold and reap need it.")
     ] = None,
     batch_sizes: BatchSizes = "4,16,64",
-    mixes: Annotated[str, typer.Option(help="one: batches of one group; mixed: of all; draft: of all, and requests verify drafts.")] = (
-        "one,mixed"
-    ),
+    mixes: Annotated[
+        str, typer.Option(help="one: batches of one group; mixed: of all; draft: of all, and requests verify drafts.")
+    ] = ("one,mixed"),
     drafts: Annotated[
         str, typer.Option(help="For draft: between commas, the share of drafts accepted up to each depth.")
     ] = "",

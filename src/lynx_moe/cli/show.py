@@ -12,7 +12,9 @@ app = typer.Typer()
 def markdown_table(
     saved: Annotated[
         list[Path],
-        typer.Argument(help="The .jsonl files of `lynx-moe eval`, `fidelity`, `speculation`, `bakeoff`; a folder of pairs."),
+        typer.Argument(
+            help="The .jsonl files of `lynx-moe eval`, `fidelity`, `speculation`, `bakeoff`; a folder of pairs."
+        ),
     ],
 ) -> None:
     """Prints saved records as Markdown, without running anything."""

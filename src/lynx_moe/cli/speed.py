@@ -1,7 +1,7 @@
 """`lynx-moe bench | guard-cost`: time per output token, interleaved."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,7 +45,8 @@ def bench(
     batches = sizes(batch_sizes)
     check(shape, batches)
     path = out / "speed.json"
-    options = {"shape": shape, "layers": layers, "policies": specs, "batch_sizes": batches, "rounds": rounds}
+    options: dict[str, Any] = {"shape": shape, "layers": layers, "policies": specs, "batch_sizes": batches}
+    options["rounds"] = rounds
     if drafts:
         path, options["acceptance"] = out / "verification.json", verification.rates(drafts)
         result = apart(run_verification, path, options)

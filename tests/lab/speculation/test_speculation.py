@@ -20,7 +20,7 @@ MODEL = str(path("qwen3-moe"))
 
 
 def line(**given: Any) -> dict[str, Any]:
-    loads = {name: None for name in ("before", "after", "a_token")} | {"steps": 0}
+    loads: dict[str, Any] = {"before": None, "after": None, "a_token": None, "steps": 0}
     found: dict[str, Any] = {"drafter": "draft", "verify": "exact", "policy": "vanilla", "batch": 4, "n": 4}
     found |= {"right": [1, 1, 1, 0], "length": [5, 5, 7, 9], "verifications": [2, 2, 2, 2], "loads": loads}
     found |= {"drafted": [[2, 2]] * 4, "accepted": [[2, 1], [2, 2], [1, 0], [1, 1]]}

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lynx_moe.lab.shared.models import named as found
+from lynx_moe.lab.shared.models import named
 
 Model = Annotated[str, typer.Argument(help="Model folder, hub name, or the name of a testbed model.")]
 Out = Annotated[Path, typer.Option(help="Folder for records and pictures.")]
@@ -33,6 +33,7 @@ Shape = Annotated[
     ),
 ]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
+found = named  # what `Model` says
 Layers = Annotated[int | None, typer.Option(min=1, help="Layers of it (default: what fits in 3 GB).")]
 
 

@@ -85,7 +85,7 @@ def of_forward(
 
 
 def given(rows: Rows, num_rows: int) -> StepRows:
-    """The user's own masks and prices, and what they say of drafts. Raises ValueError if they are not of this forward."""
+    """The user's own rows: masks, prices, drafts. Raises ValueError if they are not of this forward."""
     parts = {name: getattr(rows, name) for name in DTYPES}
     for name, part_T in parts.items():
         dtype = DTYPES[name]

@@ -54,7 +54,9 @@ class Settings:
     def __post_init__(self) -> None:
         self.of(SPLITS[0])
         if (DRAFT in self.mixes) != bool(self.drafts):
-            raise ValueError(f"--drafts goes with --mixes {DRAFT}: name both, such as --drafts 0.7,0.5,0.35, or neither")
+            raise ValueError(
+                f"--drafts goes with --mixes {DRAFT}: name both, such as --drafts 0.7,0.5,0.35, or neither"
+            )
         if self.calibration is not None:
             about = artifact.load(self.calibration).provenance
             if about.data.startswith(f"{self.data}, split all"):

@@ -38,7 +38,10 @@ class Sizes:
         rows, width = len(batch.members), max(len(member.prefix) for member in batch.members)
         cache = rows * (self.fixed + self.token * (width + each * batch.num_steps + 1))
         held = {"caches": int(cache * (caches + together * self.layer))}
-        step, prompt = self.need_of_rows(rows * together * each, rows * together * each), self.need_of_rows(rows, rows * width)
+        step, prompt = (
+            self.need_of_rows(rows * together * each, rows * together * each),
+            self.need_of_rows(rows, rows * width),
+        )
         return held | {name: max(size, prompt[name]) for name, size in step.items()}
 
     def need_of_rows(self, last: int, rows: int) -> dict[str, int]:

@@ -65,15 +65,15 @@ def import_vllm() -> Any:
     return vllm
 
 
-def open_engine(model: Path | str, policy: str | None = "vanilla", verify: str | None = None, **options: Any) -> Any:
-    """A `vllm.LLM` with the plugin configured; policy None: without it; verify: how drafts are. Raises ValueError if vLLM
-    is missing."""
+def open_engine(model: Path | str, policy: str | None = "vanilla", **options: Any) -> Any:
+    """A `vllm.LLM` with the plugin configured; policy None: without it. `verify` among the options says how drafts are.
+    Raises ValueError if vLLM is missing."""
     vllm = import_vllm()
     if policy is not None:
         from lynx_moe.engines.vllm.plugin import register
 
         register()  # a clone that is not installed has no entry point
-        drafts = {} if verify is None else {"verify": verify}
+        drafts = {name: options.pop(name) for name in ("verify",) if name in options}
         options["additional_config"] = {"lynx_moe": {"policy": policy, "log_every": 0, **drafts}}
     return vllm.LLM(model=str(model), use_tqdm_on_load=False, **options)
 

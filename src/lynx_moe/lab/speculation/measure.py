@@ -1,4 +1,4 @@
-"""The record of `lynx-moe speculation`: a line of settings, then a line per drafter, way of verifying, policy and batch.
+"""The record of `lynx-moe speculation`: a line of settings, then one per drafter, way of verifying, policy and batch.
 
 Each drafter and way of verifying has an engine of its own, in its own process, which writes the record after every
 line: an interrupted run goes on behind its last one.

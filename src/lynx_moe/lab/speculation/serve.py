@@ -68,9 +68,7 @@ def answers(llm: Any, items: Sequence[Item], size: int, loads: Loads) -> tuple[l
     for start in range(0, len(items), size):
         group = range(start, min(start + size, len(items)))
         for number in group:
-            engine.add_request(
-                str(number), items[number].prompt, SamplingParams(temperature=0, max_tokens=LONGEST)
-            )
+            engine.add_request(str(number), items[number].prompt, SamplingParams(temperature=0, max_tokens=LONGEST))
         while engine.has_unfinished_requests():
             loads.whole = len(group) == size and not any(number in done for number in group)
             outputs, before = engine.step(), sum(written)
@@ -84,7 +82,7 @@ def answers(llm: Any, items: Sequence[Item], size: int, loads: Loads) -> tuple[l
 
 
 class Outcomes:
-    """What vLLM's scheduler says of every draft that was verified: request -> [(drafted tokens, accepted ones), ...]."""
+    """What vLLM's scheduler says of every draft that was verified: request -> [(drafted tokens, accepted), ...]."""
 
     def __init__(self, scheduler: Any) -> None:
         self.seen: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)

@@ -85,7 +85,9 @@ def _experts(loads: Line) -> str:
 def _a_token(loads: Line) -> str:
     if loads["a_token"] is None:
         return "-"
-    return f"{loads['a_token']:.2f}" + (f" {_edges(loads['a_token_interval'], 1, 2)}" if loads["a_token_interval"] else "")
+    return f"{loads['a_token']:.2f}" + (
+        f" {_edges(loads['a_token_interval'], 1, 2)}" if loads["a_token_interval"] else ""
+    )
 
 
 def _percent(share: float) -> str:

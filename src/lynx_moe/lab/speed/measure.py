@@ -124,9 +124,7 @@ def check(shape: str, batch_sizes: Sequence[int]) -> None:
         raise ValueError(f"batch sizes {', '.join(map(str, batch_sizes))} must all be at least 1")
 
 
-def sample_of(
-    batch: int, number: int, policy: str, full_spec: str, seconds: list[float], stats: Any
-) -> dict[str, Any]:
+def sample_of(batch: int, number: int, policy: str, full_spec: str, seconds: list[float], stats: Any) -> dict[str, Any]:
     """What a record keeps of one run: its median step, and what the policy did."""
     alone = not any(layer.alike.steps for layer in stats.layers)  # one row, which the policy passes by uncounted
     return {

@@ -78,8 +78,8 @@ def rates(text: str) -> list[float]:
         found = []
     if not found or sorted(found, reverse=True) != found or not all(0 <= rate <= 1 for rate in found):
         raise ValueError(
-            f"--drafts {text!r}: give for every drafted token the share that is accepted, from 0 to 1 and never rising, "
-            "such as 0.7,0.5,0.35"
+            f"--drafts {text!r}: give for every drafted token the share that is accepted, from 0 to 1 and never "
+            "rising, such as 0.7,0.5,0.35"
         )
     return found
 
@@ -199,7 +199,7 @@ def table(summary: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
         low, high = row[f"{name}_range"]
         return f"±{(high - low) / 2:.{digits}f}"
 
-    found = []
+    found: list[tuple[str, ...]] = []
     for row in summary:
         drafts = row["policy"] != NO_DRAFTS
         names = {NO_DRAFTS: "no drafts", EXACT: "exact"}
@@ -216,4 +216,3 @@ def table(summary: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
             )
         )
     return found
-

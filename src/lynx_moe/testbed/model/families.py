@@ -190,9 +190,7 @@ FAMILIES: dict[str, Family] = BALANCED | {
 
 # Dense, and small enough to guess ahead. One drafts for every family, since they share the tokenizer and the exercises.
 DRAFTS: dict[str, Family] = {
-    "draft": Family(
-        config_class=Qwen3Config, model_class=Qwen3ForCausalLM, config=_DRAFT, gate="", balance_coef=0.0
-    ),
+    "draft": Family(config_class=Qwen3Config, model_class=Qwen3ForCausalLM, config=_DRAFT, gate="", balance_coef=0.0),
 }
 
 TRAINED = FAMILIES | DRAFTS

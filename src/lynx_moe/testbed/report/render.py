@@ -49,9 +49,9 @@ exact answers, written as `sort: 42 7 19 ->`, and is made for measuring what cha
 no use for anything else.
 """
 DENSE = """\
-`{model_class}` with {parameters:.2f} M parameters: {num_layers} dense layers of hidden width {hidden_size}. It drafts for
-the mixtures of experts beside it, with the tokenizer that all of them have, and learnt their exercises. It is of no use
-for anything else.
+`{model_class}` with {parameters:.2f} M parameters: {num_layers} dense layers of hidden width {hidden_size}. It drafts
+for the mixtures of experts beside it, with the tokenizer that all of them have, and learnt their exercises. It is of no
+use for anything else.
 """
 ROUTERS = """\
 ## Routers on decode tokens

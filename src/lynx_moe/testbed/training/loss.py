@@ -30,8 +30,8 @@ class Routed(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Summed cross-entropy of the learnt tokens in nats, the layers' mean balancing loss (0 without routers), and loads of
-    layers, [E]."""
+    """Summed cross-entropy of the learnt tokens in nats, the layers' mean balancing loss (0 without routers), and loads
+    of layers, [E]."""
 
     nats: Tensor
     balance: Tensor

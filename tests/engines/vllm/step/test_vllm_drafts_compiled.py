@@ -26,8 +26,9 @@ def ask(llm, *wishes):
     return tokens(llm.generate(PROMPTS, asked, use_tqdm=False))
 
 def drafting(**more):
+    speculation = {"method": "draft_model", "model": sys.argv[2], "num_speculative_tokens": 3}
     return engine(sys.argv[1], enforce_eager=False, skip_tokenizer_init=False, dtype="auto",
-                  speculative_config={"method": "draft_model", "model": sys.argv[2], "num_speculative_tokens": 3}, **more)
+                  speculative_config=speculation, **more)
 
 if __name__ == "__main__":
     with drafting() as llm:
