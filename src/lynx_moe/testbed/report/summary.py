@@ -32,7 +32,7 @@ The published figure is further from uniform draws than any balanced model here:
 [oea]: https://arxiv.org/abs/2511.02237
 """
 TEXT = "[text](text/README.md) is deeper, was trained on prose and code, and solves no exercises: see its card.\n\n"
-DRAFT = "[{name}]({name}/README.md), {parameters:.2f} M parameters, is dense and drafts for any of them: {exact:.1f} % exact.\n\n"
+DRAFT = "[{name}]({name}/README.md) (dense, {parameters:.2f} M) drafts for any of them; {exact:.1f} % exact.\n\n"
 PUBLISHED = {"16": "38 (64)"}  # 48.8 of 128 experts, top-8
 
 
