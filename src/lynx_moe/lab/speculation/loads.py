@@ -45,7 +45,9 @@ class Loads:
         final: Routing | None = type(self.plan).reroute(self.plan, logits, weights, ids, layer, hidden)
         rows = self.plan.rows
         if self.whole and is_past_prompts(rows):
-            pair = [len(one[: rows.num_rows].unique()) for one in (ids, ids if final is None else final.ids)]
+            pair = [
+                len(set(one[: rows.num_rows].flatten().tolist())) for one in (ids, ids if final is None else final.ids)
+            ]
             self._layers.append((pair[0], pair[1]))
             if len(self._layers) == len(self.plan.layers):
                 before, after = (sum(column) / len(self._layers) for column in zip(*self._layers, strict=True))

@@ -22,7 +22,12 @@ def serve(
 ) -> Iterator[Line]:
     """A line per cell, (policy, B), as soon as it is measured; `drafting` are the engine's options about drafts."""
     most = max(size for _, size in cells)
-    given = {"max_model_len": 512, "max_num_seqs": most, "enforce_eager": True, "async_scheduling": False}
+    given: dict[str, Any] = {
+        "max_model_len": 512,
+        "max_num_seqs": most,
+        "enforce_eager": True,
+        "async_scheduling": False,
+    }
     llm = open_engine(model, **given, **drafting)
     from lynx_moe.engines import vllm as engine
     from lynx_moe.engines.vllm.step.plan import active
