@@ -91,7 +91,7 @@ def test_methods_for_drafts_compete_with_priced(settings: bakeoff.Settings, tmp_
         mine = [line for line in tested if line["batch_size"] == size]
         assert {line["policy"] for line in mine} == {"priced", "moe-spec", "acceptmoe"}  # the oracle knows no chances
         for name in ("priced", "moe-spec", "acceptmoe"):
-            assert min(line["after"] / line["before"] for line in mine if line["policy"] == name) < 0.96
+            assert min(line["after"] / line["before"] for line in mine if line["policy"] == name) < 0.995
     titles = [title for title, _, _ in findings.front_tables(whole)]
     assert titles[0] == "KL in millinats, batch 1, verifying drafts"
     again = bakeoff.measure(settings, tmp_path / "bakeoff.jsonl", names)
