@@ -13,7 +13,7 @@ OF_A_CACHE = (
     "drop-on-miss:mass=0.2"
 )
 TIERS = {"tiers-exact": "0.01 0.03 0.1 exact", "tiers": "0.01 0.03 0.1"}
-DRAFTERS = {"qwen3-moe": "none ngram draft olmoe", "mixtral": "none ngram draft"}
+DRAFTERS = {"qwen3-moe": "none ngram draft olmoe", "mixtral": "none draft"}
 QUANTISED = {"qwen3-moe": ("w8a8", "int4", "awq", "fp8"), "gpt-oss": ("mxfp4",)}
 
 
