@@ -34,6 +34,7 @@ POLICIES = [
     "reap:share=0.5",
     "priced",
     "priced:num_keep=8",
+    "priced:price=0.3,slope=2",
     "priced:price=0.3,norm=own",
     "priced:price=30,norm=own=1",
 ]

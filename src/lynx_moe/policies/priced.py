@@ -158,20 +158,18 @@ class Priced(Ranked, Calibrated, Keeping):
         self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
     ) -> Routing:
         plain = self.num_keep is None and self.norm.startswith("own") and not self.spreads
-        plain = plain and not self.reroute and not self.slope
+        plain = plain and not self.reroute
         if not plain or gpu.fits(logits_TE) or not fused.fits(logits_TE):
             return super().decide(logits_TE, spec, rows, own)
-        knobs = (self.asks, own_power(self.norm), STEEP, ROUNDS[0], ALONE, MOST)
+        knobs = (self.asks, own_power(self.norm), STEEP, ROUNDS[0], ALONE, MOST, self.slope)
         return fused.priced(logits_TE, rows, own or select(logits_TE, spec), self.gain_E, knobs)
 
     def without_kernel(self, spec: RouterSpec) -> str | None:
-        if self.reroute or self.slope:
-            return f"{self.spec}: the kernels know reroute=0 and slope=0 only"
-        return super().without_kernel(spec)
+        return f"{self.spec}: the kernels know reroute=0 only" if self.reroute else super().without_kernel(spec)
 
     def vote(self, spec: RouterSpec) -> gpu.Vote:
         rule, number, power = "harm" if self.num_keep else "price", self.num_keep or 0, own_power(self.norm)
-        passes = {"price": self.asks, "alone": ALONE, "steep": STEEP, "passes": len(ROUNDS)}
+        passes = {"price": self.asks, "alone": ALONE, "steep": STEEP, "passes": len(ROUNDS), "slope": self.slope}
         return gpu.Vote(rule=rule, number=number, power=power, given_E=self.gain_E, **passes)  # type: ignore[arg-type]
 
     def propose(self, step: Step) -> Routing:

@@ -34,7 +34,7 @@ def keep_kernel(
     PINNED: tl.constexpr, VALID: tl.constexpr, REMAP: tl.constexpr, E: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
     G: tl.constexpr, M: tl.constexpr, GP: tl.constexpr, MP: tl.constexpr, TOPG: tl.constexpr, SCORING: tl.constexpr,
     BIASED: tl.constexpr, R: tl.constexpr, TP: tl.constexpr, S: tl.constexpr, PASSES: tl.constexpr,
-    STEEP: tl.constexpr, GAINS: tl.constexpr, PRICES: tl.constexpr, CHANCES: tl.constexpr,
+    STEEP: tl.constexpr, GAINS: tl.constexpr, SLOPE: tl.constexpr, PRICES: tl.constexpr, CHANCES: tl.constexpr,
     ALONE: tl.constexpr,
 ):  # fmt: skip
     """MODE is a `Vote.rule`; PINNED: how many first experts of every voter stay in any case."""
@@ -131,7 +131,7 @@ def keep_kernel(
         part = tl.where(acts, 1.0, alone)
         keep = worth(
             own_ids, own_weights, given, prices, chances, state, T, price, part, number, expert, real, free, E, K, KP,
-            S, PASSES, STEEP, GAINS, MODE == "harm", PRICES and MODE == "price", CHANCES,
+            S, PASSES, STEEP, GAINS, SLOPE, MODE == "harm", PRICES and MODE == "price", CHANCES,
         )  # fmt: skip
     tl.debug_barrier()
     tl.store(keep_at + expert, keep.to(tl.int64), mask=real)

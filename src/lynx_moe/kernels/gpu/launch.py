@@ -50,6 +50,7 @@ def two_launches(logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Ro
         S=min(rows_padded, max(1, SLOT_TILE // shape["KP"])) if vote.passes else 1,
         PASSES=vote.passes,
         STEEP=vote.steep,
+        SLOPE=vote.slope,
         GAINS=vote.given_E is not None,
         PRICES=prices is not None,
         CHANCES=chances is not None,

@@ -16,7 +16,7 @@ class Vote:
     price: what rows ask who bring no price of their own; alone: what a row alone asks, as a share of its price, None:
     it keeps its routing.
     given_E: for "given" bool [E], what stays; for "price" and "harm" float64 [E], the gains of experts, None: all 1.
-    passes, steep: of "price" and "harm"; each pass goes twice as far as the one before it.
+    passes, steep, slope: of "price" and "harm"; each pass goes twice as far as the one before it.
     power: None: rows choose anew among what stays; else they do without what went, and the rest grows by this power.
     """
 
@@ -32,5 +32,6 @@ class Vote:
     alone: float | None = None
     passes: int = 0
     steep: float = 0.0
+    slope: int = 0
     power: float | None = None
     given_E: Tensor | None = None
