@@ -8,8 +8,8 @@ cent:
     x[t]    = sum of v[t,e] over the row's lost experts
     harm    = sum_t  x[t] + STEEP x[t]^3
 
-With slope=N outputs are taken to be the larger, the more they weigh: their squared norm grows as the N-th power of the
-share, and v is multiplied by (K w[t,e] / sum_e w[t,e])^N. Flat routers can be so; N = 0 takes all as equal.
+With slope=N outputs that weigh more are taken to be larger: v is multiplied by (K w[t,e] / sum_e w[t,e])^N. With
+ends=true layers at the ends of the model ask a part of the price (`contract/depth.py`).
 
 g is 1, or with calibration the root of the expert's mean output norm over the layer's root mean square, a ratio that is
 taken as FLOOR at the least. The root, because norms of single tokens vary about their mean; the floor, because a row
@@ -62,6 +62,7 @@ from torch import Tensor
 from lynx_moe.kernels import fused, gpu
 from lynx_moe.policies.contract.amounts import check_kept, more_kept
 from lynx_moe.policies.contract.calibrated import Calibrated
+from lynx_moe.policies.contract.depth import Deep
 from lynx_moe.policies.contract.fillers import EMPTY
 from lynx_moe.policies.contract.forms import unless_same
 from lynx_moe.policies.contract.keeping import Keeping
@@ -77,12 +78,12 @@ LEAST_PRICE = 0.004  # a guard that finds this too dear gives the policy up
 ROUNDS = (0.125, 0.25, 0.5, 1.0)  # each twice the one before it, which the GPU kernels rely on
 FLOOR = 0.6
 ALONE = 0.0625  # a power of two: prices are multiplied by it without rounding
-MOST_SLOPE = 2
+SLOPES = (0, 1, 2)
 MOST = 1e30  # as good as any price above: no harm is that large, and float32 holds it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Priced(Ranked, Calibrated, Keeping):
+class Priced(Deep, Ranked, Calibrated, Keeping):
     """price: harm that a load must prevent: 0 keeps all, 0.01 is careful, 0.1 fast; 0.03 if left out. The harm is an
     estimate per layer: what a price costs differs between models, so measure yours. More rows, surer
     routers and experts that many rows share keep more by themselves. num_keep instead: the harm is made least for so
@@ -122,8 +123,8 @@ class Priced(Ranked, Calibrated, Keeping):
             raise ValueError(f"{self.spec}: give price=VALUE or num_keep=VALUE, not both")
         if self.price is not None and not 0 <= self.price < float("inf"):
             raise ValueError(f"priced: price={self.price:g} must be 0 or more, and finite; 0.01 is careful, 0.1 fast")
-        if not 0 <= self.slope <= MOST_SLOPE:
-            raise ValueError(f"priced: slope={self.slope} must be 0, 1 or {MOST_SLOPE}")
+        if self.slope not in SLOPES:
+            raise ValueError(f"priced: slope={self.slope} must be 0, 1 or 2")
         if not 0 <= self.reroute <= 1:
             raise ValueError(f"priced: reroute={self.reroute:g} must lie between 0 and 1")
 
@@ -157,11 +158,10 @@ class Priced(Ranked, Calibrated, Keeping):
     def decide(
         self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
     ) -> Routing:
-        plain = self.num_keep is None and self.norm.startswith("own") and not self.spreads
-        plain = plain and not self.reroute
-        if not plain or gpu.fits(logits_TE) or not fused.fits(logits_TE):
+        plain = self.num_keep is None and self.norm.startswith("own")
+        if not plain or self.spreads or self.reroute or gpu.fits(logits_TE) or not fused.fits(logits_TE):
             return super().decide(logits_TE, spec, rows, own)
-        knobs = (self.asks, own_power(self.norm), STEEP, ROUNDS[0], ALONE, MOST, self.slope)
+        knobs = (self.asks, own_power(self.norm), STEEP, ROUNDS[0], ALONE, MOST, self.slope, self.part)
         return fused.priced(logits_TE, rows, own or select(logits_TE, spec), self.gain_E, knobs)
 
     def without_kernel(self, spec: RouterSpec) -> str | None:
@@ -169,8 +169,9 @@ class Priced(Ranked, Calibrated, Keeping):
 
     def vote(self, spec: RouterSpec) -> gpu.Vote:
         rule, number, power = "harm" if self.num_keep else "price", self.num_keep or 0, own_power(self.norm)
-        passes = {"price": self.asks, "alone": ALONE, "steep": STEEP, "passes": len(ROUNDS), "slope": self.slope}
-        return gpu.Vote(rule=rule, number=number, power=power, given_E=self.gain_E, **passes)  # type: ignore[arg-type]
+        knobs = {"price": self.asks, "part": self.part, "alone": ALONE, "steep": STEEP, "slope": self.slope}
+        knobs |= {"passes": len(ROUNDS), "given_E": self.gain_E}
+        return gpu.Vote(rule=rule, number=number, power=power, **knobs)  # type: ignore[arg-type]
 
     def propose(self, step: Step) -> Routing:
         ids_TK, weights_TK = step.own.ids, step.own.weights
@@ -234,6 +235,7 @@ class Priced(Ranked, Calibrated, Keeping):
             middle = (step.voters_T.sum(dim=0, keepdim=True) // 2).clamp(max=len(order_T) - 1)
             price = order_T.gather(0, middle)  # gather: indexing with a 0-d tensor would sync with the host
             factor_T1 = (price.double() / price_T.where(step.voters_T, 1.0).double())[:, None]
+        price = self.part * price
         return torch.where(step.alone(), ALONE * price, price), factor_T1
 
     def values(self, step: Step) -> Tensor:
