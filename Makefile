@@ -68,7 +68,7 @@ test: lint
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 # The newest release of everything but vLLM and torch: there is a CPU build of this torch, newer ones come for CUDA. What
-# depends on torch alone (policies, kernels) is left to `make test`.
+# depends on torch alone (policies, kernels) is left to `make test`, and so are the documents.
 NEWEST := .venv-newest
 TORCH := torch==2.13.0
 NEWEST_TESTS := tests/engines/transformers tests/lab tests/routing tests/testbed tests/calibration tests/test_*.py

@@ -143,6 +143,19 @@ def typed(text: str) -> list[list[str]]:
     return found
 
 
+def test_a_guide_s_commands_can_be_typed_one_after_another() -> None:
+    """Results that are there are never mixed with others: each command of a guide writes to a place of its own."""
+    top, places = typer.main.get_command(app), {}
+    for page in sorted(DOCS.glob("guides/*.md")):
+        for words in typed("\n".join(re.findall(r"```sh\n.*?```", page.read_text(), re.S))):
+            command = top.commands[words[0]]
+            if not hasattr(command, "commands"):
+                out = command.make_context(words[0], words[1:]).params.get("out")
+                others = places.setdefault((words[0], str(out)), words)
+                assert out is None or others == words, f"{page.name}: {words} and {others} both write to {out}"
+    assert len(places) > 8
+
+
 def test_every_command_in_a_page_is_taken_by_the_command_line() -> None:
     """Parsed, not run: the command exists, and so do its options. A mention without its arguments is no mistake."""
     top, seen = typer.main.get_command(app), 0

@@ -57,9 +57,18 @@ def test_open_knobs_follow_the_router_s_own_scale() -> None:
     assert fixed[0] != fixed[1]
 
 
+def test_the_open_rule_does_not_hang_on_the_last_bits_of_a_logit() -> None:
+    """The median voter's own expert gives the depth of the last bin; it must not lie on that bin's edge."""
+    rng, policy, spec = torch.Generator().manual_seed(0), make_policy("lynx"), RouterSpec(num_experts=32, top_k=8)
+    for logits in torch.randn(200, 5, 32, generator=rng):
+        noisy = logits * (1 + 3e-7 * torch.randn(5, 32, generator=rng))
+        for decide in (policy.route, policy.decide):
+            assert torch.equal(decide(logits, spec).ids, decide(noisy, spec).ids)
+
+
 @pytest.mark.parametrize(("num_experts", "top_k", "beta"), [(8, 2, 3), (16, 1, 3), (32, 4, 3), (60, 5, 2), (64, 8, 2)])
 def test_open_bins_are_finer_where_a_row_has_few_experts(num_experts: int, top_k: int, beta: int) -> None:
-    steps = torch.randn(20, 4, num_experts, generator=torch.Generator().manual_seed(2))
+    steps = torch.randn(60, 16, num_experts, generator=torch.Generator().manual_seed(2))
     spec = RouterSpec(num_experts=num_experts, top_k=top_k)
     left_open, given, other = (
         torch.stack([make_policy(text).route(logits, spec).ids for logits in steps])

@@ -9,21 +9,8 @@ import typer
 from rich import box
 from rich.table import Table
 
-from lynx_moe.cli import (
-    bakeoff,
-    calibrate,
-    demo,
-    doctor,
-    evaluation,
-    evidence,
-    fidelity,
-    profile,
-    replay,
-    serve,
-    show,
-    speed,
-    watch,
-)
+from lynx_moe.cli import evidence, serve, show, watch
+from lynx_moe.cli.measure import bakeoff, calibrate, demo, doctor, evaluation, fidelity, profile, replay, speed
 from lynx_moe.cli.shared import errors, version
 from lynx_moe.lab.shared import terminal
 from lynx_moe.policies import POLICIES, SHARED, Policy, knobs

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lynx_moe.kernels import EDGE
 from lynx_moe.routing import RouterSpec, Routing, Rows
 
 Array = np.ndarray[Any, Any]
@@ -37,7 +38,7 @@ def affinity_binning(
     max_base: int,
     pin_top1: bool,
 ) -> Routing | None:
-    """`Lynx.route`. alpha None: beta over the voters' median distance from the favourite down to `rank`.
+    """`Lynx.route`. alpha None: beta (times EDGE) over the voters' median distance from the favourite down to `rank`.
 
     None: a voter finds fewer than K kept experts above -inf, a rare case that is left to the definition.
     """
@@ -54,7 +55,7 @@ def affinity_binning(
     logits_VE, top_V1 = logits[voting], top_T[voting, None]
     if alpha is None:
         gap_V = np.sort(top_V1[:, 0] - np.partition(logits_VE, -1 - rank, 1)[:, -1 - rank])
-        alpha = np.float32(beta) / gap_V[(num_voters - 1) // 2].clip(1e-6, 1e6)
+        alpha = np.float32(beta * EDGE) / gap_V[(num_voters - 1) // 2].clip(1e-6, 1e6)
     bin_VE = np.maximum(np.ceil(np.float32(alpha) * (logits_VE - top_V1)), -beta).astype(np.int64)
     power_Q = np.cumprod([1.0] + [float(min(num_voters, max_base))] * beta)
     order_E = np.argsort(-power_Q[bin_VE + beta].sum(0), kind="stable")

@@ -6,9 +6,11 @@ They loop over the rows in tiles of R. `state` is the launch's scratch memory (`
 import triton
 import triton.language as tl
 
+from lynx_moe.kernels import EDGE
 from lynx_moe.kernels.gpu.layout import GAP, SUM, VOTER
 from lynx_moe.kernels.gpu.rows import INF, LOWEST
 
+ABOVE = tl.constexpr(EDGE)
 MIX = tl.constexpr(0x2545F4914F6CDD1D)  # policies/random.py
 CHUNK = tl.constexpr(32)
 
@@ -57,14 +59,14 @@ def gap(value, column, RANK: tl.constexpr):
 
 @triton.jit
 def open_alpha(state, T, voters, E: tl.constexpr, BETA: tl.constexpr, TP: tl.constexpr):
-    """`lynx`'s alpha where it is left open: BETA over the median of the voters' gaps, which are in memory."""
+    """`lynx`'s alpha where it is left open: EDGE * BETA / the median of the voters' gaps, which are in memory."""
     row = tl.arange(0, TP)
     votes = tl.load(state + VOTER * E + 8 + row, mask=row < T, other=0) != 0
     bits = tl.load(state + GAP * E + 8 + T + row, mask=votes, other=0).to(tl.int32)
     sorted_gap = tl.sort(tl.where(votes, bits.to(tl.float32, bitcast=True), INF))
     middle = tl.maximum((voters - 1) // 2, 0)
     depth = tl.sum(tl.where(row == middle, sorted_gap, 0.0), 0)
-    return tl.div_rn(tl.full((), BETA, tl.float32), tl.minimum(tl.maximum(depth, 1e-6), 1e6))
+    return tl.div_rn(tl.full((), BETA * ABOVE, tl.float32), tl.minimum(tl.maximum(depth, 1e-6), 1e6))
 
 
 @triton.jit

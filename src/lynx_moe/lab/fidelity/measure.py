@@ -8,7 +8,7 @@ its last batch.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -73,15 +73,18 @@ def measure(
     path: Path,
     advance: Callable[[str], None] = lambda message: None,
     max_gib: float | None = None,
+    opener: "Callable[[Settings, Sequence[str]], Decoder] | None" = None,
+    header: Line | None = None,
 ) -> Line:
     """Measures what the record at `path` lacks, and returns the whole of it. max_gib: memory that may be used beside
-    the model; None: most of what is free.
+    the model; None: most of what is free. opener: makes what decodes; None: transformers. header: settings of that,
+    for the record.
 
     Raises ValueError for a bad policy or setting, a model without MoE layers, data that cannot be read, batches that
     take too much memory, and a record of other settings.
     """
     specs = lines.specs_of(policies)
-    whole = lines.begin(path, "fidelity", asdict(settings) | {"policies": specs})
+    whole = lines.begin(path, "fidelity", asdict(settings) | {"policies": specs} | (header or {}))
     done = {(line["batch_size"], line["mix"], line["cache"]) for line in whole["results"]}
     wanted = [(b, m, c) for b in settings.batch_sizes for m in settings.mixes for c in settings.caches]
     missing = [part for part in wanted if part not in done]
@@ -95,17 +98,17 @@ def measure(
     if not cuts and not whole["results"]:
         raise ValueError(f"{settings.data} fills no batch of {missing[0][0]}: {len(found)} sequences; give more data")
     advance("loading the model")
-    model, runs = open_model(settings, specs)
-    check_memory(model, [(part[2], cut) for part, cut in cuts.items()], len(runs), max_gib)
+    decoder = (opener or Local)(settings, specs)
+    decoder.check([(part[2], cut) for part, cut in cuts.items()], max_gib)
     lines.save(whole, path)
     for number, ((batch_size, mix, cache), cut) in enumerate(cuts.items(), 1):
         advance(f"{number} of {len(cuts)}: batch {batch_size}, {mix} group{'s' * (mix == 'mixed')}, {cache} cache")
         part = {"kind": "fidelity", "batch_size": batch_size, "mix": mix, "cache": cache}
         pieces = Pieces(path, part)
-        decode_missing(model, cut, runs, specs, cache, pieces, advance)
-        for spec, run in zip(specs, runs, strict=True):
+        decode_missing(decoder, cut, specs, cache, pieces, advance)
+        for spec, policy in zip(specs, decoder.policies, strict=True):
             each = [pieces.find(spec, place) or {} for place in range(len(cut))]
-            named = part | {"policy": spec, "spec": run.policy.spec}
+            named = part | {"policy": spec, "spec": policy}
             whole["results"].append(named | of_pieces(cut, each) | mean_loads(cut, each))
         lines.save(whole, path)
         pieces.forget(specs)
@@ -122,10 +125,38 @@ def check_memory(model: Any, cuts: Iterable[tuple[str, Sequence[Batch]]], num_ru
         machine.refuse_above(limit, sizes.need(memory.largest(cut, sizes), caches), what, lower)
 
 
+class Decoder(Protocol):
+    """What decodes batches along their true continuation. policies: full specs, as this model has them."""
+
+    policies: list[str]
+
+    def check(self, cuts: Iterable[tuple[str, Sequence[Batch]]], max_gib: float | None) -> None:
+        """Raises ValueError if a cell would take more memory than may be used."""
+
+    def decode(self, batch: Batch, cache: str, tick: Callable[[], None]) -> list[Line]:
+        """A piece per policy: `means` of its effects, and its loads. `tick` is called for every step."""
+
+
+class Local:
+    """A `Decoder` on transformers, in this process."""
+
+    def __init__(self, settings: Settings, specs: Sequence[str]) -> None:
+        self.model, self.runs = open_model(settings, specs)
+        self.policies = [run.policy.spec for run in self.runs]
+
+    def check(self, cuts: Iterable[tuple[str, Sequence[Batch]]], max_gib: float | None) -> None:
+        check_memory(self.model, cuts, len(self.runs), max_gib)
+
+    def decode(self, batch: Batch, cache: str, tick: Callable[[], None]) -> list[Line]:
+        for run in self.runs:
+            run.reset_stats()
+        effects = decode(self.model, batch, self.runs, cache, tick)
+        return [means(effect) | loads(run) for run, effect in zip(self.runs, effects, strict=True)]
+
+
 def decode_missing(
-    model: Any,
+    decoder: Decoder,
     cut: Sequence[Batch],
-    runs: Sequence[Run],
     specs: Sequence[str],
     cache: str,
     pieces: Pieces,
@@ -135,11 +166,7 @@ def decode_missing(
     missing = [place for place in range(len(cut)) if not pieces.has(specs, place)]
     progress = Progress(advance, sum(cut[place].num_steps for place in missing))
     for place in missing:
-        for run in runs:
-            run.reset_stats()
-        effects = decode(model, cut[place], runs, cache, progress.step)
-        found = zip(specs, runs, effects, strict=True)
-        pieces.add(place, {spec: means(effect) | loads(run) for spec, run, effect in found})
+        pieces.add(place, dict(zip(specs, decoder.decode(cut[place], cache, progress.step), strict=True)))
 
 
 def means(effect: Effect, names: Sequence[str] = Effect._fields) -> Line:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from lynx_moe.kernels import cpu, gpu
+from lynx_moe.kernels import EDGE, cpu, gpu
 from lynx_moe.policies.contract.policy import ModelShape
 from lynx_moe.policies.contract.step import Step
 from lynx_moe.policies.published.spread import Spread
@@ -32,9 +32,10 @@ class Lynx(Spread):
     whose probability is below e**(-beta/alpha) of the favourite's are interchangeable: smaller beta/alpha saves more.
 
     Left open, they are the authors' values for a model that has some (`published.py`); elsewhere beta = 3 where k <= 4,
-    else 2, and alpha = beta / depth, where depth is the router's own scale: the median distance, over the step's
-    voters, from the favourite down to rank k // 2 (so that half of a token's experts stay out of the last bin). A row
-    can lose its favourite when more than k experts share bin 0, which is depth / beta wide: small k needs finer bins.
+    else 2, and alpha = beta / depth (a thousandth more: `kernels.EDGE`), where depth is the router's own scale: the
+    median distance, over the step's voters, from the favourite down to rank k // 2 (so that half of a token's experts
+    stay out of the last bin). A row can lose its favourite when more than k experts share bin 0, which is depth / beta
+    wide: small k needs finer bins.
 
     The binned quantity is what the model ranks by: the logit, or the logarithm of the biased score where the router has
     a selection bias. Experts outside a row's groups are in none of its bins.
@@ -138,9 +139,9 @@ def _default_beta(spec: RouterSpec) -> int:
 
 
 def _open_alpha(beta: int, value_TE: Tensor, step: Step) -> Tensor:
-    """[1]: beta over the voters' median distance from rank 0 down to rank k // 2, in the binned quantity's unit."""
+    """[1]: EDGE * beta / the voters' median distance from rank 0 down to rank k // 2, in the binned quantity's unit."""
     top_TR = value_TE.topk(_default_rank(step.spec) + 1, -1).values
     gap_T = (top_TR[:, 0] - top_TR[:, -1]).where(step.voters_T, torch.inf).sort().values
     middle = ((step.voters_T.sum(dim=0, keepdim=True) - 1) // 2).clamp(min=0)
     depth = gap_T.gather(0, middle).clamp(1e-6, 1e6)  # gather: indexing with a 0-d tensor would sync with the host
-    return torch.full_like(depth, beta) / depth  # `beta / depth` would round twice: torch takes the reciprocal first
+    return torch.full_like(depth, beta * EDGE) / depth  # a number / depth would round twice: torch takes the reciprocal

@@ -1,7 +1,7 @@
 """`lynx-moe fidelity`: how far policies move the next-token distribution."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -41,6 +41,10 @@ def fidelity(
         str,
         typer.Option(help='Prices and "exact" between spaces: rows of all of them in one batch, and among their like.'),
     ] = "",
+    engine: Annotated[
+        Literal["transformers", "vllm"], typer.Option(help="What decodes; vllm: as it serves, quantised or parallel.")
+    ] = "transformers",
+    model_args: Annotated[str, typer.Option(help="name=value,... or JSON for vllm.LLM.")] = "",
     sequences: Sequences = 224,
     prefix: Annotated[int, typer.Option(help="Tokens of running text that are prefilled.")] = 32,
     steps: Steps = 32,
@@ -52,8 +56,10 @@ def fidelity(
     out: Out = Path("out/fidelity"),
 ) -> None:
     """How far policies move the next-token distribution from the model's own; goes on with what --out holds."""
+    from lynx_moe.lab.evaluation import arguments
     from lynx_moe.lab.fidelity import measure as measurement
     from lynx_moe.lab.fidelity import plot as plot_fidelity
+    from lynx_moe.lab.fidelity import served
     from lynx_moe.lab.fidelity import tiers as tiered
     from lynx_moe.lab.shared import tables
 
@@ -71,7 +77,9 @@ def fidelity(
         trust_remote_code=trust_remote_code or None,
         split=split,
     )
-    console = terminal.console()
+    console, on_vllm = terminal.console(), engine == "vllm"
+    if (tiers and on_vllm) or (model_args and not on_vllm):
+        raise ValueError("--tiers is measured on transformers alone, and --model-args goes to --engine vllm alone")
     if tiers:
         file = out / "tiers.jsonl"
         result = tiered.measure(settings, policies.split(), tiered.tiers_of(tiers), file, console.print, max_memory)
@@ -80,7 +88,12 @@ def fidelity(
         console.print(f"Record: {file}")
         return
     file = out / "fidelity.jsonl"
-    result = measurement.measure(settings, policies.split(), file, console.print, max_memory)
+    if on_vllm:
+        result = served.measure(
+            settings, policies.split(), file, max_gib=max_memory, engine_args=arguments.read(model_args)
+        )
+    else:
+        result = measurement.measure(settings, policies.split(), file, console.print, max_memory)
     for title, lines in tables.by_cache(result["results"]).items():
         tables.show(f"{model}: {title}", tables.FIDELITY_HEAD, tables.fidelity_rows(lines), console)
     console.print(f"Picture: {plot_fidelity.draw(result, file.with_suffix('.png'))}")

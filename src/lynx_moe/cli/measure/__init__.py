@@ -1,0 +1,1 @@
+"""Commands that measure: a file a room of the lab."""
