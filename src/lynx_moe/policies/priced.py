@@ -169,9 +169,9 @@ class Priced(Deep, Ranked, Calibrated, Keeping):
 
     def vote(self, spec: RouterSpec) -> gpu.Vote:
         rule, number, power = "harm" if self.num_keep else "price", self.num_keep or 0, own_power(self.norm)
-        knobs = {"price": self.asks, "part": self.part, "alone": ALONE, "steep": STEEP, "slope": self.slope}
-        knobs |= {"passes": len(ROUNDS), "given_E": self.gain_E}
-        return gpu.Vote(rule=rule, number=number, power=power, **knobs)  # type: ignore[arg-type]
+        knobs = {"price": self.asks, "part": self.part, "alone": ALONE, "steep": STEEP}
+        knobs |= {"passes": len(ROUNDS), "slope": self.slope}
+        return gpu.Vote(rule=rule, number=number, power=power, given_E=self.gain_E, **knobs)  # type: ignore[arg-type]
 
     def propose(self, step: Step) -> Routing:
         ids_TK, weights_TK = step.own.ids, step.own.weights
