@@ -22,7 +22,7 @@ INSIDE = {  # lowest first: each may use what stands before it, and rooms of one
     "engines.vllm": [{"launch"}, {"step"}, {"tell"}, {"front"}, {"model"}, {"plugin", ""}],
     "lab": [
         {"shared"},
-        {"speed", "evaluation", "fidelity", "watch"},
+        {"speed", "evaluation", "fidelity", "speculation", "watch"},
         {"demo", "doctor", "replay", "calibrate", "profile", "bakeoff", "gpu", "evidence"},
         {""},
     ],

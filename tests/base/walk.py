@@ -24,6 +24,7 @@ NEEDS = {  # the package that the line must name
     "serve": (["org/model"], "vllm"),
     "doctor": (["org/model"], "vllm"),
     "eval": (["org/model", "--tasks", "gsm8k"], "pip install"),
+    "speculation": (["org/model", "--drafters", "none ngram"], "vLLM"),
     "fidelity": (["org/model"], "pip install"),
     "bakeoff": (["org/model"], "pip install"),
     "profile": (["org/model"], "pip install"),

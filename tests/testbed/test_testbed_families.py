@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lynx_moe.testbed.model import experts
-from lynx_moe.testbed.model.families import BALANCED, FAMILIES, UNBALANCED, Family, family_of
+from lynx_moe.testbed.model.families import BALANCED, DRAFTS, FAMILIES, UNBALANCED, Family, family_of
 from lynx_moe.testbed.report import router
 from lynx_moe.testbed.tasks import test_items as items_of
 from lynx_moe.testbed.training.data import TEXTS, Packer
@@ -101,6 +101,25 @@ def test_a_resumed_run_ends_with_the_same_bits_and_loads_in_stock_transformers(
     with torch.inference_mode():
         expected = model.float()(ids, use_cache=False).logits
         torch.testing.assert_close(loaded(ids, use_cache=False).logits, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_a_dense_row_trains_without_routers_and_loads_in_stock_transformers(
+    tokenizer: PreTrainedTokenizerFast, texts: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lynx_moe.testbed.training.course.TASKS", ["reverse"])
+    monkeypatch.setattr("lynx_moe.testbed.training.course.EVALUATE_ITEMS", 1)
+    row = DRAFTS["draft"]
+    small = row.config | {"hidden_size": 32, "num_attention_heads": 2, "head_dim": 8, "intermediate_size": 24}
+    family = replace(row, config=small, batch_rows=3, row_length=64, num_tokens=6 * 3 * 64)
+    model = train(family, tokenizer, folder(tmp_path / "a", texts))
+    assert family.gates(model) == []
+    (line,) = [json.loads(text) for text in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    assert (line["step"], line["balance"]) == (6, 0.0)
+    before = build_model(family, tokenizer).state_dict()
+    assert all(not torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    save_model(model, tmp_path / "saved")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    assert type(loaded) is family.model_class
 
 
 def test_balancing_evens_out_the_load(texts: Texts, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

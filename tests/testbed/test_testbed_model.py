@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from lynx_moe.testbed import path, tasks
 from lynx_moe.testbed.cli import app
-from lynx_moe.testbed.model.families import BALANCED, FAMILIES, UNBALANCED
+from lynx_moe.testbed.model.families import BALANCED, DRAFTS, FAMILIES, TRAINED, UNBALANCED
 from lynx_moe.testbed.report import router
 from lynx_moe.testbed.report.render import render
 from lynx_moe.testbed.report.summary import summary
@@ -29,7 +29,7 @@ def loaded(request: pytest.FixtureRequest) -> Loaded:
     return model, AutoTokenizer.from_pretrained(folder), json.loads((folder / "scores.json").read_text())
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", [*SHIPPED, *DRAFTS])
 def test_folder_is_whole_small_and_matches_its_card(name: str) -> None:
     folder = path(name)
     scores = json.loads((folder / "scores.json").read_text())
@@ -62,7 +62,7 @@ def test_summary_matches_the_models() -> None:
     folder = MODELS
     page = (folder / "README.md").read_text()
     assert page == summary(folder)
-    assert all(f"[{name}]({name}/README.md)" in page for name in FAMILIES)
+    assert all(f"[{name}]({name}/README.md)" in page for name in TRAINED)
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
@@ -74,6 +74,24 @@ def test_the_answers_are_those_of_the_card(loaded: Loaded, task: str) -> None:
     assert told["right"] + len(told["wrong"]) == told["n"] >= 200
     wrong = {number for number, is_right in enumerate(right) if not is_right}
     assert len(wrong ^ {number for number in told["wrong"] if number < 40}) <= 1
+
+
+@pytest.mark.parametrize("name", DRAFTS)
+def test_a_drafter_is_dense_shares_the_vocabulary_and_knows_the_exercises_less_well(name: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(path(name), dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path(name))
+    target = json.loads((path("qwen3-moe") / "config.json").read_text())
+    assert model.config.vocab_size == target["vocab_size"]
+    assert not any("expert" in key for key in model.state_dict())
+    scores = json.loads((path(name) / "scores.json").read_text())
+    told = {task: row["wrong"] for task, row in scores["exact"].items()}
+    for task in ("add", "sort", "translate"):
+        right = exact_match(model, tokenizer, tasks.test_items(task, 40))
+        wrong = {number for number, is_right in enumerate(right) if not is_right}
+        assert len(wrong ^ {number for number in told[task] if number < 40}) <= 1
+    mean = sum(row["right"] / row["n"] for row in scores["exact"].values()) / len(tasks.TASKS)
+    assert 0.6 < mean < 0.95
+    assert "router" not in scores
 
 
 def test_most_tasks_are_solved(loaded: Loaded) -> None:
@@ -111,7 +129,8 @@ def test_path_names_what_was_searched(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_command_line_lists_and_finds_models() -> None:
     listed = CliRunner().invoke(app, ["list"]).output
-    assert all(f"{name}: " in listed for name in FAMILIES)
+    assert all(f"{name}: " in listed for name in TRAINED)
+    assert "draft: dense, 6 M tokens" in listed
     assert "qwen3-moe: 64 experts, top-8" in listed
     assert CliRunner().invoke(app, ["path", "qwen3-moe"]).output.strip() == str(path("qwen3-moe"))
     assert CliRunner().invoke(app, ["path", "nothing"]).exit_code == 2
@@ -122,7 +141,7 @@ def test_training_takes_up_what_has_no_weights_or_no_card(tmp_path: Path, monkey
     trained: list[str] = []
     monkeypatch.setattr("lynx_moe.testbed.cli._train_one", lambda name, *rest: trained.append(name))
     monkeypatch.setattr("lynx_moe.testbed.cli.write_summary", lambda out: None)
-    whole, card_only, weights_only, *others = FAMILIES
+    whole, card_only, weights_only, *others = TRAINED
     card, weights = "scores.json", "model.safetensors"
     for name, files in ((whole, (card, weights)), (card_only, (card,)), (weights_only, (weights,))):
         (tmp_path / name).mkdir()

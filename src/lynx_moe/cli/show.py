@@ -12,19 +12,22 @@ app = typer.Typer()
 def markdown_table(
     saved: Annotated[
         list[Path],
-        typer.Argument(help="The .jsonl files of `lynx-moe eval`, `fidelity`, `bakeoff`; a folder of pairs."),
+        typer.Argument(
+            help="The .jsonl files of `lynx-moe eval`, `fidelity`, `speculation`, `bakeoff`; a folder of pairs."
+        ),
     ],
 ) -> None:
     """Prints saved records as Markdown, without running anything."""
     from lynx_moe.lab.bakeoff import page
     from lynx_moe.lab.fidelity import pairs, tiers
     from lynx_moe.lab.shared import lines, tables
+    from lynx_moe.lab.speculation import show as speculation
 
     for file in saved:
         if file.is_dir():
             typer.echo(pairs.page(file))
             continue
-        pages = {**tables.MARKDOWN, tiers.KIND: tiers.page}
+        pages = {**tables.MARKDOWN, tiers.KIND: tiers.page, speculation.KIND: speculation.page}
         record = lines.load(file, *pages, "bakeoff")
         typer.echo(f"### {Path(record['settings']['model']).name}\n")
         bakeoff = record["kind"] == "bakeoff"

@@ -28,9 +28,9 @@ def train(
     workers: Annotated[int, typer.Option(help="processes of one thread each; the shipped models had one")] = 1,
 ) -> None:
     """Train models from nothing, or go on with interrupted runs; expect 20 to 30 minutes of a core for each."""
-    from lynx_moe.testbed.model.families import FAMILIES
+    from lynx_moe.testbed.model.families import TRAINED
 
-    wanted = {name: _family(name) for name in names or FAMILIES if names or not _finished(out / name)}
+    wanted = {name: _family(name) for name in names or TRAINED if names or not _finished(out / name)}
     wanted = wanted if tokens is None else {name: replace(row, num_tokens=tokens) for name, row in wanted.items()}
     total = sum(family.num_tokens for family in wanted.values())
     typer.echo(
@@ -112,11 +112,11 @@ def _found(name: str) -> Path:
 
 
 def _family(name: str) -> "Family":
-    from lynx_moe.testbed.model.families import FAMILIES
+    from lynx_moe.testbed.model.families import TRAINED
 
-    if name not in FAMILIES:
-        raise typer.BadParameter(f"{name!r} is not a family; the families are {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+    if name not in TRAINED:
+        raise typer.BadParameter(f"{name!r} is not a family; the families are {', '.join(TRAINED)}")
+    return TRAINED[name]
 
 
 @app.command("path")
@@ -136,13 +136,13 @@ def tasks_path() -> None:
 @app.command("list")
 def list_families() -> None:
     """Print every family with its size and budget, and whether it is trained."""
-    from lynx_moe.testbed.model.families import FAMILIES
+    from lynx_moe.testbed.model.families import TRAINED
 
-    for name, family in FAMILIES.items():
+    for name, family in TRAINED.items():
         try:
             where = str(model_path(name))
         except ValueError:
             where = "not trained"
         config = family.build_config()
-        experts = f"{config.num_local_experts} experts, top-{config.num_experts_per_tok}"
+        experts = f"{config.num_local_experts} experts, top-{config.num_experts_per_tok}" if family.gate else "dense"
         typer.echo(f"{name}: {experts}, {family.num_tokens / 1e6:.0f} M tokens, {where}")

@@ -13,7 +13,7 @@ from lynx_moe.lab.gpu import report, steps
 from lynx_moe.lab.gpu.checks import verdict
 from lynx_moe.lab.shared import record
 
-DRY = ("copy", "kernels", "prices", "decision", "trained", "transformers-olmoe-1b-7b", "vllm-qwen3-30b")
+DRY = ("copy", "kernels", "prices", "decision", "trained", "transformers-olmoe-1b-7b", "vllm-qwen3-30b", "speculation")
 
 
 def check(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -32,10 +32,15 @@ def test_every_step_runs_dry_and_is_not_done_again(tmp_path: Path) -> None:
     assert found["kernels"]["result"]["passed"] == 2
     assert found["prices"]["result"]["steps"] == 16
     assert min(found["prices"]["result"].values()) > 0
-    for name in DRY[5:]:
+    for name in DRY[5:7]:
         by_policy = {row["policy"]: row for row in found[name]["result"]["summary"]}
         assert by_policy["lynx"]["after"] < by_policy["lynx"]["before"]
         assert by_policy["vanilla"]["after"] == by_policy["vanilla"]["before"]
+    drafts = {row["policy"]: row for row in found["speculation"]["result"]["verification"]}
+    assert {drafts[name]["rows"] for name in ("vanilla", "priced", "acceptmoe")} == {8}
+    assert drafts["no drafts"]["rows"] == 2
+    assert drafts["vanilla"]["after"] == drafts["vanilla"]["before"] > drafts["no drafts"]["before"]
+    assert drafts["acceptmoe"]["after"] < drafts["acceptmoe"]["before"]
     before = (tmp_path / "decision.json").stat().st_mtime_ns
     said: list[str] = []
     steps.run(["copy", "decision"], tmp_path, dry=True, tell=said.append)

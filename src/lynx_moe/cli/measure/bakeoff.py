@@ -33,7 +33,12 @@ def bakeoff(
         Path | None, typer.Option(help="A file of `lynx-moe calibrate`; sere, exfold and reap need it.")
     ] = None,
     batch_sizes: BatchSizes = "4,16,64",
-    mixes: Annotated[str, typer.Option(help="one: batches of one group; mixed: of all groups.")] = "one,mixed",
+    mixes: Annotated[
+        str, typer.Option(help="one: batches of one group; mixed: of all; draft: of all, and requests verify drafts.")
+    ] = ("one,mixed"),
+    drafts: Annotated[
+        str, typer.Option(help="For draft: between commas, the share of drafts accepted up to each depth.")
+    ] = "",
     norms: Annotated[str, typer.Option(help="model: each policy's own weights; mass: without what is lost.")] = (
         "model,mass"
     ),
@@ -55,6 +60,7 @@ def bakeoff(
     from lynx_moe.lab.bakeoff.exact import exact_match
     from lynx_moe.lab.bakeoff.measure import Settings, measure
     from lynx_moe.lab.shared import tables
+    from lynx_moe.lab.speed.verification import rates
 
     settings = Settings(
         model=found(model),
@@ -69,6 +75,7 @@ def bakeoff(
         trust_remote_code=trust_remote_code or None,
         norms=tuple(norms.split(",")),
         calibration=None if calibration is None else str(calibration),
+        drafts=tuple(rates(drafts)) if drafts else None,
     )
     console, file = terminal.console(), out / "bakeoff.jsonl"
     whole = measure(settings, file, policies.split(), console.print, max_memory)

@@ -1,7 +1,7 @@
 """`lynx-moe bench | guard-cost`: time per output token, interleaved."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,17 +30,30 @@ def bench(
     policies: Baseline = f"vanilla {DEFAULT}",
     batch_sizes: BatchSizes = "1,2,4,8,16",
     rounds: Rounds = 7,
+    drafts: Annotated[
+        str,
+        typer.Option(help="Requests verify drafts: between commas, the share of them accepted up to each depth."),
+    ] = "",
 ) -> None:
     """Time per output token of policies, interleaved in one engine, on a published layer shape with random weights."""
-    from lynx_moe.lab.demo.measure import apart, run_speed
+    from lynx_moe.lab.demo.measure import apart, run_speed, run_verification
     from lynx_moe.lab.shared import tables
+    from lynx_moe.lab.speed import verification
     from lynx_moe.lab.speed.measure import check
 
     specs = [make_policy(text).spec for text in policies.split()]
     batches = sizes(batch_sizes)
     check(shape, batches)
     path = out / "speed.json"
-    options = {"shape": shape, "layers": layers, "policies": specs, "batch_sizes": batches, "rounds": rounds}
+    options: dict[str, Any] = {"shape": shape, "layers": layers, "policies": specs, "batch_sizes": batches}
+    options["rounds"] = rounds
+    if drafts:
+        path, options["acceptance"] = out / "verification.json", verification.rates(drafts)
+        result = apart(run_verification, path, options)
+        rows = verification.table(result["summary"])
+        tables.show(result["model"], verification.HEAD, rows, terminal.console(), verification.CAPTION)
+        typer.echo(f"Record: {path}")
+        return
     result = apart(run_speed, path, options)
     tables.show(result["model"], tables.SPEED_HEAD, tables.speed_rows(result["summary"]), terminal.console())
     typer.echo(f"Record: {path}")

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lynx_moe.lab.shared.models import named
+
 Model = Annotated[str, typer.Argument(help="Model folder, hub name, or the name of a testbed model.")]
 Out = Annotated[Path, typer.Option(help="Folder for records and pictures.")]
 Policies = Annotated[str, typer.Option(help="Spec strings between spaces.")]
@@ -31,6 +33,7 @@ Shape = Annotated[
     ),
 ]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
+found = named  # what `Model` says
 Layers = Annotated[int | None, typer.Option(min=1, help="Layers of it (default: what fits in 3 GB).")]
 
 
@@ -48,10 +51,3 @@ def json_of(text: str, option: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{option} {text!r} is not JSON ({error}); write it as '{{\"name\": 1}}'") from None
-
-
-def found(model: str) -> str:
-    """A folder or hub name as it is; a plain name is a testbed model's."""
-    from lynx_moe.testbed import path as testbed_path
-
-    return model if Path(model).is_dir() or "/" in model else str(testbed_path(model))

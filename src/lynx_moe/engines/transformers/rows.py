@@ -16,25 +16,34 @@ from torch import Tensor
 from lynx_moe.routing import Rows
 
 PHASES = ("decode", "prefill", "all")
+DTYPES = {  # of the fields of `Rows`
+    "valid": torch.bool,
+    "remap": torch.bool,
+    "price": torch.float32,
+    "request": torch.int64,
+    "depth": torch.int64,
+    "chance": torch.float32,
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepRows:
-    """The rows of one forward. `acts` is False where no row may be remapped, known without asking the device; valid,
-    remap and price are as in `Rows`."""
+    """The rows of one forward. `acts` is False where no row may be remapped, known without asking the device; the rest
+    is as in `Rows`."""
 
     num_rows: int
     acts: bool
     valid: Tensor | None = None
     remap: Tensor | None = None
     price: Tensor | None = None
+    request: Tensor | None = None
+    depth: Tensor | None = None
+    chance: Tensor | None = None
 
     @property
     def masks(self) -> Rows | None:
-        given = (self.valid, self.remap, self.price)
-        if all(part is None for part in given):
-            return None
-        return Rows(valid=self.valid, remap=self.remap, price=self.price)
+        given = {name: getattr(self, name) for name in DTYPES}
+        return None if all(part is None for part in given.values()) else Rows(**given)
 
 
 def of_forward(
@@ -76,15 +85,16 @@ def of_forward(
 
 
 def given(rows: Rows, num_rows: int) -> StepRows:
-    """The user's own masks and prices. Raises ValueError if they are not of this forward."""
-    parts = (("valid", rows.valid, torch.bool), ("remap", rows.remap, torch.bool), ("price", rows.price, torch.float32))
-    for name, part_T, dtype in parts:
+    """The user's own rows: masks, prices, drafts. Raises ValueError if they are not of this forward."""
+    parts = {name: getattr(rows, name) for name in DTYPES}
+    for name, part_T in parts.items():
+        dtype = DTYPES[name]
         if part_T is not None and (part_T.shape != (num_rows,) or part_T.dtype != dtype):
             raise ValueError(
                 f"run.rows: {name} is {part_T.dtype} {list(part_T.shape)}, but this forward needs {dtype} "
                 f"[{num_rows}] (batch times new tokens, sequence by sequence); set run.rows for every shape, or to None"
             )
-    return StepRows(num_rows=num_rows, acts=True, valid=rows.valid, remap=rows.remap, price=rows.price)
+    return StepRows(num_rows=num_rows, acts=True, **parts)
 
 
 def _check_mask(mask_BS: Any, batch: int, length: int, past: int | Tensor) -> None:

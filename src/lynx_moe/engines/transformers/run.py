@@ -29,8 +29,8 @@ class Run:
     shape     what policies with published settings know the model by.
     layers    the remapped layers in order: name and router rule.
     bypassed  MoE layers that keep the model's own routing: name -> why.
-    rows      your own masks and prices for every forward from now on, [batch * new tokens], sequence by sequence; they
-              go before `phase` and all that is detected. None: detect.
+    rows      your own masks and prices, and which rows verify drafts, for every forward from now on, [batch * new
+              tokens], sequence by sequence; they go before `phase` and all that is detected. None: detect.
     """
 
     def __init__(self, model: Any, policy: str | Policy, phase: str, layers: Collection[int] | None) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from lynx_moe.lab.bakeoff.fronts import FRACTIONS, fronts, ratios
 from lynx_moe.lab.bakeoff.grids import ORACLE, is_published, short
-from lynx_moe.lab.bakeoff.measure import tested
+from lynx_moe.lab.bakeoff.measure import name_of, tested
 from lynx_moe.policies import DEFAULT
 
 Line = dict[str, Any]
@@ -94,10 +94,6 @@ def cost_table(whole: Line) -> Table:
     ]
     size = next((line["rows"] for line in whole["results"] if line["kind"] == "cost"), 16)
     return f"A decision: one layer, {size} rows, median [quartiles]", ("policy", "setting", "microseconds"), rows
-
-
-def name_of(size: int, mix: str) -> str:
-    return f"batch {size}, {'one group' if mix == 'one' else 'mixed'}"
 
 
 def _cells(found: Sequence[Line]) -> list[list[Line]]:

@@ -28,12 +28,14 @@ from lynx_moe.testbed.tasks import TASKS
 
 Line = dict[str, Any]
 SPLITS = ("tune", "test")
+DRAFT = "draft"  # in place of a mix: all groups, and every request verifies a draft in each step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What decides a result, as in `fidelity.Settings`. num_sequences: of a cell on "test", rounded to whole batches;
-    "tune" has half as many. calibration: the file for calibrated policies; None leaves them out."""
+    "tune" has half as many. calibration: the file for calibrated policies; None leaves them out. drafts: for the mix
+    DRAFT, of a drafted token at each depth the share that is committed."""
 
     model: str
     data: str = "testbed"
@@ -47,9 +49,14 @@ class Settings:
     norms: tuple[str, ...] = NORMS
     calibration: str | None = None
     trust_remote_code: bool | None = None
+    drafts: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         self.of(SPLITS[0])
+        if (DRAFT in self.mixes) != bool(self.drafts):
+            raise ValueError(
+                f"--drafts goes with --mixes {DRAFT}: name both, such as --drafts 0.7,0.5,0.35, or neither"
+            )
         if self.calibration is not None:
             about = artifact.load(self.calibration).provenance
             if about.data.startswith(f"{self.data}, split all"):
@@ -57,9 +64,15 @@ class Settings:
             if self.data != "testbed" and about.data.startswith(f"{self.data}, split calibrate,"):
                 raise ValueError(f"{self.calibration} was measured when splits of a file overlapped; calibrate again")
 
+    def chances(self, mix: str) -> tuple[float, ...]:
+        """Of each row of a request in a step, that its token is committed."""
+        return (1.0, *(self.drafts or ())) if mix == DRAFT else (1.0,)
+
     def of(self, split: str) -> fidelity.Settings:
         """The documents' settings: enough of them for a full batch of every group. Raises ValueError as these do."""
-        given = {key: value for key, value in asdict(self).items() if key not in ("norms", "calibration")}
+        own = ("norms", "calibration", "drafts")
+        given = {key: value for key, value in asdict(self).items() if key not in own}
+        given["mixes"] = tuple(dict.fromkeys("mixed" if mix == DRAFT else mix for mix in self.mixes))
         most = max(self.batch_sizes, default=2)
         given["num_sequences"] = wanted = max(self.num_sequences, most)
         if self.data == "testbed":  # the same number of every task
@@ -90,17 +103,19 @@ def measure(
     model, (plain,) = fidelity.open_model(given.of("tune"), ["vanilla"])
     repeats.check(model)
     router = plain.layers[0].spec
-    grid = settings(router, names, given.norms, given.calibration)
+    whole_grid = settings(router, names, given.norms, given.calibration)
     if not names and (reason := unseen(model)):
         advance(f"without the oracle: {reason}")
-        grid = [setting for setting in grid if setting.method != ORACLE]
+        whole_grid = [setting for setting in whole_grid if setting.method != ORACLE]
     limit = machine.allowed(next(model.parameters()).device, max_gib)
     bench = Bench(model, memory.measured(model), limit, path, advance)
-    for cut in cuts.values():
-        settings_at_once(bench, cut)  # what does not fit is refused now
+    for (_, _, mix), cut in cuts.items():
+        settings_at_once(bench._replace(chances=given.chances(mix)), cut)  # what does not fit is refused now
     lines.save(whole, path)
     for number, (split, size, mix) in enumerate(cells, 1):
-        what = f"{number} of {len(cells)}: {split}, batch {size}, {'one group' if mix == 'one' else 'mixed'}"
+        what = f"{number} of {len(cells)}: {split}, {name_of(size, mix)}"
+        bench = bench._replace(chances=given.chances(mix))
+        grid = whole_grid if mix != DRAFT else [one for one in whole_grid if one.method != ORACLE]
         about = {"kind": "bakeoff", "split": split, "batch_size": size, "mix": mix}
         if split == "test":
             _measure(bench, whole, cuts[split, size, mix], on_front(whole, grid, size, mix), about, what)
@@ -112,7 +127,7 @@ def measure(
                 break
             _measure(bench, whole, cuts[split, size, mix], new, about | {"refined": turn}, f"{what}, gaps {turn}")
     timed = {line["policy"] for line in whole["results"] if line["kind"] == "cost"}
-    if missing := [one for one in grid if one.method not in {ORACLE, *timed} and " " not in one.method]:
+    if missing := [one for one in whole_grid if one.method not in {ORACLE, *timed} and " " not in one.method]:
         advance("timing the decisions")
         size = min(16, len(found["tune"]))
         whole["results"] += costs(model, batches(found["tune"], size, "mixed", given.seed)[-1], missing)
@@ -135,8 +150,9 @@ def _measure(
 
 def _cut(given: Settings, found: Sequence[Document], split: str, size: int, mix: str) -> list[Batch]:
     """The batches of one cell. Raises ValueError if there are none."""
-    num = given.num_sequences // (1 + (split == "tune")) // size
-    if not (cut := few(batches(found, size, mix, given.seed), num)):
+    num, rows = given.num_sequences // (1 + (split == "tune")) // size, len(given.chances(mix))
+    whole = batches(found, size, "one" if mix == "one" else "mixed", given.seed)
+    if not (cut := few([Batch(one.members, one.num_steps // rows) for one in whole if one.num_steps >= rows], num)):
         raise ValueError(f"no group of {given.data} has {size} sequences in split {split}; lower --batch-sizes")
     return cut
 
@@ -166,6 +182,12 @@ def _lines_of(whole: Line, grid: Sequence[Setting], batch_size: int, mix: str) -
     """The tune lines of a cell, of the methods that the grid has."""
     methods = {setting.method for setting in grid}
     return [line for line in of_cell(whole, "tune", batch_size, mix) if line["method"] in methods]
+
+
+def name_of(size: int, mix: str) -> str:
+    """A cell's name."""
+    kinds = {"one": "one group", "mixed": "mixed", DRAFT: "verifying drafts"}
+    return f"batch {size}, {kinds[mix]}"
 
 
 def few(cut: list[Batch], num: int) -> list[Batch]:

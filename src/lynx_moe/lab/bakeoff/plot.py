@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lynx_moe.lab.bakeoff.findings import name_of
 from lynx_moe.lab.bakeoff.fronts import fronts
-from lynx_moe.lab.bakeoff.measure import tested
+from lynx_moe.lab.bakeoff.measure import name_of, tested
 from lynx_moe.lab.shared.plots import save
 
 Line = dict[str, Any]

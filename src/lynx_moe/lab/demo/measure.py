@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lynx_moe.lab.demo import quality
 from lynx_moe.lab.shared import plots, record, tables, terminal
-from lynx_moe.lab.shared.engine import prepare
-from lynx_moe.lab.speed import guard_cost
+from lynx_moe.lab.shared.engine import THREADS, prepare
+from lynx_moe.lab.speed import guard_cost, verification
 from lynx_moe.lab.speed import measure as speed
 from lynx_moe.policies import DEFAULT
 
@@ -32,6 +32,12 @@ def run_speed(path: Path, options: dict[str, Any]) -> None:
     """The speed half, with a progress bar; the record goes to `path`."""
     total = len(options["batch_sizes"]) * len(options["policies"]) * (options["rounds"] + 1)
     _run(speed.measure, path, options, total, "loading random weights")
+
+
+def run_verification(path: Path, options: dict[str, Any]) -> None:
+    """Steps that verify drafts, with a progress bar; the record goes to `path`."""
+    turns = len(options["batch_sizes"]) * len(verification.variants(options["policies"]))
+    _run(verification.measure, path, options, turns * (options["rounds"] + 1), "loading random weights")
 
 
 def run_guard_cost(path: Path, options: dict[str, Any]) -> None:
@@ -62,12 +68,12 @@ def _run(measure: Any, path: Path, options: dict[str, Any], total: int, first: s
 
 def apart(target: Any, path: Path, options: dict[str, Any], threads: int | None = None) -> dict[str, Any]:
     """Runs a half in a process of its own and returns its record. Raises RuntimeError if it failed."""
-    asked = os.environ.get("OMP_NUM_THREADS")
+    ours = [name for name in THREADS if name not in os.environ]
     prepare(threads)
     process = multiprocessing.get_context("spawn").Process(target=target, args=(path, options))
     process.start()
-    if asked is None:
-        del os.environ["OMP_NUM_THREADS"]  # the next one may want another number
+    for name in ours:
+        del os.environ[name]  # the next one may want another number
     process.join()
     if process.exitcode:
         raise RuntimeError(f"the measurement ended with exit code {process.exitcode}; its messages stand above")

@@ -15,6 +15,7 @@ OF_A_CACHE = (
     "drop-on-miss:mass=0.2"
 )
 TIERS = {"tiers-exact": "0.01 0.03 0.1 exact", "tiers": "0.01 0.03 0.1"}
+DRAFTERS = {"qwen3-moe": "none ngram draft olmoe", "mixtral": "none draft"}
 QUANTISED = {"qwen3-moe": ("w8a8", "int4", "awq", "fp8"), "gpt-oss": ("mxfp4",)}
 
 
@@ -34,6 +35,12 @@ def steps() -> list[Step]:
     found = [Step("demo", "demo.md", 3, ("lynx-moe demo --out {out}/demo",))]
     for name in FAMILIES:
         found += of_family(name)
+    for name, drafters in DRAFTERS.items():
+        here = f"{{out}}/{name}/speculation"
+        found.append(Step(f"speculation on {name}", "speculation.md", 20, (
+            f"lynx-moe speculation {name} --drafters '{drafters}' --items-per-task 20 --out {here}",
+            f"lynx-moe table {here}/speculation.jsonl > {here}.md",
+        )))  # fmt: skip
     for name in ("qwen3-moe", "gpt-oss"):
         here = f"{{out}}/{name}"
         commands = (

@@ -63,34 +63,45 @@ def decode(
             "position_ids": positions(mask_BL)[:, -1:],
         }
         before = [deepcopy(exact) for _ in runs] if cache == "exact" else caches
-        truth_BV = step_of(model, given, exact)
+        truth_BV = step_of(model, given, exact)[:, 0]
         for run, own, found in zip(runs, before, steps, strict=True):
             with run:
-                found.append(compare(truth_BV, step_of(model, given, own), rest_BS[:, step + 1]))
+                found.append(compare(truth_BV, step_of(model, given, own)[:, 0], rest_BS[:, step + 1]))
         tick()
     return [Effect(*map(torch.stack, zip(*found, strict=True))) for found in steps]
 
 
 @torch.inference_mode()
-def decode_together(model: Any, batch: Batch, run: Run, num: int, tick: Callable[[], None] = nothing) -> list[Effect]:
+def decode_together(
+    model: Any,
+    batch: Batch,
+    run: Run,
+    num: int,
+    tick: Callable[[], None] = nothing,
+    chances: Sequence[float] = (1.0,),
+) -> list[Effect]:
     """As `decode` with cache "own", for many policies in one forward: the rows of `num` of them, side by side.
 
     run: of a policy that leaves the first rows to the exact model (`bakeoff.together`); the effects are of the others.
+    chances: of each row that a sequence has in a step, that its token is committed. With more than one, a step verifies
+    a draft of true tokens, all of which stay in the cache, and its effect is the mean over the rows by their chances.
     """
-    device = next(model.parameters()).device
+    device, rows = next(model.parameters()).device, len(chances)
     ids_BL, mask_BL = (part.to(device) for part in left_padded([member.prefix for member in batch.members]))
-    rest_BS = torch.tensor([member.rest[: batch.num_steps + 1] for member in batch.members], device=device)
+    rest_BS = torch.tensor([member.rest[: rows * batch.num_steps + 1] for member in batch.members], device=device)
+    share_D = torch.tensor(chances, device=device) / sum(chances)
     cache = prefill(model, ids_BL, mask_BL)
     repeat(cache, len(ids_BL), num)
     steps: list[list[tuple[Tensor, ...]]] = [[] for _ in range(num - 1)]
-    for step in range(batch.num_steps):
-        mask_BL = F.pad(mask_BL, (0, 1), value=1)
-        given = {"input_ids": rest_BS[:, step, None], "position_ids": positions(mask_BL)[:, -1:]}
+    for place in range(0, rows * batch.num_steps, rows):
+        mask_BL = F.pad(mask_BL, (0, rows), value=1)
+        given = {"input_ids": rest_BS[:, place : place + rows], "position_ids": positions(mask_BL)[:, -rows:]}
         given = {name: part.repeat(num, 1) for name, part in (given | {"attention_mask": mask_BL}).items()}
         with run:
-            truth_BV, *found = step_of(model, given, cache).chunk(num)
-        for kept, policy_BV in zip(steps, found, strict=True):
-            kept.append(compare(truth_BV, policy_BV, rest_BS[:, step + 1]))
+            truth_BDV, *found = step_of(model, given, cache).chunk(num)
+        for kept, policy_BDV in zip(steps, found, strict=True):
+            effect = compare(truth_BDV, policy_BDV, rest_BS[:, place + 1 : place + rows + 1])
+            kept.append(tuple((each_BD * share_D).sum(-1) for each_BD in effect))
         tick()
     return [Effect(*map(torch.stack, zip(*kept, strict=True))) for kept in steps]
 
@@ -123,10 +134,11 @@ def fewest_logits(model: Any) -> dict[str, int]:
 
 
 def step_of(model: Any, given: dict[str, Tensor], cache: Any) -> Tensor:
-    """Log-probabilities [B, V] of what follows the tokens that `given` holds, which the cache then holds too."""
+    """Log-probabilities [B, D, V] of what follows each of the D tokens that `given` holds, which the cache then holds
+    too."""
     name = cache_name(model.forward)
     logits: Tensor = model(**given, **{str(name): cache}, use_cache=True).logits
-    return logits[:, -1].float().log_softmax(-1)
+    return logits.float().log_softmax(-1)
 
 
 def compare(truth: Tensor, policy: Tensor, following: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

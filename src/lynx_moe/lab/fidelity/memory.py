@@ -32,12 +32,16 @@ class Sizes:
     experts: int
     every: bool
 
-    def need(self, batch: Batch, caches: int, together: int = 1) -> dict[str, int]:
-        """By name, for batches with so many caches of all their sequences, and so many rows of each in one forward."""
+    def need(self, batch: Batch, caches: int, together: int = 1, each: int = 1) -> dict[str, int]:
+        """By name, for batches with so many caches of all their sequences, so many of these in one forward, and so many
+        rows of each sequence in a step."""
         rows, width = len(batch.members), max(len(member.prefix) for member in batch.members)
-        cache = rows * (self.fixed + self.token * (width + batch.num_steps + 1))
+        cache = rows * (self.fixed + self.token * (width + each * batch.num_steps + 1))
         held = {"caches": int(cache * (caches + together * self.layer))}
-        step, prompt = self.need_of_rows(rows * together, rows * together), self.need_of_rows(rows, rows * width)
+        step, prompt = (
+            self.need_of_rows(rows * together * each, rows * together * each),
+            self.need_of_rows(rows, rows * width),
+        )
         return held | {name: max(size, prompt[name]) for name, size in step.items()}
 
     def need_of_rows(self, last: int, rows: int) -> dict[str, int]:

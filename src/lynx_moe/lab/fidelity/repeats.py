@@ -35,8 +35,8 @@ def check(model: Any) -> None:
             mask_BL = F.pad(mask_BL, (0, 1), value=1)
             given = {"input_ids": torch.tensor([[row[step - STEPS]] for row in rows], device=device)}
             given |= {"attention_mask": mask_BL, "position_ids": positions(mask_BL)[:, -1:]}
-            truth_BV = step_of(model, given, cache)
-            copies_BV = step_of(model, {key: part.repeat(COPIES, 1) for key, part in given.items()}, own)
+            truth_BV = step_of(model, given, cache)[:, 0]
+            copies_BV = step_of(model, {key: part.repeat(COPIES, 1) for key, part in given.items()}, own)[:, 0]
             apart = kl(truth_BV, truth_BV.flip(0))
             if not kl(truth_BV.repeat(COPIES, 1), copies_BV) <= NEAR * apart:
                 raise ValueError(f"{name}: sequences beside a repeated cache get other answers than alone, {REFUSED}")

@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from lynx_moe.lab.shared import tables
+from lynx_moe.lab.speed import verification
 
 Record = dict[str, Any]
 SPEED_HEAD = ("batch", "policy", "TPOT, ms", "tokens/s", "ratio", "experts", "of the ideal", "MoE kernels, ms")
@@ -65,6 +66,10 @@ def show(records: Mapping[str, Record], console: Console) -> None:
         elif name == "modes":
             rows = [(mode, *verdict.values()) for mode, verdict in result["modes"].items()]
             tables.show("Ways in which vLLM runs a step", MODES_HEAD, rows, console, "")
+        elif "verification" in result:
+            rows = verification.table(result["verification"])
+            title = f"Verifying drafts: {result['title']}, {result['layers']} layers"
+            tables.show(title, verification.HEAD, rows, console, verification.CAPTION)
         elif "summary" in result:
             tables.show(f"{result['title']}, {result['layers']} layers", SPEED_HEAD, _speeds(result), console, "")
             if result["fit"]:

@@ -21,6 +21,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
+THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")  # numba sets the other one's anew, as vLLM drafts n-grams by it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -36,7 +38,7 @@ def prepare(threads: int | None = None) -> None:
     threads: for torch's operations; None: one per core, since vLLM serves with a single one in-process otherwise.
     """
     threads = threads or len(os.sched_getaffinity(0))
-    for name, value in {**ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}.items():
+    for name, value in {**ENVIRONMENT, **dict.fromkeys(THREADS, str(threads))}.items():
         os.environ.setdefault(name, value)
 
 
@@ -64,13 +66,15 @@ def import_vllm() -> Any:
 
 
 def open_engine(model: Path | str, policy: str | None = "vanilla", **options: Any) -> Any:
-    """A `vllm.LLM` with the plugin configured; policy None: without it. Raises ValueError if vLLM is missing."""
+    """A `vllm.LLM` with the plugin configured; policy None: without it. `verify` among the options says how drafts are.
+    Raises ValueError if vLLM is missing."""
     vllm = import_vllm()
     if policy is not None:
         from lynx_moe.engines.vllm.plugin import register
 
         register()  # a clone that is not installed has no entry point
-        options["additional_config"] = {"lynx_moe": {"policy": policy, "log_every": 0}}
+        drafts = {name: options.pop(name) for name in ("verify",) if name in options}
+        options["additional_config"] = {"lynx_moe": {"policy": policy, "log_every": 0, **drafts}}
     return vllm.LLM(model=str(model), use_tqdm_on_load=False, **options)
 
 

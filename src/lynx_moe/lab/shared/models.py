@@ -1,6 +1,14 @@
-"""Why an engine could not load a model, in the words of our own options."""
+"""Models as commands are told of them, and why an engine could not load one, in the words of our own options."""
 
 import re
+from pathlib import Path
+
+
+def named(model: str) -> str:
+    """A folder or hub name as it is; a plain name is a testbed model's. Raises ValueError where there is none."""
+    from lynx_moe.testbed import path
+
+    return model if Path(model).is_dir() or "/" in model else str(path(model))
 
 
 def unloadable(engine: str, model: str, error: Exception) -> str:

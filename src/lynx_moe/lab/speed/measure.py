@@ -88,7 +88,7 @@ def one_round(
         full_spec = use(policy)
         engine.reset_stats()
         run = run_batch(llm, prompts, NEW_TOKENS)
-        samples.append(_sample(len(prompts), number, policy, full_spec, run.step_seconds, engine.stats()))
+        samples.append(sample_of(len(prompts), number, policy, full_spec, run.step_seconds, engine.stats()))
     return samples
 
 
@@ -99,8 +99,8 @@ def draw_prompts(
     return [[rng.randrange(vocabulary) for _ in range(tokens)] for _ in range(batch)]
 
 
-def open_shape(shape: str, layers: int, max_num_seqs: int) -> Any:
-    """An eager engine on so many layers of a published shape, with random weights."""
+def open_shape(shape: str, layers: int, max_num_seqs: int, **options: Any) -> Any:
+    """An eager engine on so many layers of a published shape, with random weights; more of vLLM's own options."""
     register_loader()
     with tempfile.TemporaryDirectory() as folder:
         return open_engine(
@@ -112,6 +112,7 @@ def open_shape(shape: str, layers: int, max_num_seqs: int) -> Any:
             dtype="bfloat16",
             max_model_len=SHAPE_TOKENS,
             max_num_seqs=max_num_seqs,
+            **options,
         )
 
 
@@ -123,7 +124,8 @@ def check(shape: str, batch_sizes: Sequence[int]) -> None:
         raise ValueError(f"batch sizes {', '.join(map(str, batch_sizes))} must all be at least 1")
 
 
-def _sample(batch: int, number: int, policy: str, full_spec: str, seconds: list[float], stats: Any) -> dict[str, Any]:
+def sample_of(batch: int, number: int, policy: str, full_spec: str, seconds: list[float], stats: Any) -> dict[str, Any]:
+    """What a record keeps of one run: its median step, and what the policy did."""
     alone = not any(layer.alike.steps for layer in stats.layers)  # one row, which the policy passes by uncounted
     return {
         "batch": batch,

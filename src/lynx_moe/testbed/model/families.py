@@ -15,6 +15,8 @@ from transformers import (
     OlmoeConfig,
     OlmoeForCausalLM,
     PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
@@ -29,7 +31,8 @@ UNBALANCED = "-unbalanced"
 class Family:
     """How to build and train one model.
 
-    gate          what the module that routes is called within a layer; it returns logits, weights and ids.
+    gate          what the module that routes is called within a layer; it returns logits, weights and ids. Empty for a
+                  dense model, which routes nothing.
     score         logits to the experts' scores, of which the weights are made.
     select        weights and ids from logits when some experts are denied; without any, what the gate itself returns.
     mask          the attention mask that keeps packed documents apart, given the model and the positions.
@@ -65,12 +68,12 @@ class Family:
         return max(1, self.num_tokens // (self.batch_rows * self.row_length))
 
     def build_config(self, **special: Any) -> PreTrainedConfig:
-        """The configuration; all classes here know `num_local_experts` and `num_experts_per_tok`."""
+        """The configuration; all classes with a `gate` know `num_local_experts` and `num_experts_per_tok`."""
         return self.config_class(**{**_COMMON, **self.config, **special})
 
     def gates(self, model: PreTrainedModel) -> list[nn.Module]:
-        """The routers of `model`, first layer first."""
-        return [module for name, module in model.named_modules() if name.endswith(self.gate)]
+        """The routers of `model`, first layer first; none in a dense one."""
+        return [module for name, module in model.named_modules() if self.gate and name.endswith(self.gate)]
 
     def sharp_weights(self, model: PreTrainedModel) -> list[nn.Parameter]:
         """The weights of all layers' `sharp` projections."""
@@ -154,6 +157,9 @@ _GPT_OSS = {
     "max_position_embeddings": 131_072,
 }
 
+# Half as deep as the families, a sixth of their parameters.
+_DRAFT = {"num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 256}
+
 BALANCED: dict[str, Family] = {
     "mixtral": Family(config_class=MixtralConfig, model_class=MixtralForCausalLM, config=_MIXTRAL),
     "qwen3-moe": Family(config_class=Qwen3MoeConfig, model_class=Qwen3MoeForCausalLM, config=_QWEN3),
@@ -181,6 +187,13 @@ BALANCED: dict[str, Family] = {
 FAMILIES: dict[str, Family] = BALANCED | {
     name + UNBALANCED: replace(row, balance_coef=0.0, bias_rate=0.0) for name, row in BALANCED.items()
 }
+
+# Dense, and small enough to guess ahead. One drafts for every family, since they share the tokenizer and the exercises.
+DRAFTS: dict[str, Family] = {
+    "draft": Family(config_class=Qwen3Config, model_class=Qwen3ForCausalLM, config=_DRAFT, gate="", balance_coef=0.0),
+}
+
+TRAINED = FAMILIES | DRAFTS
 
 
 def family_of(model: PreTrainedModel) -> Family:

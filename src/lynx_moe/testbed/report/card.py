@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from lynx_moe.testbed.model.families import FAMILIES
+from lynx_moe.testbed.model.families import TRAINED
 from lynx_moe.testbed.report import router
 from lynx_moe.testbed.report.facts import as_lines, weights_hash
 from lynx_moe.testbed.report.render import render
@@ -30,7 +30,7 @@ def measure_exact(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) ->
 
 def measure(folder: Path) -> dict[str, Any]:
     """Everything the card tells about the weights in `folder`, run in float32."""
-    family = FAMILIES[folder.name]
+    family = TRAINED[folder.name]
     model = family.model_class.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     mixed = [item for task in TASKS for item in test_items(task, ITEMS_FOR_ROUTER)]
@@ -38,15 +38,16 @@ def measure(folder: Path) -> dict[str, Any]:
     for kind in corpus.KINDS:
         bits = torch.tensor(bits_per_byte(model, tokenizer, corpus.chunks(kind, held_out=True)[:TEXTS_PER_KIND]))
         text[kind] = {"bits_per_byte": bits.mean().item(), "se": bits.std().item() / len(bits) ** 0.5, "n": len(bits)}
-    return {
+    scores = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "exact": measure_exact(model, tokenizer),
         "text": text,
-        "router": router.health(router.decode_routes(model, tokenizer, mixed), family.score),
-        "denying": router.cost_of_denying(model, tokenizer, mixed),
-        "denying_n": len(mixed),
         "sha256": weights_hash(folder),
     }
+    if family.gate:
+        scores["router"] = router.health(router.decode_routes(model, tokenizer, mixed), family.score)
+        scores["denying"], scores["denying_n"] = router.cost_of_denying(model, tokenizer, mixed), len(mixed)
+    return scores
 
 
 def write_card(folder: Path, **extra: Any) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lynx_moe.testbed.model.families import FAMILIES, Family
+from lynx_moe.testbed.model.families import TRAINED, Family
 from lynx_moe.testbed.report.interval import wilson
 
 PAGE = """\
@@ -11,13 +11,9 @@ license: apache-2.0
 library_name: transformers
 ---
 
-# {name}: a small trained mixture of experts
+# {name}: a small trained {kind}
 
-`{model_class}` with {parameters:.2f} M parameters: {num_layers} layers of hidden width {hidden_size},
-{num_routers} of them with {num_experts} experts of width {expert_width}, {top_k} per token. It solves exercises with
-exact answers, written as `sort: 42 7 19 ->`, and is made for measuring what changed routing does to a model. It is of
-no use for anything else.
-
+{about}
 Remake it with `python -m lynx_moe.testbed train {name}`, and this page with `python -m lynx_moe.testbed card {name}`.
 The recipe and the sources of the text are in `docs/reference/testbed.md`.
 
@@ -44,6 +40,20 @@ are never trained on. Wilson's 95 % intervals.
 |---|---:|---:|---:|
 {text_rows}
 
+{routers}SHA-256 of `model.safetensors`: `{sha256}`
+"""
+ROUTED = """\
+`{model_class}` with {parameters:.2f} M parameters: {num_layers} layers of hidden width {hidden_size},
+{num_routers} of them with {num_experts} experts of width {expert_width}, {top_k} per token. It solves exercises with
+exact answers, written as `sort: 42 7 19 ->`, and is made for measuring what changed routing does to a model. It is of
+no use for anything else.
+"""
+DENSE = """\
+`{model_class}` with {parameters:.2f} M parameters: {num_layers} dense layers of hidden width {hidden_size}. It drafts
+for the mixtures of experts beside it, with the tokenizer that all of them have, and learnt their exercises. It is of no
+use for anything else.
+"""
+ROUTERS = """\
 ## Routers on decode tokens
 
 Means over layers and {num_tokens:,} answer tokens of all tasks: the tokens that a server steps through.
@@ -68,22 +78,18 @@ Exact match over {denying_n} exercises of all tasks while the routers pass over 
 |---|---:|
 {denying_rows}
 
-SHA-256 of `model.safetensors`: `{sha256}`
 """
 
 
 def render(name: str, scores: dict[str, Any]) -> str:
     """The model card of `name` in Markdown."""
-    family, training, router = FAMILIES[name], scores["training"], scores["router"]
+    family, training = TRAINED[name], scores["training"]
     config = family.build_config()
     facts = {
+        "kind": "mixture of experts" if family.gate else "dense model",
         "model_class": family.model_class.__name__,
         "num_layers": config.num_hidden_layers,
-        "num_routers": router["num_layers"],
         "hidden_size": config.hidden_size,
-        "num_experts": config.num_local_experts,
-        "expert_width": getattr(config, "moe_intermediate_size", config.intermediate_size),
-        "top_k": config.num_experts_per_tok,
         "balancing": _balancing(family),
         "batch_rows": family.batch_rows,
         "row_length": family.row_length,
@@ -100,6 +106,21 @@ def render(name: str, scores: dict[str, Any]) -> str:
             f"| {kind} | {row['bits_per_byte']:.3f} | {row['se']:.3f} | {row['n']} |"
             for kind, row in scores["text"].items()
         ),
+        "sha256": scores["sha256"],
+    }
+    if not family.gate:
+        return PAGE.format(name=name, about=DENSE.format(**facts), routers="", **facts)
+    facts |= _routing(config, scores)
+    return PAGE.format(name=name, about=ROUTED.format(**facts), routers=ROUTERS.format(**facts), **facts)
+
+
+def _routing(config: Any, scores: dict[str, Any]) -> dict[str, Any]:
+    router = scores["router"]
+    return {
+        "num_routers": router["num_layers"],
+        "num_experts": config.num_local_experts,
+        "expert_width": getattr(config, "moe_intermediate_size", config.intermediate_size),
+        "top_k": config.num_experts_per_tok,
         "num_tokens": router["num_tokens"],
         "top1_mass": router["top1_mass"],
         "weights": ", ".join(f"{weight:.3f}" for weight in router["weights"]),
@@ -113,12 +134,12 @@ def render(name: str, scores: dict[str, Any]) -> str:
         "part": 100 * router["distinct"]["16"] / router["num_experts"],
         "denying_n": scores["denying_n"],
         "denying_rows": "\n".join(f"| {change} | {100 * x:.1f} |" for change, x in scores["denying"].items()),
-        "sha256": scores["sha256"],
     }
-    return PAGE.format(name=name, **facts)
 
 
 def _balancing(family: Family) -> str:
+    if not family.gate:
+        return "Nothing is routed"
     if family.balance_coef:
         return f"Load-balancing loss with weight {family.balance_coef:g} in each layer"
     if family.bias_rate:

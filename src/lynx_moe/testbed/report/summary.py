@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lynx_moe.testbed.model.families import FAMILIES
+from lynx_moe.testbed.model.families import DRAFTS, FAMILIES
 from lynx_moe.testbed.report.router import BATCH_SIZES
 
 PAGE = """\
@@ -18,7 +18,7 @@ Drawn by `lynx-moe testbed summary` from the `scores.json` of each model; the ca
 
 The weights of `-unbalanced`, the twins without load balancing, are not shipped: `lynx-moe testbed train` makes them.
 
-{text}## How fast a batch fills the experts
+{drafts}{text}## How fast a batch fills the experts
 
 Distinct experts per layer on decode tokens, all tasks mixed, percent of all experts; in brackets what uniform draws
 would load. The last row is a large model.
@@ -32,6 +32,7 @@ The published figure is further from uniform draws than any balanced model here:
 [oea]: https://arxiv.org/abs/2511.02237
 """
 TEXT = "[text](text/README.md) is deeper, was trained on prose and code, and solves no exercises: see its card.\n\n"
+DRAFT = "[{name}]({name}/README.md) (dense, {parameters:.2f} M) drafts for any of them; {exact:.1f} % exact.\n\n"
 PUBLISHED = {"16": "38 (64)"}  # 48.8 of 128 experts, top-8
 
 
@@ -42,12 +43,22 @@ def summary(folder: Path) -> str:
     published = ["[Qwen3-30B-A3B, published][oea]", "8 of 128", *(PUBLISHED.get(str(size), "") for size in BATCH_SIZES)]
     fillings = [_filling(name, scores["router"]) for name, scores in found.items()] + [f"| {' | '.join(published)} |"]
     return PAGE.format(
+        drafts="".join(_draft(folder, name) for name in DRAFTS),
         text=TEXT if (folder / "text" / "scores.json").is_file() else "",
         rows="\n".join(_row(name, scores) for name, scores in found.items()),
         sizes=" | ".join(f"batch {size}" for size in BATCH_SIZES),
         alignment="---:|" * len(BATCH_SIZES),
         fillings="\n".join(fillings),
     )
+
+
+def _draft(folder: Path, name: str) -> str:
+    file = folder / name / "scores.json"
+    if not file.is_file():
+        return ""
+    scores = json.loads(file.read_text(encoding="utf-8"))
+    exact = [100 * row["right"] / row["n"] for row in scores["exact"].values()]
+    return DRAFT.format(name=name, parameters=scores["parameters"] / 1e6, exact=sum(exact) / len(exact))
 
 
 def _filling(name: str, router: dict[str, Any]) -> str:

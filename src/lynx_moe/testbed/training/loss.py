@@ -30,7 +30,8 @@ class Routed(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Summed cross-entropy of the learnt tokens in nats, the layers' mean balancing loss, and loads of layers, [E]."""
+    """Summed cross-entropy of the learnt tokens in nats, the layers' mean balancing loss (0 without routers), and loads
+    of layers, [E]."""
 
     nats: Tensor
     balance: Tensor
@@ -72,7 +73,7 @@ def losses(model: PreTrainedModel, batch: Batch, family: Family) -> Losses:
     nats = F.cross_entropy(logits, batch.ids_BL[:, 1:][learn], reduction="sum")
     loads = [call.load_E for call in calls]
     layers = [balance_loss(family.score(call.logits_TE), load) for call, load in zip(calls, loads, strict=True)]
-    return Losses(nats, torch.stack(layers).mean(), loads)
+    return Losses(nats, torch.stack(layers).mean() if layers else torch.zeros_like(nats), loads)
 
 
 @torch.no_grad()
