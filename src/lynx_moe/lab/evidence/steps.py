@@ -8,8 +8,8 @@ HELD_OUT = "--data {carved}/held-out.jsonl --dtype float32"
 ON_CARVED = (
     "priced:price=0.003 priced:price=0.01 priced priced:price=0.1 priced:ends=true,slope=1 "
     "priced:price=0.1,ends=true,slope=1 priced:price=0.2,ends=true,slope=1 priced:ends=true,slope=1,reroute=1 "
-    "priced:price=0.1,ends=true,slope=1,reroute=1 priced:price=0.2,ends=true,slope=1,reroute=1 lynx oea:k0=2 oea:k0=3 oea:k0=4 "
-    "xshare:budget=20,k0=1 alloc:k=4 topk:k=4"
+    "priced:price=0.1,ends=true,slope=1,reroute=1 priced:price=0.2,ends=true,slope=1,reroute=1 lynx oea:k0=2 "
+    "oea:k0=3 oea:k0=4 xshare:budget=20,k0=1 alloc:k=4 topk:k=4"
 )
 OF_A_CACHE = (
     "priced:price=0.01 priced priced:price=0.1 oea:k0=4 drop-on-miss:mass=0.05 drop-on-miss:mass=0.1 "
