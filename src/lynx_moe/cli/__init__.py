@@ -10,7 +10,18 @@ from rich import box
 from rich.table import Table
 
 from lynx_moe.cli import evidence, serve, show, watch
-from lynx_moe.cli.measure import bakeoff, calibrate, demo, doctor, evaluation, fidelity, profile, replay, speed
+from lynx_moe.cli.measure import (
+    bakeoff,
+    calibrate,
+    demo,
+    doctor,
+    evaluation,
+    fidelity,
+    profile,
+    replay,
+    speculation,
+    speed,
+)
 from lynx_moe.cli.shared import errors, version
 from lynx_moe.lab.shared import terminal
 from lynx_moe.policies import POLICIES, SHARED, Policy, knobs
@@ -72,6 +83,7 @@ for room in (
     demo,
     speed,
     evaluation,
+    speculation,
     fidelity,
     bakeoff,
     profile,
