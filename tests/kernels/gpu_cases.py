@@ -13,6 +13,7 @@ from cases import KINDS, SCHEMES, make_calibration, make_logits, make_spec
 from lynx_moe import RouterSpec, Routing, Rows, make_policy
 from lynx_moe.kernels import gpu
 from lynx_moe.kernels.gpu import launch
+from lynx_moe.policies import ModelShape
 from lynx_moe.routing import select
 
 ON_GPU = torch.cuda.is_available()
@@ -34,6 +35,7 @@ POLICIES = [
     "reap:share=0.5",
     "priced",
     "priced:num_keep=8",
+    "priced:price=0.3,slope=2",
     "priced:price=0.3,norm=own",
     "priced:price=30,norm=own=1",
 ]
@@ -190,6 +192,21 @@ def test_priced_asks_a_share_of_a_row_alone_whoever_says_the_price(price: float)
             policy, rows = make_policy(text), Rows(valid=first, remap=first, price=price_T)
             expected, got = policy.route(logits, spec, rows), policy.decide(logits, spec, rows)
             assert torch.equal(got.ids, expected.ids)
+
+
+@pytest.mark.parametrize("num_rows", [1, 13])
+def test_priced_asks_a_part_of_any_price_at_the_ends_of_a_model(num_rows: int) -> None:
+    deep = ModelShape(model_type="x", num_layers=30, num_experts=60, top_k=4)
+    for seed in range(4):
+        _, logits, spec, rng = make_step("priced", (num_rows, 60), "softmax", "normal", seed)
+        policy = make_policy("priced:price=0.4,ends=true").for_model(deep).at_layer((0, 1, 5, 29)[seed])
+        for price_T in (None, (torch.rand(num_rows, generator=rng) + 0.01).to(DEVICE)):
+            expected, got = (
+                policy.route(logits, spec, Rows(price=price_T)),
+                policy.decide(logits, spec, Rows(price=price_T)),
+            )
+            assert isinstance(got.counts, torch.Tensor), "no kernel took it"
+            assert torch.equal(got.ids.long(), expected.ids)
 
 
 def test_inputs_are_never_written_to_nor_given_back() -> None:

@@ -66,7 +66,14 @@ def test_the_kernel_decides_as_the_definition_does(text, seed, num_rows, sizes, 
 
 
 @pytest.mark.parametrize(
-    "text", ["priced:price=0", "priced:price=0.02", "priced:price=1,norm=own", "priced:price=30,norm=own=1"]
+    "text",
+    [
+        "priced:price=0",
+        "priced:price=0.02",
+        "priced:price=0.3,slope=1",
+        "priced:price=1,norm=own",
+        "priced:price=30,norm=own=1",
+    ],
 )
 @settings(max_examples=150, deadline=None)
 @given(

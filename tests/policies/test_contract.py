@@ -16,6 +16,7 @@ SPECS = [
     "priced:price=0.02",
     "priced:num_keep=8",
     "priced:price=0.1,per_rank=true",
+    "priced:price=0.1,reroute=0.5,slope=1",
     "lynx",
     "lynx:alpha=3,beta=2",
     "lynx:alpha=0.7,beta=1,pin_top1=true",

@@ -31,7 +31,7 @@ def pointer(typing: Any, address: Any) -> Any:
 @compiled
 def by_address(
     logits, logit_bytes, stride, own_ids, id_bytes, own_weights, valid, remap, price, chance, gain, ids, weights,
-    num_rows, num_experts, top_k, asks, power, steep, first_share, alone, most,
+    num_rows, num_experts, top_k, asks, power, steep, first_share, alone, most, slope, part,
 ):  # fmt: skip
     """`Priced.route` on tensors by their addresses, 0 for None; returns (experts before, after, rows that changed).
 
@@ -82,6 +82,7 @@ def by_address(
         middle = np.float32(asks)
         if price:
             middle = middle_price(price_T, votes, num_voters, np.float32(most), factor)
+        middle = np.float32(middle * np.float32(part))
         if num_voters == 1 and not donates:
             middle = np.float32(middle * np.float32(alone))
         for t in range(num_rows):
@@ -93,9 +94,10 @@ def by_address(
             for slot in range(t * top_k, (t + 1) * top_k):
                 if votes[t]:
                     share = own_weight[slot] / max(whole, 1e-20)
-                    if gain:
-                        share *= gain_E[own[slot]]
-                    value[slot] = share * share
+                    norm = share * gain_E[own[slot]] if gain else share
+                    value[slot] = norm * norm
+                    for _ in range(slope):
+                        value[slot] *= top_k * share
         keep(own, value, factor, counts, votes, keeps, status, middle, steep, first_share)
         changed = settle(own, own_weight, votes, status, power, new, new_weight)
         after = 0

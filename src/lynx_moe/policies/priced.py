@@ -8,6 +8,9 @@ cent:
     x[t]    = sum of v[t,e] over the row's lost experts
     harm    = sum_t  x[t] + STEEP x[t]^3
 
+With slope=N outputs that weigh more are taken to be larger: v is multiplied by (K w[t,e] / sum_e w[t,e])^N. With
+ends=true layers at the ends of the model ask a part of the price (`contract/depth.py`).
+
 g is 1, or with calibration the root of the expert's mean output norm over the layer's root mean square, a ratio that is
 taken as FLOOR at the least. The root, because norms of single tokens vary about their mean; the floor, because a row
 whose favourite is small needs it all the same.
@@ -39,6 +42,10 @@ A row that verifies a drafted token may be wasted. Its harm is multiplied by the
 A row alone has nobody to share an expert with, so at the same price it would lose more than rows of a batch do: it asks
 ALONE times its price.
 
+With reroute=R a row that lost experts takes in their place, in its own order, experts that stay and that it had not
+chosen: slots which are there anyway, and no load. A stand-in weighs R times what the router gives it, its score over
+the sum of the row's own scores, times the row's total. R = 0 drops.
+
 With per_rank=true what is priced is a level: the m-th expert of every rank, donated ones first, then by harm. A level
 goes while losing all of it adds at most `price` times the number of ranks. So ranks keep equally many experts, as far
 as their voters have named so many: what lies below the level takes no time. num_keep is spread as in `spread.py`. On
@@ -55,10 +62,12 @@ from torch import Tensor
 from lynx_moe.kernels import fused, gpu
 from lynx_moe.policies.contract.amounts import check_kept, more_kept
 from lynx_moe.policies.contract.calibrated import Calibrated
+from lynx_moe.policies.contract.depth import Deep
 from lynx_moe.policies.contract.fillers import EMPTY
 from lynx_moe.policies.contract.forms import unless_same
 from lynx_moe.policies.contract.keeping import Keeping
 from lynx_moe.policies.contract.ranked import Ranked
+from lynx_moe.policies.contract.stand_ins import stand_ins
 from lynx_moe.policies.contract.step import Step
 from lynx_moe.policies.contract.weights import OF_SLOTS, by_norm, own_power
 from lynx_moe.routing import RouterSpec, Routing, Rows, places, select
@@ -69,17 +78,21 @@ LEAST_PRICE = 0.004  # a guard that finds this too dear gives the policy up
 ROUNDS = (0.125, 0.25, 0.5, 1.0)  # each twice the one before it, which the GPU kernels rely on
 FLOOR = 0.6
 ALONE = 0.0625  # a power of two: prices are multiplied by it without rounding
+SLOPES = (0, 1, 2)
 MOST = 1e30  # as good as any price above: no harm is that large, and float32 holds it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Priced(Ranked, Calibrated, Keeping):
+class Priced(Deep, Ranked, Calibrated, Keeping):
     """price: harm that a load must prevent: 0 keeps all, 0.01 is careful, 0.1 fast; 0.03 if left out. The harm is an
     estimate per layer: what a price costs differs between models, so measure yours. More rows, surer
     routers and experts that many rows share keep more by themselves. num_keep instead: the harm is made least for so
     many experts. Rows do without what went; the weight of their other experts grows a little
     (norm=own=0.3). A row that would lose everything keeps its heaviest expert.
 
+    reroute: the weight of experts that stand in for lost ones, as a share of what the router gives them: 0 drops, 1 is
+    natural.
+    slope: how much larger outputs are that weigh more, see the module: 0, 1 or 2.
     data: a calibration, for the experts' output norms, which differ up to thirtyfold within a layer.
     per_rank: the price is for a level over the ranks, see the module.
 
@@ -99,6 +112,8 @@ class Priced(Ranked, Calibrated, Keeping):
     kernel_norm: ClassVar[str] = "own"
     price: float | None = None
     num_keep: int | None = None
+    reroute: float = 0.0
+    slope: int = 0
     norm: str = "own=0.3"
     gain_E: Tensor | None = field(default=None, compare=False, repr=False)  # float64: g of every expert, None: 1
 
@@ -108,6 +123,10 @@ class Priced(Ranked, Calibrated, Keeping):
             raise ValueError(f"{self.spec}: give price=VALUE or num_keep=VALUE, not both")
         if self.price is not None and not 0 <= self.price < float("inf"):
             raise ValueError(f"priced: price={self.price:g} must be 0 or more, and finite; 0.01 is careful, 0.1 fast")
+        if self.slope not in SLOPES:
+            raise ValueError(f"priced: slope={self.slope} must be 0, 1 or 2")
+        if not 0 <= self.reroute <= 1:
+            raise ValueError(f"priced: reroute={self.reroute:g} must lie between 0 and 1")
 
     def check(self, spec: RouterSpec) -> None:
         super().check(spec)
@@ -139,27 +158,36 @@ class Priced(Ranked, Calibrated, Keeping):
     def decide(
         self, logits_TE: Tensor, spec: RouterSpec, rows: Rows | None = None, own: Routing | None = None
     ) -> Routing:
-        plain = self.num_keep is None and self.norm.startswith("own") and not self.spreads
-        if not plain or gpu.fits(logits_TE) or not fused.fits(logits_TE):
+        plain = self.num_keep is None and self.norm.startswith("own")
+        if not plain or self.spreads or self.reroute or gpu.fits(logits_TE) or not fused.fits(logits_TE):
             return super().decide(logits_TE, spec, rows, own)
-        knobs = (self.asks, own_power(self.norm), STEEP, ROUNDS[0], ALONE, MOST)
+        knobs = (self.asks, own_power(self.norm), STEEP, ROUNDS[0], ALONE, MOST, self.slope, self.part)
         return fused.priced(logits_TE, rows, own or select(logits_TE, spec), self.gain_E, knobs)
+
+    def without_kernel(self, spec: RouterSpec) -> str | None:
+        return f"{self.spec}: the kernels know reroute=0 only" if self.reroute else super().without_kernel(spec)
 
     def vote(self, spec: RouterSpec) -> gpu.Vote:
         rule, number, power = "harm" if self.num_keep else "price", self.num_keep or 0, own_power(self.norm)
-        passes = {"price": self.asks, "alone": ALONE, "steep": STEEP, "passes": len(ROUNDS)}
-        return gpu.Vote(rule=rule, number=number, power=power, given_E=self.gain_E, **passes)  # type: ignore[arg-type]
+        knobs = {"price": self.asks, "part": self.part, "alone": ALONE, "steep": STEEP}
+        knobs |= {"passes": len(ROUNDS), "slope": self.slope}
+        return gpu.Vote(rule=rule, number=number, power=power, given_E=self.gain_E, **knobs)  # type: ignore[arg-type]
 
     def propose(self, step: Step) -> Routing:
         ids_TK, weights_TK = step.own.ids, step.own.weights
-        live_TK = (self.keep(step) | step.free_E)[ids_TK]
+        stays_E = self.keep(step) | step.free_E
+        live_TK = stays_E[ids_TK]
         candidate_TK = live_TK | ~live_TK.any(-1, keepdim=True)
         heaviest_T1 = weights_TK.where(candidate_TK, -torch.inf).amax(-1, keepdim=True)
         first_TK = candidate_TK & (weights_TK == heaviest_T1)
         first_T1 = ids_TK.where(first_TK, step.spec.num_experts - 1).amin(-1, keepdim=True)  # equal: lowest id
         live_TK = live_TK | (ids_TK == first_T1)
-        weights_TK = by_norm(self.norm, step, ids_TK, live_TK)
-        return unless_same(step, torch.where(live_TK, ids_TK, EMPTY), weights_TK)
+        new_TK, new_weights_TK = torch.where(live_TK, ids_TK, EMPTY), by_norm(self.norm, step, ids_TK, live_TK)
+        if self.reroute:
+            new_TK = stand_ins(step, stays_E, live_TK)
+            natural_TK = by_norm("mass", step, new_TK.clamp(min=0), ~live_TK & (new_TK != EMPTY))
+            new_weights_TK = new_weights_TK + self.reroute * natural_TK
+        return unless_same(step, new_TK, new_weights_TK)
 
     def keep(self, step: Step) -> Tensor:
         """bool [E]: the experts whose loss would add more than the price, or the `num_keep` that would add most."""
@@ -207,12 +235,15 @@ class Priced(Ranked, Calibrated, Keeping):
             middle = (step.voters_T.sum(dim=0, keepdim=True) // 2).clamp(max=len(order_T) - 1)
             price = order_T.gather(0, middle)  # gather: indexing with a 0-d tensor would sync with the host
             factor_T1 = (price.double() / price_T.where(step.voters_T, 1.0).double())[:, None]
+        price = self.part * price
         return torch.where(step.alone(), ALONE * price, price), factor_T1
 
     def values(self, step: Step) -> Tensor:
         """float64 [T, K]: v of every slot; 0 for rows that do not vote."""
         share_TK = step.own.weights.double()
         share_TK = share_TK / share_TK.sum(-1, keepdim=True).clamp(min=1e-20)
-        if self.gain_E is not None:
-            share_TK = share_TK * self.gain_E[step.own.ids]
-        return share_TK.square().where(step.voters_T[:, None], 0.0)
+        norm_TK = share_TK if self.gain_E is None else share_TK * self.gain_E[step.own.ids]
+        value_TK = norm_TK.square()
+        for _ in range(self.slope):
+            value_TK = value_TK * (step.spec.top_k * share_TK)
+        return value_TK.where(step.voters_T[:, None], 0.0)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lynx_moe.calibration.artifact import attach
+from lynx_moe.calibration.artifact import attach, layer_number
 from lynx_moe.policies import ONE_RANK, Placement, Policy
 from lynx_moe.policies.contract.trial import tried
 from lynx_moe.routing import RouterSpec
@@ -30,11 +30,15 @@ def fitted(policy: Policy, layers: Sequence[Layer], model: str, device: torch.de
     by_layer = attach(policy, [layer.name for layer in layers], device)
     for number, layer in enumerate(layers):
         try:
-            by_layer[number] = by_layer[number].for_placement(layer.placement)
+            by_layer[number] = _at(by_layer[number], layer.name).for_placement(layer.placement)
             by_layer[number].check(layer.spec)
         except ValueError as error:
             raise ValueError(f"{error} (layer {layer.name} of {model})") from None
     return by_layer
+
+
+def _at(policy: Policy, name: str) -> Policy:
+    return policy.at_layer(layer_number(name)) if policy.layers_differ else policy
 
 
 def tried_on(by_layer: Sequence[Policy], layers: Sequence[Layer], device: torch.device) -> None:

@@ -37,7 +37,7 @@ def two_launches(logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Ro
     keep_kernel[(1,)](
         *(logits_TE, logits_TE.stride(0), own_ids, own_weights, valid, remap, prices, chances, spec.bias),
         *(vote.given_E, state),
-        *(num_rows, vote.alpha or 0.0, vote.number, vote.seed, min(vote.price, MOST), vote.alone or 0.0),
+        *(num_rows, vote.alpha or 0.0, vote.number, vote.seed, min(vote.price, MOST), vote.part, vote.alone or 0.0),
         MODE=vote.rule,
         OPEN=vote.rule == "bins" and vote.alpha is None,
         BETA=vote.beta,
@@ -50,6 +50,7 @@ def two_launches(logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Ro
         S=min(rows_padded, max(1, SLOT_TILE // shape["KP"])) if vote.passes else 1,
         PASSES=vote.passes,
         STEEP=vote.steep,
+        SLOPE=vote.slope,
         GAINS=vote.given_E is not None,
         PRICES=prices is not None,
         CHANCES=chances is not None,

@@ -30,7 +30,7 @@ def middle_price(prices, state, T, voters, E: tl.constexpr, TP: tl.constexpr):
 def worth(
     own_ids, own_weights, gain, prices, chances, state, T, middle, part, number, expert, real, free, E: tl.constexpr,
     K: tl.constexpr, KP: tl.constexpr, S: tl.constexpr, PASSES: tl.constexpr, STEEP: tl.constexpr, GAINS: tl.constexpr,
-    COUNTED: tl.constexpr, MIXED: tl.constexpr, CHANCES: tl.constexpr,
+    SLOPE: tl.constexpr, COUNTED: tl.constexpr, MIXED: tl.constexpr, CHANCES: tl.constexpr,
 ):  # fmt: skip
     """`Priced.keep` with the donated ones: bool [C]. COUNTED: by `number` instead of a price; SUM then holds the votes.
     MIXED: rows have prices of their own, and `middle` is the middle one; SUM then holds their harm. CHANCES: harm is
@@ -57,9 +57,12 @@ def worth(
             own = tl.load(own_ids + at, mask=inside, other=0).to(tl.int64)
             value = tl.load(own_weights + at, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
             value = value / tl.maximum(tl.sum(value, 1), 1e-20)[:, None]
+            share = value
             if GAINS:
                 value = value * tl.load(gain + own, mask=inside, other=0.0)
             value = value * value
+            for _ in tl.static_range(SLOPE):
+                value = value * (K * share)
             stayed = tl.load(keep_at + own, mask=inside, other=1) != 0
             lost = tl.sum(tl.where(stayed, 0.0, value), 1)[:, None]
             cube = value * (3 * lost * (lost + value) + value * value)

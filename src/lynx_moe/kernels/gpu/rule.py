@@ -13,10 +13,10 @@ class Vote:
     adds more harm than its price), "harm" (the `number` whose loss adds most).
 
     pinned: how many first experts of every voter stay in any case.
-    price: what rows ask who bring no price of their own; alone: what a row alone asks, as a share of its price, None:
-    it keeps its routing.
+    price: what rows ask who bring no price of their own; part: the share of any price that is asked in this layer;
+    alone: what a row alone asks, as a share of its price, None: it keeps its routing.
     given_E: for "given" bool [E], what stays; for "price" and "harm" float64 [E], the gains of experts, None: all 1.
-    passes, steep: of "price" and "harm"; each pass goes twice as far as the one before it.
+    passes, steep, slope: of "price" and "harm"; each pass goes twice as far as the one before it.
     power: None: rows choose anew among what stays; else they do without what went, and the rest grows by this power.
     """
 
@@ -29,8 +29,10 @@ class Vote:
     seed: int = 0
     pinned: int = 0
     price: float = 0.0
+    part: float = 1.0
     alone: float | None = None
     passes: int = 0
     steep: float = 0.0
+    slope: int = 0
     power: float | None = None
     given_E: Tensor | None = None

@@ -69,6 +69,13 @@ class Together(Policy):
     def for_model(self, model: ModelShape) -> Self:
         return replace(self, members=tuple(member.for_model(model) for member in self.members))
 
+    @property
+    def layers_differ(self) -> bool:
+        return any(member.layers_differ for member in self.members)
+
+    def at_layer(self, layer: int) -> Self:
+        return replace(self, members=tuple(member.at_layer(layer) for member in self.members))
+
     def for_layer(self, layer: int, artifact: Mapping[int, Mapping[str, Tensor]]) -> Self:
         """A member that names no file stays without calibration."""
         members = (m if m.calibration_file is None else m.for_layer(layer, artifact) for m in self.members)

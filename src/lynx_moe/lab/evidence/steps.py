@@ -6,7 +6,10 @@ FAMILIES = ("qwen3-moe", "olmoe", "mixtral", "gpt-oss", "deepseek-v3")
 APART = "-unbalanced"
 HELD_OUT = "--data {carved}/held-out.jsonl --dtype float32"
 ON_CARVED = (
-    "priced:price=0.01 priced priced:price=0.1 lynx oea:k0=2 oea:k0=4 oea:k0=6 xshare:budget=20,k0=1 alloc:k=4 topk:k=4"
+    "priced:price=0.003 priced:price=0.01 priced priced:price=0.1 priced:ends=true,slope=1 "
+    "priced:price=0.1,ends=true,slope=1 priced:price=0.2,ends=true,slope=1 priced:ends=true,slope=1,reroute=1 "
+    "priced:price=0.1,ends=true,slope=1,reroute=1 priced:price=0.2,ends=true,slope=1,reroute=1 lynx oea:k0=2 "
+    "oea:k0=3 oea:k0=4 xshare:budget=20,k0=1 alloc:k=4 topk:k=4"
 )
 OF_A_CACHE = (
     "priced:price=0.01 priced priced:price=0.1 oea:k0=4 drop-on-miss:mass=0.05 drop-on-miss:mass=0.1 "
@@ -67,13 +70,14 @@ def steps() -> list[Step]:
             "lynx-moe replay {out}/routing.safetensors --ranks 8 --policies 'vanilla priced priced:per_rank=true "
             "oea:k0=3 oea:k0=3,per_rank=true' > {out}/ranks.txt",
         )),
-        Step("the carved model", "priced.md", 10, ("lynx-moe testbed carve",)),
-        Step("fidelity of the carved model", "priced.md", 60, (
-            f"lynx-moe fidelity carved {HELD_OUT} --policies '{ON_CARVED}' --batch-sizes 4,16 --mixes mixed "
-            "--split test --sequences 48 --out {out}/carved",
+        Step("the carved model", "carved.md", 10, ("lynx-moe testbed carve",)),
+        Step("fidelity of the carved model", "carved.md", 90, (
+            f"lynx-moe fidelity carved {HELD_OUT} --policies '{ON_CARVED}' --batch-sizes 1,4,16,64 --mixes mixed "
+            "--split test --sequences 64 --steps 16 --out {out}/carved",
             "lynx-moe table {out}/carved/fidelity.jsonl > {out}/carved/fidelity.md",
-        )),
-        Step("bakeoff of the carved model", "priced.md", 480, (
+            "python tests/helpers/kl_by_layer.py carved {carved}/held-out.jsonl > {out}/carved/by-layer.md",
+        ), "tests/helpers/kl_by_layer.py"),
+        Step("bakeoff of the carved model", "carved.md", 480, (
             f"lynx-moe bakeoff carved {HELD_OUT} --batch-sizes 4,16,64 --mixes mixed --norms model --sequences 64 "
             "--out {out}/carved/bakeoff",
             "lynx-moe table {out}/carved/bakeoff/bakeoff.jsonl > {out}/carved/bakeoff.md",

@@ -86,7 +86,7 @@ def replay(
         if fits is None:
             decided = of_cache(recording, cast(OfCache, policy), setting.slots or 0)
             jobs = ((group, _taken(decided, group)) for group in stacked)
-        elif policy.calibration_file is None:
+        elif not policy.layers_differ:
             jobs = ((group, group.decide(fits[0], setting.replicas)) for group in stacked)
         else:  # every layer has a policy of its own
             by_layer = ((n, group) for n in numbers for group in groups(recording, steps_S, [n]))

@@ -119,6 +119,16 @@ class Policy:
         """
         return self
 
+    @property
+    def layers_differ(self) -> bool:
+        """Whether it decides otherwise in one layer than in another, on the same logits."""
+        return self.calibration_file is not None
+
+    def at_layer(self, layer: int) -> Self:
+        """The policy of the layer of this number in the model, for policies to which depth matters. An engine calls it
+        after `for_model`."""
+        return self
+
     def for_placement(self, placement: Any) -> Self:
         """The policy of a layer whose experts live on ranks (`ranked.Placement`; None: they move about), for policies
         that look at ranks."""
