@@ -16,16 +16,23 @@ def markdown_table(
             help="The .jsonl files of `lynx-moe eval`, `fidelity`, `speculation`, `bakeoff`; a folder of pairs."
         ),
     ],
+    at_equal_experts: Annotated[
+        bool,
+        typer.Option("--at-equal-experts", help="Of fidelity: policies with prices at the experts that others keep."),
+    ] = False,
 ) -> None:
     """Prints saved records as Markdown, without running anything."""
     from lynx_moe.lab.bakeoff import page
-    from lynx_moe.lab.fidelity import pairs, tiers
+    from lynx_moe.lab.fidelity import equal, pairs, tiers
     from lynx_moe.lab.shared import lines, tables
     from lynx_moe.lab.speculation import show as speculation
 
     for file in saved:
         if file.is_dir():
             typer.echo(pairs.page(file))
+            continue
+        if at_equal_experts:
+            typer.echo(equal.page(lines.load(file, "fidelity")["results"]))
             continue
         pages = {**tables.MARKDOWN, tiers.KIND: tiers.page, speculation.KIND: speculation.page}
         record = lines.load(file, *pages, "bakeoff")

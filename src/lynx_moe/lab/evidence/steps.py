@@ -75,6 +75,7 @@ def steps() -> list[Step]:
             f"lynx-moe fidelity carved {HELD_OUT} --policies '{ON_CARVED}' --batch-sizes 1,4,16,64 --mixes mixed "
             "--split test --sequences 64 --steps 16 --out {out}/carved",
             "lynx-moe table {out}/carved/fidelity.jsonl > {out}/carved/fidelity.md",
+            "lynx-moe table {out}/carved/fidelity.jsonl --at-equal-experts > {out}/carved/equal.md",
             "python tests/helpers/kl_by_layer.py carved {carved}/held-out.jsonl > {out}/carved/by-layer.md",
         ), "tests/helpers/kl_by_layer.py"),
         Step("bakeoff of the carved model", "carved.md", 480, (
