@@ -63,7 +63,7 @@ lint: setup
 	$(BIN)/mypy
 
 # Much of a test is waiting for a process to start, so three at once fill two cores. A file's tests share their engines.
-PYTEST_OPTIONS ?= -n 3 --dist loadfile
+PYTEST_OPTIONS ?= -n 3 --dist loadfile --no-loadscope-reorder
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 

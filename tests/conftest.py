@@ -22,6 +22,9 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """What starts engines and servers comes first: such a file, begun last, would keep one process busy alone."""
+    heavy = [HERE / room for room in ROOMS]
+    items.sort(key=lambda item: not any(room in item.path.parents for room in heavy))
     if not HAS_VLLM:
         for item in items:
             if item.get_closest_marker("vllm"):
