@@ -12,6 +12,7 @@ import psutil
 import running
 
 MOST_RESTARTS = 20
+GRACE = 30  # seconds for a server to end whose engine has died: some of vLLM's wait for requests that never end
 
 
 class Supervisor:
@@ -67,7 +68,15 @@ class Supervisor:
         workers = [p for p in self.family()[1:] if p.is_running() and "VLLM::" in " ".join(p.cmdline() or [p.name()])]
         if workers:
             workers[-1].kill()
+            late = threading.Timer(GRACE, self._put_down, [self.process])
+            late.daemon = True
+            late.start()
         return bool(workers)
+
+    def _put_down(self, process: "subprocess.Popen[bytes]") -> None:
+        """Ends a server that neither answers nor ends; `_keep_up` starts the next one."""
+        if process is self.process and process.poll() is None and not self.healthy():
+            process.kill()
 
     def _keep_up(self) -> None:
         while not self.stopping.is_set() and self.lives <= MOST_RESTARTS:
