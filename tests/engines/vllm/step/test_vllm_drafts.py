@@ -225,7 +225,7 @@ def test_draft_mode_remaps_the_drafter_alone_and_loses_nothing(plain: Any, moved
 @pytest.mark.parametrize("method", ["mtp", "eagle", "eagle3"])
 def test_heads_that_read_the_target_s_hidden_states(method: str, tmp_path: Path) -> None:
     """An MTP layer has experts and is counted; these heads have none, so nothing is counted, nor could be remapped.
-    Without AMX vLLM computes latent attention's prompts whole, and a longer one than a step has room for waits forever."""
+    Without AMX vLLM computes latent attention's prompts whole: a longer one than a step has room for waits forever."""
     speculation: dict[str, Any] = {"method": method, "num_speculative_tokens": 2}
     if method == "mtp":
         model = with_mtp(str(path("deepseek-v3")), tmp_path / "mtp")
