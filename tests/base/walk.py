@@ -22,9 +22,9 @@ FILE = "nowhere.json"
 WORKS = {"policies": [], "dashboard": [], "evidence": ["--list"], "--help": []}
 NEEDS = {  # the package that the line must name
     "serve": (["org/model"], "vllm"),
-    "doctor": (["org/model"], "vllm"),
+    "doctor": (["org/model"], "pip install"),
     "eval": (["org/model", "--tasks", "gsm8k"], "pip install"),
-    "speculation": (["org/model", "--drafters", "none ngram"], "vLLM"),
+    "speculation": (["org/model", "--drafters", "none ngram"], "pip install"),
     "fidelity": (["org/model"], "pip install"),
     "bakeoff": (["org/model"], "pip install"),
     "profile": (["org/model"], "pip install"),
