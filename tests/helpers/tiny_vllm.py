@@ -120,6 +120,32 @@ def save_model(family: str, folder: Path) -> str:
 
 
 @contextmanager
+def transformers_left_alone() -> Iterator[None]:
+    """vLLM's Transformers backend writes itself into the class of the model in transformers, for good: whoever makes
+    such a model in this process afterwards, without vLLM, gets an error. Here the classes are put back."""
+    from vllm.model_executor.models.transformers.base import Base
+
+    before: list[tuple[type, tuple[type, ...], dict[str, Any]]] = []
+    decorate = Base._decorate_cls_for_torch_compile
+
+    def remember(self: Any, cls: type, *args: Any, **kwargs: Any) -> None:
+        before.append((cls, cls.__bases__, dict(vars(cls))))
+        decorate(self, cls, *args, **kwargs)
+
+    Base._decorate_cls_for_torch_compile = remember
+    try:
+        yield
+    finally:
+        Base._decorate_cls_for_torch_compile = decorate
+        for cls, bases, own in reversed(before):
+            cls.__bases__ = bases
+            for name in set(vars(cls)) - set(own):
+                delattr(cls, name)
+            for name in [name for name in own if vars(cls)[name] is not own[name]]:
+                setattr(cls, name, own[name])
+
+
+@contextmanager
 def engine(model: str, policy: str | None = None, **kwargs: Any) -> Iterator[Any]:
     """An eager engine of 16 sequences unless kwargs say otherwise, in which no step runs twice; without `policy` the
     plugin stays inert."""
@@ -131,12 +157,13 @@ def engine(model: str, policy: str | None = None, **kwargs: Any) -> Iterator[Any
     defaults = {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 16, "dtype": "bfloat16"}
     defaults["skip_tokenizer_init"] = True
     try:
-        llm = LLM(model=model, **{**defaults, **kwargs})
-        try:
-            yield llm
-        finally:
-            llm.llm_engine.engine_core.shutdown()
-            del llm
+        with transformers_left_alone():
+            llm = LLM(model=model, **{**defaults, **kwargs})
+            try:
+                yield llm
+            finally:
+                llm.llm_engine.engine_core.shutdown()
+                del llm
     finally:
         cleanup_dist_env_and_memory()
         gc.collect()

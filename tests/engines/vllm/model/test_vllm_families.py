@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import tiny_transformers
 import torch
 from tiny_vllm import engine, generate, prompts, save_model
 from torch import Tensor
@@ -77,6 +78,13 @@ def test_a_model_that_cannot_be_remapped_is_refused(family, message, tmp_path, m
     monkeypatch.setattr(DefaultModelLoader, "load_weights", lambda *_: pytest.fail("weights were loaded"))
     with pytest.raises(ValueError, match=message), engine(save_model(family, tmp_path), "lynx"):
         pass
+
+
+def test_after_it_transformers_makes_the_same_model_as_before(tmp_path):
+    """Of the tests' own engines: vLLM serves Phi-MoE through transformers' class, and changes it."""
+    with pytest.raises(ValueError, match="no MoE layer"), engine(save_model("phimoe", tmp_path), "lynx"):
+        pass
+    assert tiny_transformers.make(tiny_transformers.ARCHITECTURES["phimoe"])
 
 
 def test_wishes_are_checked_by_the_layers_where_the_configuration_says_nothing(tmp_path):
