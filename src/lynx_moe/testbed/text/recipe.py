@@ -30,7 +30,7 @@ TEXT = Family(
     },
     num_tokens=60_000_000,
     balance_coef=0.001,
-    learning_rate=2e-3,
+    learning_rate=4e-3,
     batch_rows=8,
     row_length=512,
     micro_rows=4,
