@@ -37,8 +37,8 @@ def test_settings_are_grouped_by_all_but_the_price_and_cells_stand_alone() -> No
 
 
 def test_the_default_is_a_rival_of_its_other_forms_and_they_are_none_of_each_other() -> None:
-    forms = [line(f"priced:price={price}{form}", after, kl)
-             for form, kl in ((",slope=1", 1), (",slope=2", 3), ("", 2)) for price, after in ((0.1, 10), (0.01, 30))]  # fmt: skip
+    knobs, prices = ((",slope=1", 1), (",slope=2", 3), ("", 2)), ((0.1, 10), (0.01, 30))
+    forms = [line(f"priced:price={price}{form}", after, kl) for form, kl in knobs for price, after in prices]
     found = [(one["ours"], one["rival"], round(one["ratio"], 6)) for one in equal.compared(forms)]
     assert found == [(f"priced:slope={slope}", f"priced:price={price}", ratio)
                      for price in (0.1, 0.01) for slope, ratio in ((1, 0.5), (2, 1.5))]  # fmt: skip
