@@ -22,13 +22,14 @@ def of_norms(norm_E: Tensor) -> Tensor:
 
 
 def of_sensitivities(layer: int, artifact: Mapping[int, Mapping[str, Tensor]]) -> tuple[Tensor, float]:
-    """(float64 [E]: the root of an expert's sensitivity over its layer's mean, within SPREAD before the root; the share
-    of a price that the layer asks: the layers' geometric mean over its own, to the nearest power of two, by which
-    prices are multiplied without rounding)."""
+    """(float64 [E]: the fourth root of an expert's sensitivity over its layer's mean, within SPREAD before the root, so
+    that what is taken for its loss goes with the root: few tokens tell of one expert; the share of a price that the
+    layer asks: the layers' geometric mean over its own, to the nearest power of two, by which prices are multiplied
+    without rounding)."""
     means = {number: _mean(tensors) for number, tensors in artifact.items()}
     middle = exp(sum(map(log, means.values())) / len(means))
     own_E = artifact[layer]["sensitivity"].double() / means[layer]
-    return own_E.clamp(1 / SPREAD, SPREAD).sqrt(), 2.0 ** round(log2(middle / means[layer]))
+    return own_E.clamp(1 / SPREAD, SPREAD).sqrt().sqrt(), 2.0 ** round(log2(middle / means[layer]))
 
 
 def _mean(tensors: Mapping[str, Tensor]) -> float:
