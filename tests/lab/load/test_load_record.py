@@ -189,5 +189,5 @@ def test_bad_settings(changes, message, tmp_path):
 def test_the_client_s_last_words_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(client, "CLIENT", "no.such.module")
     arrivals = Arrivals("timed_trace", tmp_path / "t", 2, 1.0, 16, 1.0)
-    with pytest.raises(ValueError, match="benchmark client ended with code 1: .*No module named"):
+    with pytest.raises(ValueError, match=r"benchmark client ended with code 1: .*No module named"):
         client.send("http://127.0.0.1:9", "m", arrivals, 0, tmp_path)

@@ -22,7 +22,7 @@ def load(
         str,
         typer.Option(help="How it is written: timed_trace (Mooncake's JSON lines), burstgpt (CSV), sharegpt (JSON)."),
     ] = "timed_trace",
-    policies: Baseline = f"vanilla lynx {DEFAULT}",
+    policies: Baseline = f"vanilla {DEFAULT}",
     max_kl: Annotated[
         str, typer.Option(help="Bounds in nats between commas: for each a further server, under --max-kl.")
     ] = "",

@@ -42,7 +42,7 @@ class Settings:
     model: str
     trace: Path
     kind: str = traces.TIMED
-    policies: tuple[str, ...] = ("vanilla", "lynx", DEFAULT)
+    policies: tuple[str, ...] = ("vanilla", DEFAULT)
     max_kl: tuple[float, ...] = ()
     rates: tuple[float, ...] = (1.0,)
     rounds: int = 3
