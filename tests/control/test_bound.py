@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from lynx_moe.control.bound import (
     ENOUGH,
+    FEW,
     KEPT,
     LEAST,
     RAISE,
@@ -26,6 +27,7 @@ TAILS = {  # draws of mean 1: name -> (rng, count)
     "lognormal 2": lambda rng, n: rng.lognormal(-(2.0**2) / 2, 2.0, n),
     "pareto 2.1": lambda rng, n: rng.pareto(2.1, n) * 1.1,
     "spikes": lambda rng, n: rng.exponential(0.3, n) + (rng.random(n) < 0.001) * 700 * rng.exponential(1, n),
+    "one in fifty": lambda rng, n: (rng.random(n) < 0.02) * 50 * rng.exponential(1, n),
     "one in a hundred": lambda rng, n: (rng.random(n) < 0.01) * 100 * rng.exponential(1, n),
 }
 
@@ -135,6 +137,16 @@ def test_few_rows_are_not_believed():
         assert one.add(0, (1, 0.0), one.trial, (1, 0.009)) is None  # below the bound, but of 64 rows
     assert one.price == 0.0
     assert one.above.upper(0.0) > 0.009
+
+
+def test_a_harm_that_sits_in_few_rows_is_looked_for_in_enough_of_them():
+    """Alone, a router's second expert may be worth nothing in all but one row of fifty."""
+    one = Bucket("x", 0.01, PRICES)
+    for _ in range(FEW - 1):
+        assert one.add(0, (1, 0.0), one.trial, (1, 0.0)) is None
+    assert one.add(0, (1, 0.0), one.trial, (1, 0.0)) is not None
+    taken = [Served(0.01, "one in fifty", 0.02, 0.01, 1, seed).run(20_000) for seed in range(20)]
+    assert np.mean([np.mean(np.array(served.means) > 0.01) for served in taken]) < 0.05
 
 
 def test_samples_of_another_level_are_of_no_use():

@@ -21,6 +21,7 @@ from lynx_moe.cli.measure import (
     replay,
     speculation,
     speed,
+    tune,
 )
 from lynx_moe.cli.shared import errors, version
 from lynx_moe.lab.shared import terminal
@@ -85,6 +86,7 @@ for room in (
     evaluation,
     speculation,
     fidelity,
+    tune,
     bakeoff,
     profile,
     replay,
