@@ -1,9 +1,10 @@
-"""How `max_kl` follows a workload that changes: `python tests/timing/follow_max_kl.py [FAMILY] [POLICY] [BATCH]`.
+"""How `max_kl` follows a workload that changes: `python tests/timing/follow_max_kl.py FAMILY POLICY BATCH [back]`.
 
 A server's own share of shadow steps decides; but every step that is not exact runs twice, so that its KL is known. So
 many requests at a time write on from exercises, until no higher price is sought (or SEARCH steps), and from then on
 from this project's own guides, which the models never saw anything like. Prints how many steps it took until the mean
-of WINDOW steps lay below the bound for good. `out/follow-max-kl.jsonl` has a line per run.
+of WINDOW steps lay below the bound for good. `back`: from the guides to exercises. `out/follow-max-kl.jsonl` has a line
+per run.
 """
 
 import json
@@ -22,15 +23,16 @@ MOST, SEARCH, AFTER, WINDOW, PROMPT = 0.01, 4000, 2500, 50, 24
 
 
 def main() -> None:
-    family, policy, batch = (*sys.argv[1:], *("qwen3-moe", "priced", "16")[len(sys.argv) - 1 :])
-    line = engine.in_own_process(follow, family, policy, int(batch))
+    usual = ("qwen3-moe", "priced", "16", "there")
+    family, policy, batch, way = (*sys.argv[1:], *usual[len(sys.argv) - 1 :])
+    line = engine.in_own_process(follow, family, policy, int(batch), way == "back")
     OUT.parent.mkdir(exist_ok=True)
     with OUT.open("a") as file:
         file.write(json.dumps(line) + "\n")
     print({key: value for key, value in line.items() if key != "kl"})
 
 
-def follow(family: str, policy: str, batch: int) -> dict[str, Any]:
+def follow(family: str, policy: str, batch: int, back: bool) -> dict[str, Any]:
     import transformers
 
     from lynx_moe.engines.vllm.plugin import register
@@ -70,18 +72,19 @@ def follow(family: str, policy: str, batch: int) -> dict[str, Any]:
     text = "\n".join(page.read_text() for page in sorted(Path("docs/guides").glob("*.md")))
     ids = tokenizer(text)["input_ids"]
     prose = [ids[start : start + PROMPT] for start in range(0, len(ids) - PROMPT, PROMPT)]
+    before_it, after_it = (prose, easy) if back else (easy, prose)
     plan = active()
     plan.bounded = watched = Watched(MOST, plan.policy, 0)
     one = watched.bound.of(batch)
     took = 0
-    for took, _ in enumerate(steps(llm, easy, batch), 1):
+    for took, _ in enumerate(steps(llm, before_it, batch), 1):
         if (one.settled and one.now.rows > 2000) or took >= SEARCH:
             break
-    before, found = one.price, {"easy": len(watched.told)}
+    before, change = one.price, len(watched.told)
     prices: list[float] = []
-    for _ in islice(steps(llm, prose, batch), AFTER):
+    for _ in islice(steps(llm, after_it, batch), AFTER):
         prices.append(one.price)
-    after = watched.told[found["easy"] :]
+    after = watched.told[change:]
     return {
         "family": family,
         "policy": policy,
@@ -89,10 +92,11 @@ def follow(family: str, policy: str, batch: int) -> dict[str, Any]:
         "max_kl": MOST,
         "steps": took,
         "price": before,
-        "easy": mean(watched.told[: found["easy"]][-500:]),
+        "back": back,
+        "before": mean(watched.told[:change][-500:]),
         "first": mean(after[:WINDOW]),
         "passed": last_above(after),
-        "prose": mean(after),
+        "after": mean(after),
         "end": mean(after[-500:]),
         "price_after": one.price,
         "changes": dict(one.changes),

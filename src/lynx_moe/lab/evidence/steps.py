@@ -85,7 +85,7 @@ def steps() -> list[Step]:
         )),
         Step("what max_kl keeps", "max-kl.md", 150, (
             "python tests/timing/measure_max_kl.py",
-            "python tests/timing/follow_max_kl.py qwen3-moe priced 16",
+            *(f"python tests/timing/follow_max_kl.py qwen3-moe priced 16{way}" for way in ("", " back")),
             "python tests/timing/follow_max_kl.py qwen3-moe random:num_keep=16 16",
         )),
         Step("routes", "routes.md", 5, (
