@@ -99,12 +99,14 @@ def test_the_least_price_is_given_up_too():
     assert set(served.means) == {0.0}
 
 
-@pytest.mark.parametrize(("batch", "steps"), [(1, 16_000), (16, 1_500), (64, 1_500)])
-def test_a_workload_that_becomes_ten_times_as_harmful_is_followed(batch, steps):
+@pytest.mark.parametrize(
+    ("batch", "factor", "steps"), [(1, 10, 16_000), (16, 10, 1_500), (64, 10, 1_500), (16, 4, 16_000)]
+)
+def test_a_workload_that_becomes_more_harmful_is_followed(batch, factor, steps):
     late = []
     for seed in range(4):
         served = Served(0.01, "lognormal 1.5", 0.05, 1.5, batch, seed).run(40_000)
-        served.factor *= 10
+        served.factor *= factor
         begin = len(served.means)
         served.run(40_000)
         after = np.array(served.means[begin:])
