@@ -143,6 +143,9 @@ FAMILIES = {
         ("batch", "figure"),
     ),
     "lynx_moe_max_kl_settled": Family("gauge", "1 where no higher price is being looked for.", ("batch",)),
+    "lynx_moe_tuned_steps": Family(
+        "counter", "Steps of this size, decided by the policy that was tuned for it.", ("batch", "policy")
+    ),
     "lynx_moe_max_kl_changes": Family("counter", "Changes of the price.", ("batch", "direction")),
 }
 WORKERS = "lynx_moe_workers"  # the server's own, without labels: its workers may have told nothing yet

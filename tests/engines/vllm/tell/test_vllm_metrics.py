@@ -190,5 +190,5 @@ def test_every_change_of_a_price_is_a_line_in_the_log(caplog: pytest.LogCaptureF
             plan.hear(SimpleNamespace(**{SHADOWED: [sample]}))
     lines = [record.getMessage() for record in caplog.records if "max_kl" in record.getMessage()]
     assert lines == [
-        "lynx_moe: max_kl 0.01: steps of 9-16 rows ask 1 instead of 0: 0 nats at the most in 128 rows of trials"
+        "lynx_moe: max_kl 0.01: steps of 9-16 rows ask 1 instead of 0: 0 nats at the most in 256 rows of trials"
     ]

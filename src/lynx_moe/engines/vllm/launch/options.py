@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from lynx_moe.control.options import GuardOptions
-from lynx_moe.engines.vllm.launch import connectors, speculation, twice
+from lynx_moe.control.tuned import Tuned
+from lynx_moe.engines.vllm.launch import connectors, speculation, tuned, twice
 from lynx_moe.engines.vllm.launch.versions import SUPPORTED
 from lynx_moe.policies import DEFAULT, POLICIES, Policy, make_policy
 
@@ -39,6 +40,7 @@ class Options:
                `launch/twice.py` says.
     max_kl     nats: the price of each step follows the KL that shadow steps measure (`control/bound.py`); None: it is
                the policy's. Their share then is the bound's too.
+    tuned      what acts at which batch size (`control/tuned.py`): a file, or what it holds, in place of a policy.
     """
 
     policy: str
@@ -51,6 +53,7 @@ class Options:
     verify: str = EXACT
     shadow: float | None = None
     max_kl: float | None = None
+    tuned: Tuned | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.policy, str):
@@ -72,6 +75,7 @@ class Options:
         if self.shadow is not None and not (number and 0 <= self.shadow <= 1):
             raise ValueError(f"{KEY}: shadow={self.shadow!r} must be a share of the steps from 0 to 1, such as 0.01")
         self._check_max_kl()
+        self._check_tuned()
         if self.guard is not None and self.guard.max_kl is not None and self.shadow == 0:
             raise ValueError(f"{KEY}: guard: max_kl is measured in shadow steps, and shadow=0; leave out either")
         self.make_policy()
@@ -98,6 +102,11 @@ class Options:
         return make_policy(self.policy)
 
     @property
+    def policies(self) -> list[Policy]:
+        """All that may act where requests ask for nothing."""
+        return [self.make_policy()] if self.tuned is None else [make_policy(spec) for spec in self.tuned.specs]
+
+    @property
     def named(self) -> dict[str, str | None]:
         """What requests may ask for by name -> its spec; None: whatever the server's policy is at the time."""
         return {BALANCED: None, "fast": FAST, **self.presets}
@@ -120,6 +129,13 @@ class Options:
         }
         for reason in (reason for reason, found in others.items() if found):
             raise ValueError(f"{KEY}: max_kl={most:g} bounds what the policy does, and {reason}; leave out either")
+
+    def _check_tuned(self) -> None:
+        if self.tuned is None:
+            return
+        others = {"max_kl": self.max_kl, "guard": self.guard, f"verify={DRAFT!r}": self.verify == DRAFT or None}
+        for other in (name for name, given in others.items() if given is not None):
+            raise ValueError(f"{KEY}: tuned says which policy acts, and {other} would move it; leave out either")
 
     def _check_presets(self) -> None:
         example = f'{{"fast": "{FAST}"}}'
@@ -146,10 +162,18 @@ class Options:
         unknown = sorted(set(given) - set(allowed))
         if unknown:
             raise ValueError(f"{KEY}: unknown key {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed)}")
-        if "policy" not in given:
+        named, guard, settings = dict(given), given.get("guard"), given.get("tuned")
+        if guard is not None:
+            named["guard"] = GuardOptions.of(guard)
+        if settings is not None:
+            if "policy" in given:
+                both = f"tuned says which policy acts, and policy={given['policy']!r} another"
+                raise ValueError(f"{KEY}: {both}; leave out either")
+            named["tuned"] = tuned.read(settings)
+            named["policy"] = named["tuned"].specs[0]
+        if "policy" not in named:
             raise ValueError(f"{KEY}: no policy is named; pass additional_config={example}")
-        guard = given.get("guard")
-        return cls(**{**given, "guard": None if guard is None else GuardOptions.of(guard)})
+        return cls(**named)
 
 
 def check_engine(vllm_config: Any) -> None:
