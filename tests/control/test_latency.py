@@ -38,7 +38,10 @@ def mean(server, steps):
 
 def test_shares_go_from_exact_to_the_whole_price():
     levels = shares(knows_prices=True)
-    assert levels[0] == 0 and levels[-1] == 1 and levels == sorted(levels) and len(levels) == 34
+    assert levels[0] == 0
+    assert levels[-1] == 1
+    assert levels == sorted(levels)
+    assert len(levels) == 34
     assert shares(knows_prices=False) == [0.0, 1.0]
 
 
@@ -51,7 +54,8 @@ def test_an_idle_server_is_exact():
 def test_under_load_the_objective_is_met_with_no_more_than_it_needs():
     server = Server()
     one = server.run(16, 4000)
-    assert 0 < one.share < 1 and not one.missed
+    assert 0 < one.share < 1
+    assert not one.missed
     assert LOW * GOAL_MS * 0.97 < mean(server, 1000) <= GOAL_MS
     assert server.seconds(16, 0) > GOAL_MS / 1e3
 
@@ -65,7 +69,9 @@ def test_it_is_met_within_a_few_windows():
 def test_what_cannot_be_met_ends_at_the_whole_price_and_says_so():
     server = Server(cost=2.0)
     one = server.run(16, 40 * WINDOW)
-    assert one.share == 1 and one.missed and one.state()["missed"]
+    assert one.share == 1
+    assert one.missed
+    assert one.state()["missed"]
 
 
 def test_it_does_not_swing():
@@ -110,7 +116,8 @@ def test_steps_of_another_level_say_nothing():
     one = Latency(GOAL_MS, knows_prices=True).of(4)
     for _ in range(10 * WINDOW):
         assert one.add(3, 9.0) is None
-    assert one.level == 0 and one.typical is None
+    assert one.level == 0
+    assert one.typical is None
 
 
 @pytest.mark.parametrize("knows", [True, False])

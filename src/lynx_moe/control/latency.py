@@ -6,8 +6,8 @@ the server, whoever says it) the last. Steps that only decode are timed. The med
 - Above the objective the share rises, by more levels the further it is off. On the last level the objective is missed:
   the price is what quality allows, and quality wins.
 - Below LOW of the objective the share falls by one level, once that many windows in a row were so as `patience` says. A
-  fall that has to be taken back within twice as many windows doubles the patience, one that lasts halves it. So a bucket
-  does not swing between two levels.
+  fall that has to be taken back within twice as many windows doubles the patience, one that lasts halves it. So a
+  bucket does not swing between two levels.
 - In between nothing changes.
 
 A bucket that is met for the first time begins where the next smaller one stands.
