@@ -21,8 +21,8 @@ from lynx_moe.lab.shared import engine, intervals
 OUT = Path("out/max-kl.jsonl")
 FAMILIES = ("qwen3-moe", "olmoe", "mixtral", "gpt-oss", "deepseek-v3", "qwen3-moe-w8a8", "qwen3-moe-int4")
 BATCHES, BOUNDS = (64, 16, 4, 1), (0.01, 0.001)
-MOST_SHADOWS = {1: 6000, 4: 3000, 16: 1000, 64: 400}
-MEASURED = {1: 2000, 4: 700, 16: 300, 64: 150}  # steps
+MOST_SHADOWS = {1: 4000, 4: 3000, 16: 1000, 64: 400}
+MEASURED = {1: 1200, 4: 700, 16: 300, 64: 150}  # steps
 TOKENS, GROUP = 48, 10  # of a request; steps whose mean is one value of the interval
 
 
