@@ -101,7 +101,7 @@ PANELS: list[tuple[str, str, int, str, list[tuple[str, str]]]] = [
     (
         "Latency objective: steps, and the share of the price",
         "timeseries",
-        8,
+        24,
         "none",
         [
             (_most("slo_step_seconds", "batch"), "{{batch}}: seconds"),
