@@ -34,16 +34,15 @@ def main() -> None:
     for batch in batches or BATCHES:
         for family in families or FAMILIES:
             known = {(line["family"], line["batch"], line["max_kl"]) for line in done}
-            left = [most for most in BOUNDS if (family, batch, most) not in known]
-            for line in engine.in_own_process(cells, family, batch, left) if left else []:
-                done.append(line)
+            for most in (most for most in BOUNDS if (family, batch, most) not in known):
+                done.append(engine.in_own_process(cell, family, batch, most))
                 with OUT.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                    file.write(json.dumps(done[-1]) + "\n")
     print(table(done))
 
 
-def cells(family: str, batch: int, bounds: list[float]) -> list[dict[str, Any]]:
-    """One engine, each bound in turn."""
+def cell(family: str, batch: int, most: float) -> dict[str, Any]:
+    """One family, batch size and bound, on an engine of its own."""
     import transformers
 
     from lynx_moe.engines import vllm as lynx
@@ -66,24 +65,17 @@ def cells(family: str, batch: int, bounds: list[float]) -> list[dict[str, Any]]:
     prompts = {
         split: [list(each.prefix) for each in from_testbed(tokenizer, 560, 3, split)] for split in ("tune", "test")
     }
-    found = []
-    for most in bounds:
-        plan = active()
-        lynx.set_policy("priced")
-        plan.bounded = follow = Follow(most, plan.policy, -1)
-        one = follow.bound.of(batch)
-        begun = plan.shadows.sums.steps
-        for _ in steps(llm, prompts["tune"], batch):
-            if one.settled or plan.shadows.sums.steps - begun >= MOST_SHADOWS[batch]:
-                break
-        shadows, plan.bounded = plan.shadows.sums.steps - begun, None
-        lynx.set_policy(f"priced:price={one.price}" if one.price else "vanilla")
-        line = {"family": family, "batch": batch, "max_kl": most, "price": one.price, "settled": one.settled}
-        line |= {"shadows": shadows, "changes": dict(one.changes), "kl": 0.0, "interval": [0.0, 0.0], "kept": 1.0}
-        if one.price:
-            line |= measured(llm, prompts["test"], batch)
-        found.append(line)
-    return found
+    plan = active()
+    plan.bounded = follow = Follow(most, plan.policy, -1)
+    one = follow.bound.of(batch)
+    for _ in steps(llm, prompts["tune"], batch):
+        if one.settled or plan.shadows.sums.steps >= MOST_SHADOWS[batch]:
+            break
+    shadows, plan.bounded = plan.shadows.sums.steps, None
+    lynx.set_policy(f"priced:price={one.price}" if one.price else "vanilla")
+    line = {"family": family, "batch": batch, "max_kl": most, "price": one.price, "settled": one.settled}
+    line |= {"shadows": shadows, "changes": dict(one.changes), "kl": 0.0, "interval": [0.0, 0.0], "kept": 1.0}
+    return line | (measured(llm, prompts["test"], batch) if one.price else {})
 
 
 def folder(family: str) -> str:

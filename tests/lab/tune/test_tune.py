@@ -1,7 +1,6 @@
 """`lynx-moe tune` on a trained model: what it chooses, how it goes on where it was stopped, that a server takes it."""
 
 import json
-from dataclasses import replace
 
 import pytest
 from places import MODELS
@@ -12,7 +11,6 @@ from lynx_moe.cli import app
 from lynx_moe.control.tuned import Tuned
 from lynx_moe.engines import vllm as lynx_vllm
 from lynx_moe.lab.fidelity import measure as fidelity
-from lynx_moe.lab.fidelity import served
 from lynx_moe.lab.tune import measure, show
 
 MODEL = str(MODELS / "qwen3-moe")
@@ -26,7 +24,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.vllm
-def test_it_chooses_what_holds_the_bound_on_documents_of_both_splits(whole, tmp_path):
+def test_it_chooses_what_holds_the_bound_on_documents_of_both_splits(whole):
     (choice,) = [line for line in whole["results"] if line["kind"] == "choice"]
     assert choice["batch"] == "2-4"
     assert choice["policy"].startswith("priced")
@@ -35,9 +33,6 @@ def test_it_chooses_what_holds_the_bound_on_documents_of_both_splits(whole, tmp_
     assert choice["test"]["after"] < 0.95 * choice["test"]["before"]
     random = [line for line in whole["results"] if line.get("policy", "").startswith("random")]
     assert [line["split"] for line in random] == ["tune"]  # denied there, and not asked again
-    settings = replace(DECODE, split="test")
-    alone = served.measure(settings, [choice["policy"]], tmp_path / "fidelity.jsonl")["results"][0]
-    assert alone["kl"] == pytest.approx(choice["test"]["kl"], rel=0.2)  # bfloat16, in a process of its own
 
 
 @pytest.mark.vllm

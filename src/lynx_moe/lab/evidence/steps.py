@@ -83,7 +83,11 @@ def steps() -> list[Step]:
             "--out {out}/carved/bakeoff",
             "lynx-moe table {out}/carved/bakeoff/bakeoff.jsonl > {out}/carved/bakeoff.md",
         )),
-        Step("what max_kl keeps", "max-kl.md", 60, ("python tests/timing/measure_max_kl.py",)),
+        Step("what max_kl keeps", "max-kl.md", 150, (
+            "python tests/timing/measure_max_kl.py",
+            "python tests/timing/follow_max_kl.py qwen3-moe priced 16",
+            "python tests/timing/follow_max_kl.py qwen3-moe random:num_keep=16 16",
+        )),
         Step("routes", "routes.md", 5, (
             "lynx-moe replay {routes} --mixes one,mixed --policies 'vanilla priced:price=0.01 priced priced:price=0.1 "
             "oea:k0=4 topk:k=4 naee:beta=0.5 min-p:k_min=2,threshold=0.5' > {out}/routes.txt",
