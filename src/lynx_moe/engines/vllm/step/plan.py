@@ -208,6 +208,7 @@ class Plan(Deciding):
             guard=None if self.watch is None else self.watch.state(),
             shadows=None if self.shadows is None else self.shadows.sums.told(),
             bound=None if self.bounded is None else self.bounded.state(),
+            pace=None if self.pace is None else self.pace.state(),
             tuned=None if self.tuned is None else self.tuned.state(),
             verified=self.verified.told() if self.rows.speculates else None,
             drafter=None if self.drafter is None else self.drafter.stats(),
