@@ -10,6 +10,7 @@ from typing import Any
 
 from lynx_moe.lab.shared.engine import open_engine
 from lynx_moe.lab.shared.intervals import weighted_mean
+from lynx_moe.lab.speculation import harm
 from lynx_moe.lab.speculation.loads import Loads
 from lynx_moe.testbed.tasks import TASKS, Item, test_items
 
@@ -20,7 +21,8 @@ LONGEST = 96  # tokens of an answer: twice the longest right one
 def serve(
     model: str, drafting: dict[str, Any], cells: Sequence[tuple[str, int]], items_per_task: int, num_drafts: int
 ) -> Iterator[Line]:
-    """A line per cell, (policy, B), as soon as it is measured; `drafting` are the engine's options about drafts."""
+    """A line per cell, (policy, B), as soon as it is measured; `drafting` are the engine's options about drafts and
+    shadow steps."""
     most = max(size for _, size in cells)
     given: dict[str, Any] = {
         "max_model_len": 512,
@@ -33,13 +35,14 @@ def serve(
     from lynx_moe.engines.vllm.step.plan import active
 
     items = exercises(items_per_task, llm.get_tokenizer())
-    outcomes = Outcomes(llm.llm_engine.engine_core.engine_core.scheduler)
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    outcomes = Outcomes(scheduler)
     for policy, size in cells:
         spec = engine.set_policy(policy)
         llm.reset_prefix_cache()
         engine.reset_stats()
         outcomes.seen.clear()
-        with Loads(active()) as loads:
+        with Loads(active()) as loads, harm.Harm(active(), scheduler) as harms:
             texts, lengths = answers(llm, items, size, loads)
         drafts = [depths(outcomes.seen[number], num_drafts) for number in range(len(items))]
         drafter = engine.stats().drafter
@@ -54,6 +57,7 @@ def serve(
             "drafted": [drafted for drafted, _ in drafts],
             "accepted": [accepted for _, accepted in drafts],
             "loads": loads_line(loads),
+            "harm": harm.line(harms.effects),
             "drafter_loads": None if drafter is None else [drafter.mean_before, drafter.mean_after],
         }
 

@@ -83,7 +83,8 @@ class Deciding(Counted):
         self.bounded = Follow(self.options.max_kl or 0.0, self.policy, number) if bounded else None
 
     def hear(self, scheduler_output: Any) -> None:
-        """What all workers are told at this step of the shadow steps before it."""
+        """What all workers are told at this step of the drafts and shadow steps before it."""
+        self.verified.add(scheduler_output)
         if self.shadows is not None:
             for sample in getattr(scheduler_output, TOLD, ()):
                 self.shadows.sums.add(sample)
