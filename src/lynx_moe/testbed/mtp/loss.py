@@ -4,6 +4,7 @@ B rows of L tokens, H hidden width, V words, D depths. A draft's later tokens at
 of the layer's first pass, which has seen the model's hidden states, and the draft's own.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -26,28 +27,34 @@ class Depth(NamedTuple):
 
 def depths(target: PreTrainedModel, layer: Predictor, batch: Batch, num_depths: int) -> list[Depth]:
     """A `Depth` each, all tokens before the draft's being the true ones."""
-    positions_BL, ids_BL = batch.positions_BL, batch.ids_BL
+    positions_BL = batch.positions_BL
     with torch.no_grad():
         given = {"position_ids": positions_BL, "use_cache": False}
-        hidden_BLH = target.model(input_ids=ids_BL, **given).last_hidden_state
+        hidden_BLH = target.model(input_ids=batch.ids_BL, **given).last_hidden_state
         truth_BLV = target.lm_head(hidden_BLH).roll(-1, 1)  # at p: what the model says after token p + 1
-        next_BLH = target.get_input_embeddings()(ids_BL.roll(-1, 1))
-        rotation = target.model.rotary_emb(hidden_BLH, position_ids=positions_BL)
     learn_BL = batch.learn_BL.roll(-2, 1) & (positions_BL.roll(-2, 1) == positions_BL + 2)
-    cache, found = DynamicCache(), []
-    for depth in range(1, num_depths + 1):
-        hidden_BLH = layer(
-            next_BLH,
-            hidden_BLH,
-            positions_BL,
-            attention_mask=mask(positions_BL, depth),
-            position_embeddings=rotation,
-            past_key_values=cache,
-        )
-        here_BL = learn_BL & (positions_BL >= depth - 1)
-        found.append(_compare(truth_BLV[here_BL], target.lm_head(hidden_BLH[here_BL])))
-        hidden_BLH = hidden_BLH.roll(1, 1)  # at p: what was found at p - 1
+    found = []
+    for depth, state_BLH in enumerate(states(target, layer, batch, hidden_BLH, num_depths)):
+        here_BL = learn_BL & (positions_BL >= depth)
+        found.append(_compare(truth_BLV[here_BL], target.lm_head(state_BLH[here_BL])))
     return found
+
+
+def states(
+    target: PreTrainedModel, layer: Predictor, batch: Batch, hidden_BLH: Tensor, num_depths: int
+) -> Iterator[Tensor]:
+    """What the layer hands on at each depth, [B, L, H]: at position p, where this is the draft's token `depth`, that of the
+    draft that began `depth` - 1 positions before. hidden_BLH: the model's own states."""
+    positions_BL = batch.positions_BL
+    with torch.no_grad():
+        next_BLH = target.get_input_embeddings()(batch.ids_BL.roll(-1, 1))
+        rotation = target.model.rotary_emb(hidden_BLH, position_ids=positions_BL)
+    cache = DynamicCache()
+    for depth in range(1, num_depths + 1):
+        given = {"attention_mask": mask(positions_BL, depth), "position_embeddings": rotation}
+        hidden_BLH = layer(next_BLH, hidden_BLH, positions_BL, past_key_values=cache, **given)
+        yield hidden_BLH
+        hidden_BLH = hidden_BLH.roll(1, 1)  # at p: what was found at p - 1
 
 
 def mask(positions_BL: Tensor, depth: int) -> Tensor:
