@@ -1,4 +1,4 @@
-"""The MTP layer: a draft in training sees what one in serving sees, and what is trained is what vLLM's checkpoints name."""
+"""The MTP layer: a draft in training sees what one in serving sees, and what is saved has the names that vLLM reads."""
 
 import json
 from dataclasses import replace
@@ -133,7 +133,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights_and_the_model_is_left
         for each in (Predictor(target), whole)
     )
     assert last < first
-    assert (whole.block.mlp.gate.e_score_correction_bias != Predictor(target).block.mlp.gate.e_score_correction_bias).any()
+    assert (
+        whole.block.mlp.gate.e_score_correction_bias != Predictor(target).block.mlp.gate.e_score_correction_bias
+    ).any()
 
 
 @of_deepseek

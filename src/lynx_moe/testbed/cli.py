@@ -79,8 +79,8 @@ def mtp(
     out: Annotated[Path, typer.Option(help="folder that holds deepseek-v3/")] = Path("models"),
     tokens: Annotated[int | None, typer.Option(help="training budget; the recipe's own by default")] = None,
 ) -> None:
-    """Train an MTP layer on top of deepseek-v3, which stays as it is, or go on with an interrupted run: some twenty
-    minutes of a core."""
+    """Train an MTP layer on top of deepseek-v3, which stays as it is, or go on with an interrupted run: some minutes
+    of a core."""
     from lynx_moe.testbed.mtp import build
     from lynx_moe.testbed.mtp.train import NUM_TOKENS
 

@@ -50,7 +50,9 @@ def test_rows_compare_with_no_drafts_and_with_exact_verification_of_the_same_dra
     assert exact[-1] == other[-1] == ""  # nothing was measured
     told = harm.line([Effect(2, 0.004, 2, 0.0), Effect(1, 0.005, 0, 0.0)])
     assert show.rows([line(harm=told)])[0][-1].startswith("3.00 [2.00, 5.00")
-    assert show.rows([{name: value for name, value in line().items() if name != "harm"}])[0][-1] == ""  # an older record
+    assert (
+        show.rows([{name: value for name, value in line().items() if name != "harm"}])[0][-1] == ""
+    )  # an older record
     assert show.page([plain, remap]).count("\n") == 4
 
 
@@ -99,7 +101,11 @@ def test_samples_of_shadow_steps_are_kept_with_those_that_wait_for_a_step() -> N
     plan, scheduler = Plan(), SimpleNamespace(**{TOLD: told(7, 7)})
     with harm.Harm(plan, scheduler) as harms:
         assert TOLD not in vars(scheduler)  # of what was served before
-        for output in (SimpleNamespace(), SimpleNamespace(**{TOLD: told(3, 0.6)}), SimpleNamespace(**{TOLD: told(0, 0)})):
+        for output in (
+            SimpleNamespace(),
+            SimpleNamespace(**{TOLD: told(3, 0.6)}),
+            SimpleNamespace(**{TOLD: told(0, 0)}),
+        ):
             plan.hear(output)
         setattr(scheduler, TOLD, told(1, 0.2))
     assert plan.heard == 3

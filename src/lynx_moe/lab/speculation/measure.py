@@ -36,8 +36,8 @@ class Settings:
     """What decides a result.
 
     model           folder of a trained testbed model, or its name.
-    drafters        "none", "ngram", "suffix", "mtp" (the model's own layer), or a model that drafts: a folder, or a testbed
-                    model's name.
+    drafters        "none", "ngram", "suffix", "mtp" (the model's own layer), or a model that drafts: a folder, or a
+                    testbed model's name.
     verify          "exact", "remap", "draft"; each is measured where the drafter allows it.
     policies        the first must change nothing: all others are compared with it, without drafts.
     batch_sizes     requests that start together.

@@ -1,7 +1,7 @@
 """The layer: from the model's hidden state and the next token to the token after that (DeepSeek-V3, arXiv:2412.19437).
 
-B rows of L tokens, H hidden width, E experts. At position p the layer sees token p + 1 and predicts token p + 2; where it
-goes on by itself, its own last state stands in for the model's.
+B rows of L tokens, H hidden width, E experts. At position p the layer sees token p + 1 and predicts token p + 2; where
+it goes on by itself, its own last state stands in for the model's.
 """
 
 from pathlib import Path
@@ -17,8 +17,8 @@ FILE = "mtp.safetensors"
 
 
 class Predictor(nn.Module):
-    """Starts as the model's own last layer behind a projection that adds the next token to the hidden state. The model's
-    embeddings and head are used as they are."""
+    """Starts as the model's own last layer behind a projection that adds the next token to the hidden state. Embeddings
+    and head are the model's, as they are."""
 
     def __init__(self, target: PreTrainedModel) -> None:
         super().__init__()

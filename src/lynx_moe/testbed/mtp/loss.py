@@ -1,7 +1,7 @@
 """What the layer learns: the model's own next-token distributions, at every depth that a draft has.
 
-B rows of L tokens, H hidden width, V words, D depths. A draft's later tokens attend to the same keys as in serving: those
-of the layer's first pass, which has seen the model's hidden states, and the draft's own.
+B rows of L tokens, H hidden width, V words, D depths. A draft's later tokens attend to the same keys as in serving:
+those of the layer's first pass, which has seen the model's hidden states, and the draft's own.
 """
 
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ from lynx_moe.testbed.training.data import Batch
 
 
 class Depth(NamedTuple):
-    """Of one depth, over the learnt tokens: summed cross-entropy with the model's distribution in nats, how many of them
-    have the model's first choice as the layer's, and how many they are."""
+    """Of one depth, over the learnt tokens: summed cross-entropy with the model's distribution in nats, how many of
+    them have the model's first choice as the layer's, and how many they are."""
 
     nats: Tensor
     agree: Tensor
@@ -43,8 +43,8 @@ def depths(target: PreTrainedModel, layer: Predictor, batch: Batch, num_depths: 
 def states(
     target: PreTrainedModel, layer: Predictor, batch: Batch, hidden_BLH: Tensor, num_depths: int
 ) -> Iterator[Tensor]:
-    """What the layer hands on at each depth, [B, L, H]: at position p, where this is the draft's token `depth`, that of the
-    draft that began `depth` - 1 positions before. hidden_BLH: the model's own states."""
+    """What the layer hands on at each depth, [B, L, H]: at position p, of the draft that began `depth` - 1 positions
+    before. hidden_BLH: the model's own states."""
     positions_BL = batch.positions_BL
     with torch.no_grad():
         next_BLH = target.get_input_embeddings()(batch.ids_BL.roll(-1, 1))
@@ -58,8 +58,8 @@ def states(
 
 
 def mask(positions_BL: Tensor, depth: int) -> Tensor:
-    """bool [B, 1, L, depth * L]: which keys a token at this depth of a draft attends to, those of each depth's pass behind
-    one another. Keys of the first pass end where the draft begins; of later ones it sees its own tokens."""
+    """bool [B, 1, L, depth * L]: which keys a token at this depth of a draft attends to, those of each depth's pass
+    behind one another. Keys of the first pass end where the draft begins; of later ones it sees its own tokens."""
     document_BL = (positions_BL == 0).cumsum(1)
     same_BLL = document_BL[:, :, None] == document_BL[:, None, :]
     place = torch.arange(positions_BL.shape[1], device=positions_BL.device)

@@ -21,7 +21,7 @@ from lynx_moe.testbed.training.optimizers import grouped
 from lynx_moe.testbed.training.schedule import Schedule
 from lynx_moe.testbed.training.train import MAX_GRAD_NORM, SAVE_EVERY_S
 
-NUM_DEPTHS, NUM_TOKENS = 3, 1_536_000
+NUM_DEPTHS, NUM_TOKENS = 3, 614_400
 ITEMS_PER_TASK, ROWS = 50, 16
 LOG, LOG_EVERY = "log.jsonl", 50
 

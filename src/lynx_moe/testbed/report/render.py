@@ -46,10 +46,10 @@ MTP = """\
 ## A layer that drafts
 
 `mtp.safetensors` has a multi-token-prediction layer of {parameters:.2f} M parameters, for vLLM's method `mtp`. It was
-trained on top of the frozen model by `python -m lynx_moe.testbed mtp`, on {tokens:.1f} M tokens ({steps:,} steps) and in
-{minutes:.0f} minutes of one core of an {machine}, to say what the model says next. On {num:,} tokens of
-held-out answers its first choice is the model's in {agree} % at the first, second and third token of a draft, the tokens
-before being the right answer's.
+trained on top of the frozen model by `python -m lynx_moe.testbed mtp`, to say what the model says next: {tokens:.1f} M
+tokens ({steps:,} steps), {minutes:.0f} minutes of one core of an {machine}. On {num:,} tokens of held-out
+answers its first choice is the model's in {agree} % at the first, second and third token of a draft,
+the tokens before being the right answer's.
 
 SHA-256 of `mtp.safetensors`: `{sha256}`
 

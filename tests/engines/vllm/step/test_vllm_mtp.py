@@ -1,4 +1,4 @@
-"""MTP layers: the testbed's own, which was trained to draft, and those of other kinds of models, with random weights."""
+"""MTP layers: the testbed's own, which was trained to draft, and those of other kinds of models, of random weights."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,10 @@ def test_the_testbed_s_layer_is_right_about_what_comes_next_and_shadow_steps_lea
 def test_other_kinds_draft_beside_a_policy_and_exact_answers_are_plain_vllm_s(kind: str, tmp_path: Path) -> None:
     model = with_mtp(save_model(kind, tmp_path / "model"), tmp_path / "mtp")
     requests = prompts(8, seed=3, longest=20)
-    given = {"speculative_config": MTP, "enable_prefix_caching": False}  # with it plain vLLM asks for Triton on Qwen3-Next
+    given = {
+        "speculative_config": MTP,
+        "enable_prefix_caching": False,
+    }  # with it plain vLLM asks for Triton on Qwen3-Next
     with engine(model, **given) as llm:
         plain = tokens(generate(llm, requests))
     extra = {"lynx_moe": {"policy": "oea:k0=1", "verify": "remap", "shadow": 0}}

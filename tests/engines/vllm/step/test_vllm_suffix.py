@@ -1,5 +1,5 @@
-"""Drafts from suffix trees (`suffix`), where vLLM finds the package that builds them: their lengths differ from request to
-request and from step to step. As for n-grams, exact answers are plain vLLM's, whatever is remapped beside them."""
+"""Drafts from suffix trees (`suffix`), where vLLM finds the package that builds them: their lengths differ from request
+to request and from step to step. Exact answers are plain vLLM's, whatever is remapped beside them."""
 
 from typing import Any
 

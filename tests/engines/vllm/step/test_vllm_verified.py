@@ -105,7 +105,9 @@ class CopyingRunner:
         return self.model
 
     def execute_model(self, output: SchedulerOutput) -> None:
-        copied = {name: getattr(output, name).copy() for name in ("num_scheduled_tokens", "scheduled_spec_decode_tokens")}
+        copied = {
+            name: getattr(output, name).copy() for name in ("num_scheduled_tokens", "scheduled_spec_decode_tokens")
+        }
         output = replace(output, **copied)
         event, index = SimpleNamespace(synchronize=lambda: None), {name: n for n, name in enumerate(self.names)}
         update_scheduler_for_invalid_drafts(event, torch.tensor(self.found), output, index)

@@ -76,9 +76,9 @@ def forward(original: Callable[..., Any], runner: Any, *args: Any, **given: Any)
 
 
 def execute(original: Callable[..., Any], runner: Any, scheduler_output: Any, *args: Any, **given: Any) -> Any:
-    """Around execute_model: the logits of the pass that stays are compared before anything changes them. What is attached
-    to the scheduler's output is kept, for with n-grams on a GPU the methods below get a copy without it; and a step
-    without tokens gets to none of them."""
+    """Around execute_model: the logits of the pass that stays are compared before anything changes them. What is
+    attached to the scheduler's output is kept: with n-grams on a GPU the methods below get a copy without it, and a
+    step without tokens gets to none of them."""
     plan = plan_of(runner)
     if plan is not None:
         plan.attached = scheduler_output
@@ -122,7 +122,7 @@ def _from_the_first_layer() -> None:
     get_forward_context().moe_layer_index = 0
 
 
-AROUND = {
+AROUND: dict[str, Callable[..., Any]] = {
     "sync_and_gather_intermediate_tensors": gather,
     "_model_forward": forward,
     "execute_model": execute,
