@@ -155,6 +155,7 @@ def test_the_command_puts_the_layer_beside_the_model_and_into_its_card(
     assert result.exception is None, result.output
     assert "the model's first choice by depth" in result.output
     assert (folder / "model.safetensors").read_bytes() == weights
+    assert json.loads((folder / "mtp.jsonl").read_text())["step"] == 2
     assert json.loads((folder / "config.json").read_text())["num_nextn_predict_layers"] == 1
     found = json.loads((folder / "scores.json").read_text())["mtp"]
     assert (found["training"]["steps"], len(found["agree"])) == (2, 2)

@@ -1,6 +1,7 @@
 """From a trained model to one with an MTP layer: weights, configuration, card."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def build(folder: Path, work: Path, num_tokens: int = NUM_TOKENS) -> dict[str, A
     batches = Packer(tokenizer, encode_texts(tokenizer, work / TEXTS), family)
     layer = train(target, family, batches, work, num_tokens)
     layer.save(target, folder)
+    shutil.copy(work / LOG, folder / "mtp.jsonl")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(
         json.dumps({**config, "num_nextn_predict_layers": 1}, indent=2) + "\n", encoding="utf-8"
