@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from lynx_moe.cli import app
-from lynx_moe.engines.vllm.step.shadows.sample import TOLD, Effect, Sample
+from lynx_moe.engines.vllm.step.shadows.sample import Effect
 from lynx_moe.lab.shared import lines
 from lynx_moe.lab.speculation import harm, measure, show
 from lynx_moe.lab.speculation.loads import Loads, is_past_prompts
@@ -87,34 +87,40 @@ def test_steps_of_whole_groups_without_prompts_are_counted_by_layer() -> None:
     assert told["a_token"] == pytest.approx(1.0)
 
 
-def test_samples_of_shadow_steps_are_kept_with_those_that_wait_for_a_step() -> None:
-    def told(rows: float, kl: float) -> list[Sample]:
-        server = Effect(rows, kl, rows, 0.0)
-        return [Sample(batch=4, at=None, server=server, request=Effect(9, 9, 9, 9), above=None, seconds=0.0)]
+def test_rows_count_up_to_the_first_token_that_was_rejected() -> None:
+    class Shadows:
+        indices = torch.tensor([0, 1, 2, 3, 4])
+        compared = 0
 
-    class Plan:
-        heard = 0
+        def compare(self, *given: Any) -> None:
+            self.compared += 1
 
-        def hear(self, output: Any) -> None:
-            self.heard += 1
-
-    plan, scheduler = Plan(), SimpleNamespace(**{TOLD: told(7, 7)})
-    with harm.Harm(plan, scheduler) as harms:
-        assert TOLD not in vars(scheduler)  # of what was served before
-        for output in (
-            SimpleNamespace(),
-            SimpleNamespace(**{TOLD: told(3, 0.6)}),
-            SimpleNamespace(**{TOLD: told(0, 0)}),
-        ):
-            plan.hear(output)
-        setattr(scheduler, TOLD, told(1, 0.2))
-    assert plan.heard == 3
-    assert "hear" not in vars(plan)
+    truth = torch.zeros(5, 4)
+    truth[:, 0] = torch.tensor([0.0, 0.0, 0.0, 1.0, 9.0])  # the last two rows move
+    shadows = Shadows()
+    shadows.logits = {"exact": truth}  # type: ignore[attr-defined]
+    request, depth = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 0, 1])
+    rows = SimpleNamespace(drafted=True, request=request, depth=depth)
+    plan = SimpleNamespace(shadows=shadows, rows=rows)
+    remap = torch.tensor([True] * 5)
+    with harm.Harm(plan, lambda: ["a", "b"]) as harms:
+        for accepted in ({"a": 1, "b": 0}, {"a": 2, "b": 1}):
+            shadows.compare(torch.zeros(5, 4), remap, None, 0)
+            harms.committed(accepted.__getitem__)
+        rows.drafted = False  # all of them decode
+        shadows.compare(torch.zeros(5, 4), torch.tensor([False, False, False, True, False]), None, 0)
+        harms.committed({}.__getitem__)
+        harms.committed({}.__getitem__)  # a step that ran once
+    assert shadows.compared == 3
+    assert "compare" not in vars(shadows)
+    assert [one.rows for one in harms.effects] == [3, 5, 1]
+    small = harms.effects[2].kl
+    assert harms.effects[0].kl == pytest.approx(small)  # the row that moved most was behind a rejected token
+    assert harms.effects[1].kl > 3 * small > 0
     found = harm.line(harms.effects)
-    assert (found["steps"], found["rows"]) == (2, 4)
-    assert found["kl"] == pytest.approx(0.2)
-    assert found["agree"] == 1
-    assert found["kl_interval"] == pytest.approx([0.2, 0.2])
+    assert (found["steps"], found["rows"]) == (3, 9)
+    assert found["kl"] == pytest.approx(sum(one.kl for one in harms.effects) / 9)
+    assert found["kl_interval"][0] < found["kl"] < found["kl_interval"][1]
 
 
 @pytest.mark.parametrize(

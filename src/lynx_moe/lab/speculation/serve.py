@@ -5,7 +5,7 @@ counted in those steps alone. B requests of a group, D drafted tokens at most.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lynx_moe.lab.shared.engine import open_engine
@@ -35,15 +35,15 @@ def serve(
     from lynx_moe.engines.vllm.step.plan import active
 
     items = exercises(items_per_task, llm.get_tokenizer())
-    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    outcomes = Outcomes(scheduler)
+    outcomes = Outcomes(llm.llm_engine.engine_core.engine_core.scheduler)
+    runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
     for policy, size in cells:
         spec = engine.set_policy(policy)
         llm.reset_prefix_cache()
         engine.reset_stats()
         outcomes.seen.clear()
-        with Loads(active()) as loads, harm.Harm(active(), scheduler) as harms:
-            texts, lengths = answers(llm, items, size, loads)
+        with Loads(active()) as loads, harm.Harm(active(), lambda: runner.input_batch.req_ids) as harms:
+            texts, lengths = answers(llm, items, size, loads, lambda: harms.committed(outcomes.last))
         drafts = [depths(outcomes.seen[number], num_drafts) for number in range(len(items))]
         drafter = engine.stats().drafter
         yield {
@@ -68,7 +68,9 @@ def exercises(per_task: int, tokenizer: Any) -> list[Item]:
     return sorted(items, key=lambda item: len(tokenizer.encode(item.answer, add_special_tokens=False)))
 
 
-def answers(llm: Any, items: Sequence[Item], size: int, loads: Loads) -> tuple[list[str], list[int]]:
+def answers(
+    llm: Any, items: Sequence[Item], size: int, loads: Loads, after_step: Callable[[], None]
+) -> tuple[list[str], list[int]]:
     """The text of every answer, and its tokens with the last one; `size` requests at a time, which start together."""
     from vllm import SamplingParams
 
@@ -87,6 +89,7 @@ def answers(llm: Any, items: Sequence[Item], size: int, loads: Loads) -> tuple[l
                 if output.finished:
                     done[number] = output.outputs[0]
             loads.committed(sum(written) - before)
+            after_step()
     return [done[number].text for number in range(len(items))], written
 
 
@@ -99,9 +102,16 @@ class Outcomes:
         scheduler.make_spec_decoding_stats = self._see
 
     def _see(self, stats: Any, **told: Any) -> Any:
-        number = int(told["request_id"].partition("-")[0])  # vLLM adds a part of its own
-        self.seen[number].append((told["num_draft_tokens"], told["num_accepted_tokens"]))
+        self.seen[_number(told["request_id"])].append((told["num_draft_tokens"], told["num_accepted_tokens"]))
         return self._own(stats, **told)
+
+    def last(self, request: str) -> int:
+        """Tokens of a request's last draft that were accepted."""
+        return self.seen[_number(request)][-1][1]
+
+
+def _number(request: str) -> int:
+    return int(request.partition("-")[0])  # vLLM adds a part of its own
 
 
 def depths(outcomes: Sequence[tuple[int, int]], num_drafts: int) -> tuple[list[int], list[int]]:

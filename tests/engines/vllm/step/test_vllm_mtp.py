@@ -35,10 +35,10 @@ def test_the_testbed_s_layer_is_right_about_what_comes_next_and_shadow_steps_lea
         found.append((answers, stats.verified, stats.steps, stats.layers, stats.drafter.layers))
     assert found[0] == found[1]
     print(f"accepted length {stats.verified['accepted_length']:.2f}: {stats.verified['accepted']}")
-    assert stats.verified["accepted_length"] > 1.2
+    assert stats.verified["accepted_length"] > 1.8
     assert stats.verified["remappable_rows"] > 0
     assert stats.shadows is not None
-    assert stats.shadows["steps"] > 10
+    assert stats.shadows["steps"] > 5
     assert any(one["kl"] > 0 for one in stats.shadows["batches"])
 
 
