@@ -231,6 +231,7 @@ def test_every_command_that_is_told_no_policy_takes_the_default() -> None:
         "fidelity": DEFAULT,
         "guard-cost": DEFAULT,
         "bench": f"vanilla {DEFAULT}",
+        "load": f"vanilla {DEFAULT}",
         "eval": f"vanilla {DEFAULT}",
         "speculation": f"vanilla {DEFAULT}",
         "replay": f"vanilla {DEFAULT}",

@@ -22,6 +22,7 @@ FILE = "nowhere.json"
 WORKS = {"policies": [], "dashboard": [], "evidence": ["--list"], "--help": []}
 NEEDS = {  # the package that the line must name
     "serve": (["org/model"], "vllm"),
+    "load": (["org/model", "--trace", FILE], "pip install"),
     "doctor": (["org/model"], "pip install"),
     "eval": (["org/model", "--tasks", "gsm8k"], "pip install"),
     "speculation": (["org/model", "--drafters", "none ngram"], "pip install"),

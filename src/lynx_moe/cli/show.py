@@ -52,6 +52,7 @@ def plot(
     from lynx_moe.lab.evaluation import plot as plot_evaluation
     from lynx_moe.lab.fidelity import plot as plot_fidelity
     from lynx_moe.lab.fidelity import plot_pairs
+    from lynx_moe.lab.load import show as load
     from lynx_moe.lab.profile.show import page as profile
     from lynx_moe.lab.shared import lines, plots, record
 
@@ -59,7 +60,12 @@ def plot(
         typer.echo(plot_pairs.draw(saved, out or saved / "pairs.png"))
         return
     if saved.suffix == ".jsonl":
-        pictures = {"evaluation": plot_evaluation.draw, "fidelity": plot_fidelity.draw, "doctor": doctor.draw}
+        pictures = {
+            "evaluation": plot_evaluation.draw,
+            "fidelity": plot_fidelity.draw,
+            "doctor": doctor.draw,
+            "load": load.draw,
+        }
         pages = {"bakeoff": bakeoff.draw, "profile": profile.draw}
         lined = lines.load(saved, *pictures, *pages)
         suffix = ".html" if lined["kind"] in pages else ".png"
