@@ -31,7 +31,7 @@ INSIDE = {  # lowest first: each may use what stands before it, and rooms of one
         {"tasks", "model", "locate"},
         {"training"},
         {"carve", "harness", "report"},
-        {"text"},
+        {"mtp", "text"},
         {"cli", ""},
         {"__main__"},
     ],

@@ -27,7 +27,8 @@ OF_A_CACHE = (
     "drop-on-miss:mass=0.2"
 )
 TIERS = {"tiers-exact": "0.01 0.03 0.1 exact", "tiers": "0.01 0.03 0.1"}
-DRAFTERS = {"qwen3-moe": "none ngram draft olmoe", "mixtral": "none draft"}
+DRAFTERS = {"qwen3-moe": "none ngram draft olmoe", "mixtral": "none ngram draft", "deepseek-v3": "none mtp draft"}
+ACCEPTED = {"qwen3-moe": "0.976,0.919,0.841", "mixtral": "0.977,0.914,0.844"}  # of the dense drafter's, by depth
 QUANTISED = {"qwen3-moe": ("w8a8", "int4", "awq", "fp8"), "gpt-oss": ("mxfp4",)}
 
 
@@ -52,6 +53,14 @@ def steps() -> list[Step]:
         found.append(Step(f"speculation on {name}", "speculation.md", 20, (
             f"lynx-moe speculation {name} --drafters '{drafters}' --items-per-task 20 --out {here}",
             f"lynx-moe table {here}/speculation.jsonl > {here}.md",
+        )))  # fmt: skip
+    for name, rates in ACCEPTED.items():
+        here = f"{{out}}/{name}/verifying"
+        found.append(Step(f"verifying drafts on {name}", "speculation.md", 10, (
+            f"lynx-moe bakeoff {name} --mixes draft --drafts {rates} --batch-sizes 1,4,16 --norms model "
+            "--dtype float32 --sequences 56 --policies 'priced moe-spec acceptmoe lynx oea' "
+            f"--out {here}",
+            f"lynx-moe table {here}/bakeoff.jsonl > {here}.md",
         )))  # fmt: skip
     for name in ("qwen3-moe", "gpt-oss"):
         here = f"{{out}}/{name}"

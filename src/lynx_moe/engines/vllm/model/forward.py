@@ -75,12 +75,19 @@ def forward(original: Callable[..., Any], runner: Any, *args: Any, **given: Any)
     return output
 
 
-def execute(original: Callable[..., Any], runner: Any, *args: Any, **given: Any) -> Any:
-    """Around execute_model: the logits of the pass that stays are compared before anything changes them."""
-    output = original(runner, *args, **given)
+def execute(original: Callable[..., Any], runner: Any, scheduler_output: Any, *args: Any, **given: Any) -> Any:
+    """Around execute_model: the logits of the pass that stays are compared before anything changes them. What is
+    attached to the scheduler's output is kept: with n-grams on a GPU the methods below get a copy without it, and a
+    step without tokens gets to none of them."""
+    plan = plan_of(runner)
+    if plan is not None:
+        plan.attached = scheduler_output
+    output = original(runner, scheduler_output, *args, **given)
+    if plan is not None and plan.attached is not None:
+        plan.hear(plan.attached)
+        plan.attached = None
     shadows, state = _due(runner), runner.execute_model_state
     if shadows is not None and shadows.logits and state is not None and state.logits is not None:
-        plan = plan_of(runner)
         assert plan is not None
         shadows.compare(state.logits, plan.rows.remap, plan.rows.server, LAG if plan.device.type == "cuda" else 0)
     return output
@@ -117,7 +124,7 @@ def _from_the_first_layer() -> None:
     get_forward_context().moe_layer_index = 0
 
 
-AROUND = {
+AROUND: dict[str, Callable[..., Any]] = {
     "sync_and_gather_intermediate_tensors": gather,
     "_model_forward": forward,
     "execute_model": execute,

@@ -124,7 +124,8 @@ class Deciding(Counted):
         self.pace = None if goal is None or self.policy.is_identity else Pace(goal, self.policy)
 
     def hear(self, scheduler_output: Any) -> None:
-        """What all workers are told at this step of the ones before it."""
+        """What all workers are told at this step of the ones before it: drafts, times, shadow steps."""
+        self.verified.add(scheduler_output)
         if self.pace is not None:
             for timed in getattr(scheduler_output, TIMES, ()):
                 self.pace.hear(timed)

@@ -54,6 +54,7 @@ class Plan(Deciding):
         self.runners: dict[int, Callable[[], Any]] = {}  # a layer's number -> vLLM's runner of it, while it lives
         self.figures: Figures | None = None
         self.drafter: Any = None  # a DrafterPlan, whose class is made of this one
+        self.attached: Any = None  # the scheduler's output as it came, where a runner passes on a copy of it
         self.policy_changes = {"operator": 0, "guard": 0}
         self.has_begun = self.acts = False
         self.seal()
