@@ -6,8 +6,8 @@ from tiny_vllm import engine, generate, prompts, save_model, tokens
 
 from lynx_moe.control.latency import WINDOW
 from lynx_moe.engines import vllm as lynx_vllm
+from lynx_moe.engines.shared.pace import Pace, Timed
 from lynx_moe.engines.vllm.launch.options import Options
-from lynx_moe.engines.vllm.step.pace import Pace, Timed
 from lynx_moe.engines.vllm.step.plan import active
 from lynx_moe.policies import make_policy
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lynx_moe.control.tuned import ByBatch
 from lynx_moe.engines.shared.layers import Layer
+from lynx_moe.engines.shared.pace import Pace
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step.counting import Counted
-from lynx_moe.engines.vllm.step.pace import Pace
 from lynx_moe.engines.vllm.step.requests import Fitted, Requests
 from lynx_moe.engines.vllm.step.rows import StepRows, decoding
 from lynx_moe.engines.vllm.step.shadows.follow import Follow
