@@ -22,15 +22,18 @@ def _write(folder: Path, model: str, config: dict[str, Any], tensors: dict[str, 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        (folder / name).write_bytes((Path(model) / name).read_bytes())
+        if (Path(model) / name).is_file():
+            (folder / name).write_bytes((Path(model) / name).read_bytes())
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
     return str(folder)
 
 
 def with_mtp(model: str, folder: Path) -> str:
-    """A DeepSeek-V3 with one MTP layer, which is its own last layer behind a projection that hands on the hidden
-    state."""
+    """A DeepSeek-V3, a GLM-4 or a Qwen3-Next with one MTP layer, which is its own last layer behind a projection that
+    adds the next token to the hidden state."""
     config, tensors = _read(model)
+    if config["model_type"] == "qwen3_next":
+        return _write(folder, model, config, {**tensors, **_qwen3_next_mtp(config, tensors)})
     last, size = config["num_hidden_layers"] - 1, config["hidden_size"]
     mine, more = f"model.layers.{last + 1}.", {}
     for name, tensor in tensors.items():
@@ -44,6 +47,15 @@ def with_mtp(model: str, folder: Path) -> str:
     more[mine + "shared_head.head.weight"] = tensors["lm_head.weight"].clone()
     more = {name: tensor.clone() for name, tensor in more.items()}
     return _write(folder, model, {**config, "num_nextn_predict_layers": 1}, {**tensors, **more})
+
+
+def _qwen3_next_mtp(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    size, last = config["hidden_size"], f"model.layers.{config['num_hidden_layers'] - 1}."
+    found = {name.replace(last, "mtp.layers.0."): each for name, each in tensors.items() if name.startswith(last)}
+    identity, zeros = torch.eye(size, dtype=torch.bfloat16), torch.zeros(size, dtype=torch.bfloat16)
+    norms = ("pre_fc_norm_hidden", "pre_fc_norm_embedding")  # 1 is added to their weights
+    found |= {"mtp.fc.weight": torch.cat((identity, identity), 1), "mtp.norm.weight": tensors["model.norm.weight"]}
+    return {name: each.clone() for name, each in (found | {f"mtp.{norm}.weight": zeros for norm in norms}).items()}
 
 
 def eagle_head(model: str, folder: Path, *, kind: str = "eagle") -> str:

@@ -92,6 +92,32 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "qwen3": ("Qwen3", {}),
+    "glm4_moe": (
+        "Glm4Moe",
+        {
+            "moe_intermediate_size": 32,
+            "n_routed_experts": 32,
+            "n_shared_experts": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "num_hidden_layers": 3,
+        },
+    ),
+    "qwen3_next": (
+        "Qwen3Next",
+        {
+            "num_experts": 32,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+            "norm_topk_prob": True,
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_key_head_dim": 128,
+            "linear_value_head_dim": 128,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+        },
+    ),
 }
 
 

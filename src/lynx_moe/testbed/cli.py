@@ -74,6 +74,24 @@ def card(name: Name) -> None:
     write_card(_found(name))
 
 
+@app.command("mtp")
+def mtp(
+    out: Annotated[Path, typer.Option(help="folder that holds deepseek-v3/")] = Path("models"),
+    tokens: Annotated[int | None, typer.Option(help="training budget; the recipe's own by default")] = None,
+) -> None:
+    """Train an MTP layer on top of deepseek-v3, which stays as it is, or go on with an interrupted run: some minutes
+    of a core."""
+    from lynx_moe.testbed.mtp import build
+    from lynx_moe.testbed.mtp.train import NUM_TOKENS
+
+    folder = out / build.NAME
+    if not _finished(folder):
+        raise typer.BadParameter(f"no trained {build.NAME} in {out}; train it: lynx-moe testbed train {build.NAME}")
+    found = build.build(folder, out / f".train-{build.NAME}-mtp", tokens or NUM_TOKENS)
+    shares = ", ".join(f"{100 * share:.1f}" for share in found["agree"])
+    typer.echo(f"saved {folder / 'mtp.safetensors'}; the model's first choice by depth: {shares} %")
+
+
 @app.command("carve")
 def carve(
     again: Annotated[bool, typer.Option("--again", help="build it anew though it is there")] = False,

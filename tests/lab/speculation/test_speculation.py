@@ -9,8 +9,9 @@ import torch
 from typer.testing import CliRunner
 
 from lynx_moe.cli import app
+from lynx_moe.engines.vllm.step.shadows.sample import Effect
 from lynx_moe.lab.shared import lines
-from lynx_moe.lab.speculation import measure, show
+from lynx_moe.lab.speculation import harm, measure, show
 from lynx_moe.lab.speculation.loads import Loads, is_past_prompts
 from lynx_moe.lab.speculation.serve import depths, loads_line
 from lynx_moe.routing import Routing
@@ -23,7 +24,7 @@ def line(**given: Any) -> dict[str, Any]:
     loads: dict[str, Any] = {"before": None, "after": None, "a_token": None, "steps": 0}
     found: dict[str, Any] = {"drafter": "draft", "verify": "exact", "policy": "vanilla", "batch": 4, "n": 4}
     found |= {"right": [1, 1, 1, 0], "length": [5, 5, 7, 9], "verifications": [2, 2, 2, 2], "loads": loads}
-    found |= {"drafted": [[2, 2]] * 4, "accepted": [[2, 1], [2, 2], [1, 0], [1, 1]]}
+    found |= {"drafted": [[2, 2]] * 4, "accepted": [[2, 1], [2, 2], [1, 0], [1, 1]], "harm": harm.line([])}
     return {**found, **given}
 
 
@@ -46,12 +47,18 @@ def test_rows_compare_with_no_drafts_and_with_exact_verification_of_the_same_dra
     assert other[5].startswith("+25.0 [+0.0, ")
     assert other[6].startswith("6.25, -0.25 [")
     assert other[8].startswith(f"{3 / 2.25:.3f} [")
+    assert exact[-1] == other[-1] == ""  # nothing was measured
+    told = harm.line([Effect(2, 0.004, 2, 0.0), Effect(1, 0.005, 0, 0.0)])
+    assert show.rows([line(harm=told)])[0][-1].startswith("3.00 [2.00, 5.00")
+    assert (
+        show.rows([{name: value for name, value in line().items() if name != "harm"}])[0][-1] == ""
+    )  # an older record
     assert show.page([plain, remap]).count("\n") == 4
 
 
 def test_steps_of_whole_groups_without_prompts_are_counted_by_layer() -> None:
     class Plan:
-        layers = ("a", "b")
+        layers, trial = ("a", "b"), None
         rows = SimpleNamespace(num_rows=3, num_decode_rows=0, num_verify_rows=3, num_verify_remappable=0)
 
         def reroute(self, logits: Any, weights: Any, ids: torch.Tensor, layer: int, hidden: Any = None) -> Any:
@@ -64,6 +71,9 @@ def test_steps_of_whole_groups_without_prompts_are_counted_by_layer() -> None:
             for layer in range(2):
                 plan.reroute(None, torch.ones(3, 2), ids, layer)
             loads.committed(tokens)
+        plan.trial = object()  # type: ignore[assignment]  # a pass that does not stay
+        plan.reroute(None, torch.ones(3, 2), ids, 0)
+        plan.trial = None
         plan.rows.num_rows = 9  # six of a prompt
         plan.reroute(None, torch.ones(3, 2), ids, 0)
         loads.committed(3)
@@ -77,6 +87,42 @@ def test_steps_of_whole_groups_without_prompts_are_counted_by_layer() -> None:
     assert told["a_token"] == pytest.approx(1.0)
 
 
+def test_rows_count_up_to_the_first_token_that_was_rejected() -> None:
+    class Shadows:
+        indices = torch.tensor([0, 1, 2, 3, 4])
+        compared = 0
+
+        def compare(self, *given: Any) -> None:
+            self.compared += 1
+
+    truth = torch.zeros(5, 4)
+    truth[:, 0] = torch.tensor([0.0, 0.0, 0.0, 1.0, 9.0])  # the last two rows move
+    shadows = Shadows()
+    shadows.logits = {"exact": truth}  # type: ignore[attr-defined]
+    request, depth = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 0, 1])
+    rows = SimpleNamespace(drafted=True, request=request, depth=depth)
+    plan = SimpleNamespace(shadows=shadows, rows=rows)
+    remap = torch.tensor([True] * 5)
+    with harm.Harm(plan, lambda: ["a", "b"]) as harms:
+        for accepted in ({"a": 1, "b": 0}, {"a": 2, "b": 1}):
+            shadows.compare(torch.zeros(5, 4), remap, None, 0)
+            harms.committed(accepted.__getitem__)
+        rows.drafted = False  # all of them decode
+        shadows.compare(torch.zeros(5, 4), torch.tensor([False, False, False, True, False]), None, 0)
+        harms.committed({}.__getitem__)
+        harms.committed({}.__getitem__)  # a step that ran once
+    assert shadows.compared == 3
+    assert "compare" not in vars(shadows)
+    assert [one.rows for one in harms.effects] == [3, 5, 1]
+    small = harms.effects[2].kl
+    assert harms.effects[0].kl == pytest.approx(small)  # the row that moved most was behind a rejected token
+    assert harms.effects[1].kl > 3 * small > 0
+    found = harm.line(harms.effects)
+    assert (found["steps"], found["rows"]) == (3, 9)
+    assert found["kl"] == pytest.approx(sum(one.kl for one in harms.effects) / 9)
+    assert found["kl_interval"][0] < found["kl"] < found["kl_interval"][1]
+
+
 @pytest.mark.parametrize(
     ("given", "answer"),
     [((4, 4, 0, 0), True), ((4, 4, 4, 4), True), ((4, 1, 3, 0), True), ((6, 1, 3, 0), False), ((0, 0, 0, 0), False)],
@@ -87,6 +133,10 @@ def test_a_prompt_is_what_neither_decodes_nor_verifies(given: tuple[int, ...], a
 
 
 def test_ways_of_verifying_are_those_that_a_drafter_has() -> None:
+    own = measure.Settings(model=str(path("deepseek-v3")), drafters=("mtp", "suffix"), batch_sizes=(1,))
+    ways = [(engine.drafter, engine.verify) for engine in own.engines()]
+    assert ways == [("mtp", "exact"), ("mtp", "remap"), ("mtp", "draft"), ("suffix", "exact"), ("suffix", "remap")]
+    assert measure.speculation_of("mtp", 2) == {"method": "mtp", "num_speculative_tokens": 2}
     given = measure.Settings(model=MODEL, drafters=("none", "ngram", "draft", "olmoe"), batch_sizes=(1,))
     found = [(engine.drafter, engine.verify, [policy for policy, _ in engine.cells]) for engine in given.engines()]
     both = ["vanilla", "priced"]
@@ -112,6 +162,8 @@ def test_ways_of_verifying_are_those_that_a_drafter_has() -> None:
         (("--policies", "vanilla prised"), "did you mean 'priced'"),
         (("--batch-sizes", "0"), "each 1 or more"),
         (("--drafts", "0"), "must be 1 or more"),
+        (("--drafters", "none mtp"), "has no MTP layer"),
+        (("--shadow", "2"), "a share of the steps from 0 to 1"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_loaded(
@@ -145,6 +197,10 @@ def test_a_trained_model_is_measured_through_vllm_and_a_record_goes_on(
     assert show.by_depth(exact) == sorted(show.by_depth(exact), reverse=True)
     assert exact["loads"]["after"] == exact["loads"]["before"] > plain["loads"]["before"]
     assert remap["loads"]["after"] < 0.8 * remap["loads"]["before"]
+    assert remap["harm"]["kl"] > 0
+    assert remap["harm"]["steps"] > 5
+    assert remap["harm"]["rows"] > 4 * remap["harm"]["steps"]  # drafted rows are remapped too
+    assert exact["harm"]["kl"] is None
     kept = {**whole, "results": whole["results"][:-1]}
     lines.save(kept, tmp_path / "speculation.jsonl")
     again = CliRunner().invoke(app, args)

@@ -17,7 +17,9 @@ def speculation(
     model: Model,
     drafters: Annotated[
         str,
-        typer.Option(help="Between spaces: none, ngram, or a model that drafts (folder, or a testbed model's name)."),
+        typer.Option(
+            help="Between spaces: none, ngram, suffix, mtp, or a model that drafts (folder, or a testbed model's name)."
+        ),
     ] = "none ngram draft",
     verify: Annotated[
         str, typer.Option(help="Ways of verifying between commas; draft needs a drafter with experts.")
@@ -26,6 +28,7 @@ def speculation(
     batch_sizes: BatchSizes = "1,4,16",
     drafts: Annotated[int, typer.Option(help="Tokens that are drafted for a request in every step, at most.")] = 3,
     items_per_task: Annotated[int, typer.Option(help="Held-out exercises of each task.")] = 40,
+    shadow: Annotated[float, typer.Option(help="Share of the steps that are run twice, to measure the KL.")] = 0.25,
     out: Out = Path("out/speculation"),
 ) -> None:
     """What drafts do to answers and loads of a testbed model, through vLLM: no drafts, and each way of verifying; goes
@@ -42,6 +45,7 @@ def speculation(
         batch_sizes=tuple(sorted(sizes(batch_sizes))),
         num_drafts=drafts,
         items_per_task=items_per_task,
+        shadow=shadow,
     )
     console, file = terminal.console(), out / "speculation.jsonl"
     whole = measurement.measure(settings, file, console.print)

@@ -66,15 +66,15 @@ def import_vllm() -> Any:
 
 
 def open_engine(model: Path | str, policy: str | None = "vanilla", **options: Any) -> Any:
-    """A `vllm.LLM` with the plugin configured; policy None: without it. `verify` among the options says how drafts are.
-    Raises ValueError if vLLM is missing."""
+    """A `vllm.LLM` with the plugin configured; policy None: without it. `verify` and `shadow` among the options are the
+    plugin's. Raises ValueError if vLLM is missing."""
     vllm = import_vllm()
     if policy is not None:
         from lynx_moe.engines.vllm.plugin import register
 
         register()  # a clone that is not installed has no entry point
-        drafts = {name: options.pop(name) for name in ("verify",) if name in options}
-        options["additional_config"] = {"lynx_moe": {"policy": policy, "log_every": 0, "shadow": 0, **drafts}}
+        own = {name: options.pop(name) for name in ("verify", "shadow") if name in options}
+        options["additional_config"] = {"lynx_moe": {"policy": policy, "log_every": 0, "shadow": 0, **own}}
     return vllm.LLM(model=str(model), use_tqdm_on_load=False, **options)
 
 

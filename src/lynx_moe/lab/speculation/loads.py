@@ -19,8 +19,8 @@ class Step(NamedTuple):
 
 
 class Loads:
-    """A block in which the steps of a plan are counted while `whole`: those without a prompt's token. Eager, on one
-    device."""
+    """A block in which the steps of a plan are counted while `whole`: those without a prompt's token, each once, though
+    shadow steps run twice. Eager, on one device."""
 
     def __init__(self, plan: Any) -> None:
         self.plan, self.whole = plan, False
@@ -44,7 +44,7 @@ class Loads:
     def _reroute(self, logits: Tensor, weights: Tensor, ids: Tensor, layer: int, hidden: Tensor | None = None) -> Any:
         final: Routing | None = type(self.plan).reroute(self.plan, logits, weights, ids, layer, hidden)
         rows = self.plan.rows
-        if self.whole and is_past_prompts(rows):
+        if self.whole and self.plan.trial is None and is_past_prompts(rows):
             pair = [
                 len(set(one[: rows.num_rows].flatten().tolist())) for one in (ids, ids if final is None else final.ids)
             ]

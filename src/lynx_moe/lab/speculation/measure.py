@@ -18,7 +18,8 @@ from lynx_moe.lab.speculation.serve import serve
 from lynx_moe.lab.speculation.show import KIND
 from lynx_moe.policies import DEFAULT, make_policy
 
-NONE, NGRAM = "none", "ngram"
+NONE, MTP = "none", "mtp"
+TABLES = {"ngram": {"prompt_lookup_max": 3, "prompt_lookup_min": 1}, "suffix": {}}  # drafters without a model
 Line = dict[str, Any]
 
 
@@ -35,21 +36,24 @@ class Settings:
     """What decides a result.
 
     model           folder of a trained testbed model, or its name.
-    drafters        "none", "ngram", or a model: a folder, or a testbed model's name.
+    drafters        "none", "ngram", "suffix", "mtp" (the model's own layer), or a model that drafts: a folder, or a
+                    testbed model's name.
     verify          "exact", "remap", "draft"; each is measured where the drafter allows it.
     policies        the first must change nothing: all others are compared with it, without drafts.
     batch_sizes     requests that start together.
     num_drafts      tokens that are drafted for a request in every step, at most.
     items_per_task  held-out exercises of every task.
+    shadow          share of the steps in which the KL is measured; 0: it is not.
     """
 
     model: str
-    drafters: tuple[str, ...] = (NONE, NGRAM, "draft")
+    drafters: tuple[str, ...] = (NONE, "ngram", "draft")
     verify: tuple[str, ...] = VERIFY
     policies: tuple[str, ...] = ("vanilla", DEFAULT)
     batch_sizes: tuple[int, ...] = (1, 4, 16)
     num_drafts: int = 3
     items_per_task: int = 40
+    shadow: float = 0.25
 
     def __post_init__(self) -> None:
         if unknown := [way for way in self.verify if way not in VERIFY]:
@@ -60,12 +64,16 @@ class Settings:
             raise ValueError(f"--batch-sizes {self.batch_sizes}: name some, each 1 or more")
         if min(self.num_drafts, self.items_per_task) < 1:
             raise ValueError(f"--drafts {self.num_drafts} and --items-per-task {self.items_per_task} must be 1 or more")
+        if not 0 <= self.shadow <= 1:
+            raise ValueError(f"--shadow {self.shadow}: a share of the steps from 0 to 1")
         specs = lines.specs_of(self.policies)
         if not make_policy(specs[0]).is_identity:
             raise ValueError(f"--policies begins with {specs[0]!r}; the first is the baseline and must be vanilla")
         if (folder := config.folder_of(self.model)) is not None:
             for policy in specs:
                 config.check(config.read(folder), make_policy(policy), self.model)
+            if MTP in self.drafters and not config.read(folder).get("num_nextn_predict_layers"):
+                raise ValueError(f"--drafters {MTP}: {self.model} has no MTP layer; train one: lynx-moe testbed mtp")
         self.engines()
 
     def engines(self) -> list[Engine]:
@@ -75,7 +83,7 @@ class Settings:
         found = []
         for drafter in self.drafters:
             for verify in self.verify if drafter != NONE else (EXACT,):
-                if verify == DRAFT and (drafter == NGRAM or not has_experts(drafter)):
+                if verify == DRAFT and (drafter in TABLES or not has_experts(drafter)):
                     continue
                 policies = [first, *others] if verify == EXACT else others  # what changes nothing is verified exactly
                 cells = tuple((policy, size) for size in self.batch_sizes for policy in policies)
@@ -84,8 +92,8 @@ class Settings:
 
 
 def has_experts(drafter: str) -> bool:
-    """Whether a model that drafts may have MoE layers, by its folder."""
-    return not config.is_dense(config.read(Path(named(drafter))))
+    """Whether a model that drafts may have MoE layers, by its folder; MTP layers of MoE models have."""
+    return drafter == MTP or not config.is_dense(config.read(Path(named(drafter))))
 
 
 def measure(settings: Settings, path: Path, advance: Callable[[str], None] = print) -> lines.Record:
@@ -117,9 +125,10 @@ def speculation_of(drafter: str, num: int) -> dict[str, Any] | None:
     """vLLM's `speculative_config`."""
     if drafter == NONE:
         return None
-    if drafter == NGRAM:
-        return {"method": "ngram", "num_speculative_tokens": num, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
-    return {"method": "draft_model", "num_speculative_tokens": num, "model": named(drafter)}
+    given: dict[str, Any] = {"num_speculative_tokens": num}
+    if drafter == MTP or drafter in TABLES:
+        return {"method": drafter, **given, **TABLES.get(drafter, {})}
+    return {"method": "draft_model", **given, "model": named(drafter)}
 
 
 def _run(settings: Settings, path: Path, engine: Engine) -> None:
@@ -128,7 +137,7 @@ def _run(settings: Settings, path: Path, engine: Engine) -> None:
     drafting = {"speculative_config": speculation_of(engine.drafter, settings.num_drafts), "verify": engine.verify}
     found = serve(
         settings.model,
-        drafting if engine.drafter != NONE else {},
+        {"shadow": settings.shadow, **(drafting if engine.drafter != NONE else {})},
         engine.cells,
         settings.items_per_task,
         settings.num_drafts,

@@ -5,11 +5,12 @@ counted in those steps alone. B requests of a group, D drafted tokens at most.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lynx_moe.lab.shared.engine import open_engine
 from lynx_moe.lab.shared.intervals import weighted_mean
+from lynx_moe.lab.speculation import harm
 from lynx_moe.lab.speculation.loads import Loads
 from lynx_moe.testbed.tasks import TASKS, Item, test_items
 
@@ -20,7 +21,8 @@ LONGEST = 96  # tokens of an answer: twice the longest right one
 def serve(
     model: str, drafting: dict[str, Any], cells: Sequence[tuple[str, int]], items_per_task: int, num_drafts: int
 ) -> Iterator[Line]:
-    """A line per cell, (policy, B), as soon as it is measured; `drafting` are the engine's options about drafts."""
+    """A line per cell, (policy, B), as soon as it is measured; `drafting` are the engine's options about drafts and
+    shadow steps."""
     most = max(size for _, size in cells)
     given: dict[str, Any] = {
         "max_model_len": 512,
@@ -34,13 +36,14 @@ def serve(
 
     items = exercises(items_per_task, llm.get_tokenizer())
     outcomes = Outcomes(llm.llm_engine.engine_core.engine_core.scheduler)
+    runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
     for policy, size in cells:
         spec = engine.set_policy(policy)
         llm.reset_prefix_cache()
         engine.reset_stats()
         outcomes.seen.clear()
-        with Loads(active()) as loads:
-            texts, lengths = answers(llm, items, size, loads)
+        with Loads(active()) as loads, harm.Harm(active(), lambda: runner.input_batch.req_ids) as harms:
+            texts, lengths = answers(llm, items, size, loads, lambda: harms.committed(outcomes.last))
         drafts = [depths(outcomes.seen[number], num_drafts) for number in range(len(items))]
         drafter = engine.stats().drafter
         yield {
@@ -54,6 +57,7 @@ def serve(
             "drafted": [drafted for drafted, _ in drafts],
             "accepted": [accepted for _, accepted in drafts],
             "loads": loads_line(loads),
+            "harm": harm.line(harms.effects),
             "drafter_loads": None if drafter is None else [drafter.mean_before, drafter.mean_after],
         }
 
@@ -64,7 +68,9 @@ def exercises(per_task: int, tokenizer: Any) -> list[Item]:
     return sorted(items, key=lambda item: len(tokenizer.encode(item.answer, add_special_tokens=False)))
 
 
-def answers(llm: Any, items: Sequence[Item], size: int, loads: Loads) -> tuple[list[str], list[int]]:
+def answers(
+    llm: Any, items: Sequence[Item], size: int, loads: Loads, after_step: Callable[[], None]
+) -> tuple[list[str], list[int]]:
     """The text of every answer, and its tokens with the last one; `size` requests at a time, which start together."""
     from vllm import SamplingParams
 
@@ -83,6 +89,7 @@ def answers(llm: Any, items: Sequence[Item], size: int, loads: Loads) -> tuple[l
                 if output.finished:
                     done[number] = output.outputs[0]
             loads.committed(sum(written) - before)
+            after_step()
     return [done[number].text for number in range(len(items))], written
 
 
@@ -95,9 +102,16 @@ class Outcomes:
         scheduler.make_spec_decoding_stats = self._see
 
     def _see(self, stats: Any, **told: Any) -> Any:
-        number = int(told["request_id"].partition("-")[0])  # vLLM adds a part of its own
-        self.seen[number].append((told["num_draft_tokens"], told["num_accepted_tokens"]))
+        self.seen[_number(told["request_id"])].append((told["num_draft_tokens"], told["num_accepted_tokens"]))
         return self._own(stats, **told)
+
+    def last(self, request: str) -> int:
+        """Tokens of a request's last draft that were accepted."""
+        return self.seen[_number(request)][-1][1]
+
+
+def _number(request: str) -> int:
+    return int(request.partition("-")[0])  # vLLM adds a part of its own
 
 
 def depths(outcomes: Sequence[tuple[int, int]], num_drafts: int) -> tuple[list[int], list[int]]:

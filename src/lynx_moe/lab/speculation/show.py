@@ -23,6 +23,7 @@ HEAD = (
     "accepted by depth, %",
     "experts a step",
     "experts a token",
+    "KL, millinats",
 )
 CAPTION = "[95 % intervals]"
 RESAMPLES = 2000
@@ -59,6 +60,7 @@ def _row(line: Line, base: Line, exact: Line | None) -> tuple[str, ...]:
         " ".join(_percent(share) for share in by_depth(line)) if drafts else "",
         _experts(loads),
         _a_token(loads),
+        _kl(line.get("harm")),  # records before it was measured have none
     )
 
 
@@ -88,6 +90,13 @@ def _a_token(loads: Line) -> str:
     return f"{loads['a_token']:.2f}" + (
         f" {_edges(loads['a_token_interval'], 1, 2)}" if loads["a_token_interval"] else ""
     )
+
+
+def _kl(harm: Line | None) -> str:
+    """Of a row that may be remapped, mean."""
+    if harm is None or harm["kl"] is None:
+        return ""
+    return f"{1e3 * harm['kl']:.2f}" + (f" {_edges(harm['kl_interval'], 1e3, 2)}" if harm["kl_interval"] else "")
 
 
 def _percent(share: float) -> str:

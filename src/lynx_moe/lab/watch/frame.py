@@ -25,7 +25,7 @@ def frame(now: Scrape, earlier: Scrape | None, url: str) -> RenderableType:
 def _engine(now: Scrape, earlier: Scrape | None, url: str) -> RenderableType:
     new = now.since(earlier)
     seconds = None if earlier is None else now.moment - earlier.moment
-    rates = Text("\n").join([*_rates(new, seconds), *_tuned(new, now)])
+    rates = Text("\n").join([*_rates(new, seconds), *_paced(now), *_tuned(new, now)])
     parts = [_head(now, url), _layers(new, now, seconds), rates, _kl(now), _guard(now)]
     return Panel(Group(*parts), title="lynx-moe top", title_align="left", box=box.ROUNDED)
 
@@ -88,6 +88,18 @@ def _rates(new: Scrape, seconds: float | None) -> Iterator[Text]:
     decisions = new.total("decision_seconds_count")
     if decisions:
         yield Text(f"decision   {1e6 * new.total('decision_seconds_sum') / decisions:.0f} µs per layer and step")
+
+
+def _paced(now: Scrape) -> Iterator[Text]:
+    """Where a latency objective stands, by batch size."""
+    goal = 1e3 * now.total("slo_tpot_seconds")
+    for place, batch in enumerate(in_order(now.values("slo_share", "batch"))):
+        head = "" if place else f"objective  {goal:g} ms a token\n"
+        took = 1e3 * now.total("slo_step_seconds", batch=batch)
+        share = f"{100 * now.total('slo_share', batch=batch):.3g} % of the price"
+        text = f"{head}           {batch} rows: {f'{took:.1f} ms, ' if took else ''}{share}"
+        missed = now.total("slo_missed", batch=batch)
+        yield Text(text + ("; missed, more is not allowed" if missed else ""), "yellow" if missed else "")
 
 
 def _tuned(new: Scrape, now: Scrape) -> Iterator[Text]:

@@ -25,9 +25,9 @@ def training_record(log: Path, family: Family) -> dict[str, Any]:
     }
 
 
-def weights_hash(folder: Path) -> str:
+def weights_hash(folder: Path, file: str = "model.safetensors") -> str:
     """SHA-256 of the weights in `folder`."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    return hashlib.sha256((folder / file).read_bytes()).hexdigest()
 
 
 def as_lines(scores: dict[str, Any]) -> str:

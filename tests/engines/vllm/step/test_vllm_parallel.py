@@ -163,6 +163,16 @@ def test_tensor_parallel_ranks_come_to_the_same_price(model, tmp_path):
     assert {each["batch"] for each in first["batches"]} >= {"9-16"}
 
 
+def test_tensor_parallel_ranks_come_to_the_same_share(model, tmp_path):
+    """An objective that no step can meet, timed by each rank's own clock: they hear one rank's times, and so agree."""
+    (run,) = found(model, tmp_path, ("priced",), {"slo_tpot_ms": 1e-3}, tensor_parallel_size=2)
+    first, second = (each["pace"] for each in run["stats"])
+    assert first == second
+    assert run["probes"][0] == run["probes"][1]
+    shares = {each["batch"]: each["share"] for each in first["batches"]}
+    assert max(shares.values()) > 0
+
+
 def test_tensor_parallel_ranks_take_the_same_tuned_settings(model, tmp_path):
     file = tmp_path / "tuned.json"
     batches = {"1": "vanilla", "5-8": "lynx:alpha=0.3,beta=1", "9-16": "priced:price=0.5"}

@@ -1,17 +1,24 @@
 """What became of drafts: told by vLLM's scheduler, carried to the workers by the next step, learnt by depth."""
 
 import pickle
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.spec_decode.ngram_proposer_gpu import update_scheduler_for_invalid_drafts
 
 from lynx_moe.engines.vllm import plugin
+from lynx_moe.engines.vllm.launch.options import Options
+from lynx_moe.engines.vllm.model import forward, hooks
 from lynx_moe.engines.vllm.step import verified
+from lynx_moe.engines.vllm.step.plan import Plan
 from lynx_moe.engines.vllm.step.verified import PRIOR, TOLD, Verified
+from lynx_moe.policies import ModelShape
 
 plugin._wrap_core()
 
@@ -83,3 +90,57 @@ def test_sums_are_of_the_drafts_and_start_anew_while_chances_stay() -> None:
 
 def test_a_server_that_drafts_nothing_has_one_depth() -> None:
     assert Verified(0).chances.tolist() == [1]
+
+
+class CopyingRunner:
+    """vLLM's V1 runner as far as n-grams on a GPU need it: `execute_model` makes a copy of the scheduler's output and
+    takes away the drafts that the device did not find."""
+
+    def __init__(self, plan: Plan, names: list[str], found: list[int]) -> None:
+        self.model = SimpleNamespace(lynx_moe_plan=plan)
+        self.names, self.found = names, found
+        self.execute_model_state = None
+
+    def get_model(self) -> Any:
+        return self.model
+
+    def execute_model(self, output: SchedulerOutput) -> None:
+        copied = {
+            name: getattr(output, name).copy() for name in ("num_scheduled_tokens", "scheduled_spec_decode_tokens")
+        }
+        output = replace(output, **copied)
+        event, index = SimpleNamespace(synchronize=lambda: None), {name: n for n, name in enumerate(self.names)}
+        update_scheduler_for_invalid_drafts(event, torch.tensor(self.found), output, index)
+        if output.total_num_scheduled_tokens:
+            scheduled_R = np.array([output.num_scheduled_tokens[name] for name in self.names])
+            hooks._begin_step(self, output, lambda: (np.ones(len(self.names), dtype=bool), scheduled_R), self.names)
+
+
+def verifying(names: list[str]) -> SchedulerOutput:
+    output = SchedulerOutput.make_empty()
+    output.scheduled_cached_reqs.req_ids = names
+    output.scheduled_spec_decode_tokens = {name: [-1, -1, -1] for name in names}
+    output.num_scheduled_tokens = dict.fromkeys(names, 4)
+    output.total_num_scheduled_tokens = 4 * len(names)
+    return output
+
+
+def test_ngrams_on_a_gpu_verify_what_the_device_found_and_are_told_of_nonetheless() -> None:
+    shape = ModelShape(model_type="tiny", num_layers=1, num_experts=8, top_k=2, name="tiny")
+    options = Options(policy="priced", verify="remap")
+    plan = Plan(options=options, shape=shape, max_rows=16, device=torch.device("cpu"), num_drafts=3)
+    plan.has_begun = True
+    runner = CopyingRunner(plan, ["a", "b", "c"], found=[3, 1, 0])
+    output = verifying(runner.names)
+    setattr(output, TOLD, [(3, 2), (3, 0)])
+    forward.execute(CopyingRunner.execute_model, runner, output)
+    assert plan.verified.told()["drafted"] == [2, 2, 2]
+    assert plan.verified.told()["accepted"] == [1, 1, 0]
+    assert (plan.rows.num_rows, plan.verified.rows, plan.verified.remappable) == (7, 6, 6)
+    assert plan.rows.depth[:7].tolist() == [0, 1, 2, 3, 0, 1, 0]  # the last one decodes
+    assert plan.rows.request[:7].tolist() == [0, 0, 0, 0, 1, 1, 2]
+    last = SchedulerOutput.make_empty()
+    setattr(last, TOLD, [(3, 3)])
+    forward.execute(CopyingRunner.execute_model, runner, last)  # no request is left
+    assert plan.verified.told()["accepted"] == [2, 2, 1]
+    assert plan.verified.rows == 6

@@ -40,6 +40,8 @@ class Options:
                `launch/twice.py` says.
     max_kl     nats: the price of each step follows the KL that shadow steps measure (`control/bound.py`); None: it is
                the policy's. Their share then is the bound's too.
+    slo_tpot_ms  milliseconds: rows ask the share of their prices that steps of this length need (`control/latency.py`),
+               never more than the whole; None: the whole.
     tuned      what acts at which batch size (`control/tuned.py`): a file, or what it holds, in place of a policy.
     """
 
@@ -53,6 +55,7 @@ class Options:
     verify: str = EXACT
     shadow: float | None = None
     max_kl: float | None = None
+    slo_tpot_ms: float | None = None
     tuned: Tuned | None = None
 
     def __post_init__(self) -> None:
@@ -75,6 +78,7 @@ class Options:
         if self.shadow is not None and not (number and 0 <= self.shadow <= 1):
             raise ValueError(f"{KEY}: shadow={self.shadow!r} must be a share of the steps from 0 to 1, such as 0.01")
         self._check_max_kl()
+        self._check_slo()
         self._check_tuned()
         if self.guard is not None and self.guard.max_kl is not None and self.shadow == 0:
             raise ValueError(f"{KEY}: guard: max_kl is measured in shadow steps, and shadow=0; leave out either")
@@ -129,6 +133,22 @@ class Options:
         }
         for reason in (reason for reason, found in others.items() if found):
             raise ValueError(f"{KEY}: max_kl={most:g} bounds what the policy does, and {reason}; leave out either")
+
+    def _check_slo(self) -> None:
+        goal = self.slo_tpot_ms
+        if goal is None:
+            return
+        number = isinstance(goal, int | float) and not isinstance(goal, bool)
+        if not (number and 0 < goal < float("inf")):
+            raise ValueError(f"{KEY}: slo_tpot_ms={goal!r} must be a number of milliseconds above 0, such as 50")
+        others = {
+            f"verify={DRAFT!r} leaves the served model exact": self.verify == DRAFT,
+            "a guard moves the policy too": self.guard is not None,
+            "tuned says which policy acts": self.tuned is not None,
+            f"policy={self.policy!r} changes nothing": self.make_policy().is_identity,
+        }
+        for reason in (reason for reason, found in others.items() if found):
+            raise ValueError(f"{KEY}: slo_tpot_ms={goal:g} moves the prices, and {reason}; leave out either")
 
     def _check_tuned(self) -> None:
         if self.tuned is None:
@@ -208,6 +228,8 @@ def check_engine(vllm_config: Any) -> None:
     verify = EXACT if options is None else options.verify
     if options is not None and options.twice and (reason := twice.refusal(vllm_config)) is not None:
         reasons.append(f"{options.twice} runs the model twice on one step, and {reason}; leave it out")
+    if options is not None and options.slo_tpot_ms is not None and vllm_config.use_v2_model_runner:
+        reasons.append("slo_tpot_ms is told to all workers by the V1 model runner; use VLLM_USE_V2_MODEL_RUNNER=0")
     if verify == DRAFT and parallel.pipeline_parallel_size > 1:
         reasons.append(
             f"verify={DRAFT!r}: of pipeline_parallel_size={parallel.pipeline_parallel_size} stages the last one alone "

@@ -19,7 +19,7 @@ from vllm.forward_context import get_forward_context
 
 from lynx_moe.engines.vllm.step.plan import Plan
 from lynx_moe.engines.vllm.step.shadows.passes import LAG, Shadows
-from lynx_moe.engines.vllm.step.shadows.sample import TOLD
+from lynx_moe.engines.vllm.step.shadows.sample import TIMES, TOLD
 
 PLAN = "lynx_moe_plan"  # attribute of the model
 BESIDE = "lynx_moe/"  # before the names of tensors that a stage hands on for a pass that does not stay
@@ -75,12 +75,19 @@ def forward(original: Callable[..., Any], runner: Any, *args: Any, **given: Any)
     return output
 
 
-def execute(original: Callable[..., Any], runner: Any, *args: Any, **given: Any) -> Any:
-    """Around execute_model: the logits of the pass that stays are compared before anything changes them."""
-    output = original(runner, *args, **given)
+def execute(original: Callable[..., Any], runner: Any, scheduler_output: Any, *args: Any, **given: Any) -> Any:
+    """Around execute_model: the logits of the pass that stays are compared before anything changes them. What is
+    attached to the scheduler's output is kept: with n-grams on a GPU the methods below get a copy without it, and a
+    step without tokens gets to none of them."""
+    plan = plan_of(runner)
+    if plan is not None:
+        plan.attached = scheduler_output
+    output = original(runner, scheduler_output, *args, **given)
+    if plan is not None and plan.attached is not None:
+        plan.hear(plan.attached)
+        plan.attached = None
     shadows, state = _due(runner), runner.execute_model_state
     if shadows is not None and shadows.logits and state is not None and state.logits is not None:
-        plan = plan_of(runner)
         assert plan is not None
         shadows.compare(state.logits, plan.rows.remap, plan.rows.server, LAG if plan.device.type == "cuda" else 0)
     return output
@@ -89,9 +96,11 @@ def execute(original: Callable[..., Any], runner: Any, *args: Any, **given: Any)
 def sample(original: Callable[..., Any], runner: Any, *args: Any, **given: Any) -> Any:
     """Around sample_tokens, whose output goes to the scheduler."""
     output, plan = original(runner, *args, **given), plan_of(runner)
-    told = [] if plan is None or plan.shadows is None else plan.shadows.arrived()
-    if told:
-        setattr(getattr(output, "_model_runner_output", output), TOLD, told)
+    if plan is not None:
+        told = {TOLD: plan.shadows, TIMES: plan.pace}
+        for name, found in ((name, one.told()) for name, one in told.items() if one is not None):
+            if found:
+                setattr(getattr(output, "_model_runner_output", output), name, found)
     return output
 
 
@@ -115,7 +124,7 @@ def _from_the_first_layer() -> None:
     get_forward_context().moe_layer_index = 0
 
 
-AROUND = {
+AROUND: dict[str, Callable[..., Any]] = {
     "sync_and_gather_intermediate_tensors": gather,
     "_model_forward": forward,
     "execute_model": execute,

@@ -202,13 +202,13 @@ def _begin_step(
     if not plan.has_begun:
         plan.has_begun = True
         _note_monolithic(plan, runner.get_model())
-    plan.hear(scheduler_output)
+    plan.hear(scheduler_output if plan.attached is None else plan.attached)
+    plan.attached = None
     plan.requests.update(scheduler_output)
     past_prompt_R, scheduled_R = requests()
     drafts_R = drafts_of(scheduler_output, req_ids)
     plan.begin_batch(past_prompt_R, scheduled_R, drafts_R, req_ids)
     choice_R = plan.requests.choices(req_ids)
-    plan.verified.add(scheduler_output)
     plan.rows.fill(past_prompt_R, scheduled_R, choice_R, plan.requests.asked, drafts_R, plan.verified.chances)
     plan.begin_step()
     if plan.drafter is not None:

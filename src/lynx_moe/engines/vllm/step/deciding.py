@@ -12,11 +12,12 @@ from lynx_moe.control.tuned import ByBatch
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step.counting import Counted
+from lynx_moe.engines.vllm.step.pace import Pace
 from lynx_moe.engines.vllm.step.requests import Fitted, Requests
 from lynx_moe.engines.vllm.step.rows import StepRows, decoding
 from lynx_moe.engines.vllm.step.shadows.follow import Follow
 from lynx_moe.engines.vllm.step.shadows.passes import EXACT, Shadows, Trial
-from lynx_moe.engines.vllm.step.shadows.sample import TOLD
+from lynx_moe.engines.vllm.step.shadows.sample import TIMES, TOLD
 from lynx_moe.engines.vllm.step.tiers import Recorded
 from lynx_moe.engines.vllm.step.watch import Watch
 from lynx_moe.policies import Policy
@@ -49,6 +50,7 @@ class Deciding(Counted):
         self.requests = Requests(options, self.check, lambda: (self.policy, self.by_layer))
         self.shadows = Shadows(shadow) if shadow else None
         self.bounded: Follow | None = None  # where `max_kl` says the prices
+        self.pace: Pace | None = None  # where a latency objective says which share of the prices
         self.tuned: ByBatch | None = None  # where the size of the batch says the policy
         self.settings: dict[str, Fitted] = {}
         self.watch: Watch | None = None
@@ -105,6 +107,8 @@ class Deciding(Counted):
     ) -> None:
         """Before the rows of a step: what acts in it, where that is tuned. The batch: rows that the server's policy or
         their request's may remap."""
+        if self.pace is not None:
+            self.pace.begin(past_prompt_R, req_ids)
         if self.tuned is None:
             return
         may_R, _ = decoding(past_prompt_R, scheduled_R, drafts_R, self.requests.remaps_drafts(req_ids))
@@ -116,9 +120,15 @@ class Deciding(Counted):
         """The server's policy is new, the `number`th: its prices are sought from the beginning."""
         bounded = self.options.max_kl is not None and not self.policy.is_identity and self.shadows is not None
         self.bounded = Follow(self.options.max_kl or 0.0, self.policy, number) if bounded else None
+        goal = self.options.slo_tpot_ms
+        self.pace = None if goal is None or self.policy.is_identity else Pace(goal, self.policy)
 
     def hear(self, scheduler_output: Any) -> None:
-        """What all workers are told at this step of the shadow steps before it."""
+        """What all workers are told at this step of the ones before it: drafts, times, shadow steps."""
+        self.verified.add(scheduler_output)
+        if self.pace is not None:
+            for timed in getattr(scheduler_output, TIMES, ()):
+                self.pace.hear(timed)
         if self.shadows is not None:
             for sample in getattr(scheduler_output, TOLD, ()):
                 self.shadows.sums.add(sample)
@@ -128,22 +138,29 @@ class Deciding(Counted):
                     self.watch.hear(sample)
 
     def shadow_step(self) -> tuple[Any, dict[str, Trial]] | None:
-        """The prices of this step, where a bound says them; what is tried in it, if it is a shadow step."""
-        rows, shadows = self.rows, self.shadows
+        """The prices of this step, where a bound or an objective says them; what is tried in it, if it is a shadow
+        step."""
+        rows, shadows, pace = self.rows, self.shadows, self.pace
+        batch, acts = rows.num_decode_rows, self.acts and rows.num_decode_rows > 0
+        kin_T, price_T = rows.first_T & self.requests.kin, rows.price_T
+        if acts and self.bounded is not None:
+            rows.ask(self.bounded.prices(price_T, kin_T, batch))
+        if acts and pace is not None:
+            rows.ask(pace.prices(rows.price_T, kin_T, batch))
         if shadows is None:
             return None
-        batch, acts = rows.num_decode_rows, self.acts and rows.num_decode_rows > 0
         at, trials, due = None, dict[str, Trial](), None
         if acts and self.bounded is not None:
-            kin_T, price_T = rows.first_T & self.requests.kin, rows.price_T
-            rows.ask(self.bounded.prices(price_T, kin_T, batch))
             due = self.bounded.due(batch)
-            at, trials = self.bounded.trials(price_T, kin_T, batch)
+            whole = pace is None or pace.whole(batch)
+            at, trials = self.bounded.trials(price_T, kin_T, batch, whole=whole)
         elif acts and self.watch is not None:
             at, trials = self.watch.trials()
         changes = rows.asking and not all(policy.is_identity for policy in self.deciding)
         if not shadows.begin_step(acts=acts and (changes or bool(trials)), batch=batch, due=due):
             return None
+        if pace is not None:
+            pace.leave_out()
         return at, ({EXACT: Trial()} if changes else {}) | trials
 
     @contextmanager

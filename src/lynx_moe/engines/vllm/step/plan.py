@@ -54,6 +54,7 @@ class Plan(Deciding):
         self.runners: dict[int, Callable[[], Any]] = {}  # a layer's number -> vLLM's runner of it, while it lives
         self.figures: Figures | None = None
         self.drafter: Any = None  # a DrafterPlan, whose class is made of this one
+        self.attached: Any = None  # the scheduler's output as it came, where a runner passes on a copy of it
         self.policy_changes = {"operator": 0, "guard": 0}
         self.has_begun = self.acts = False
         self.seal()
@@ -208,6 +209,7 @@ class Plan(Deciding):
             guard=None if self.watch is None else self.watch.state(),
             shadows=None if self.shadows is None else self.shadows.sums.told(),
             bound=None if self.bounded is None else self.bounded.state(),
+            pace=None if self.pace is None else self.pace.state(),
             tuned=None if self.tuned is None else self.tuned.state(),
             verified=self.verified.told() if self.rows.speculates else None,
             drafter=None if self.drafter is None else self.drafter.stats(),
