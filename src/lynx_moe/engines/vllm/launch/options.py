@@ -65,7 +65,7 @@ class Options:
             raise ValueError(f"{KEY}: stats={self.stats!r} must be true or false")
         for name, what in (("log_every", "log line"), ("metrics_every", "metrics")):
             every = getattr(self, name)
-            if isinstance(every, bool) or not isinstance(every, int | float) or every < 0:
+            if not _is_number(every) or every < 0:
                 raise ValueError(f"{KEY}: {name}={every!r} must be a number of seconds, or 0 for no {what}")
         most = self.max_policies
         if isinstance(most, bool) or not isinstance(most, int) or most < 0:
@@ -74,8 +74,7 @@ class Options:
             raise ValueError(f"{KEY}: verify={self.verify!r} must be one of {', '.join(map(repr, VERIFY))}")
         if self.verify == DRAFT and self.guard is not None:
             raise ValueError(f"{KEY}: a guard watches the layers that verify={DRAFT!r} leaves alone; leave out either")
-        number = isinstance(self.shadow, int | float) and not isinstance(self.shadow, bool)
-        if self.shadow is not None and not (number and 0 <= self.shadow <= 1):
+        if self.shadow is not None and not (_is_number(self.shadow) and 0 <= self.shadow <= 1):
             raise ValueError(f"{KEY}: shadow={self.shadow!r} must be a share of the steps from 0 to 1, such as 0.01")
         self._check_max_kl()
         self._check_slo()
@@ -119,36 +118,32 @@ class Options:
         most = self.max_kl
         if most is None:
             return
-        number = isinstance(most, int | float) and not isinstance(most, bool)
-        if not (number and SMALLEST <= most <= LARGEST):
+        if not (_is_number(most) and SMALLEST <= most <= LARGEST):
             raise ValueError(
                 f"{KEY}: max_kl={most!r} must be a number of nats from {SMALLEST:g} to {LARGEST:g}, such as 0.01 "
                 "(perplexity up to 1 % higher)"
             )
-        others = {
-            f"verify={DRAFT!r} leaves the served model exact": self.verify == DRAFT,
-            "a guard moves the policy too": self.guard is not None,
-            "without shadow steps (shadow=0) nothing measures it": self.shadow == 0,
-            f"policy={self.policy!r} changes nothing": self.make_policy().is_identity,
-        }
-        for reason in (reason for reason, found in others.items() if found):
-            raise ValueError(f"{KEY}: max_kl={most:g} bounds what the policy does, and {reason}; leave out either")
+        more = {"without shadow steps (shadow=0) nothing measures it": self.shadow == 0}
+        self._moves_prices(f"max_kl={most:g} bounds what the policy does", more)
 
     def _check_slo(self) -> None:
         goal = self.slo_tpot_ms
         if goal is None:
             return
-        number = isinstance(goal, int | float) and not isinstance(goal, bool)
-        if not (number and 0 < goal < float("inf")):
+        if not (_is_number(goal) and 0 < goal < float("inf")):
             raise ValueError(f"{KEY}: slo_tpot_ms={goal!r} must be a number of milliseconds above 0, such as 50")
+        more = {"tuned says which policy acts": self.tuned is not None}
+        self._moves_prices(f"slo_tpot_ms={goal:g} moves the prices", more)
+
+    def _moves_prices(self, what: str, more: Mapping[str, bool]) -> None:
         others = {
             f"verify={DRAFT!r} leaves the served model exact": self.verify == DRAFT,
             "a guard moves the policy too": self.guard is not None,
-            "tuned says which policy acts": self.tuned is not None,
             f"policy={self.policy!r} changes nothing": self.make_policy().is_identity,
+            **more,
         }
         for reason in (reason for reason, found in others.items() if found):
-            raise ValueError(f"{KEY}: slo_tpot_ms={goal:g} moves the prices, and {reason}; leave out either")
+            raise ValueError(f"{KEY}: {what}, and {reason}; leave out either")
 
     def _check_tuned(self) -> None:
         if self.tuned is None:
@@ -194,6 +189,10 @@ class Options:
         if "policy" not in named:
             raise ValueError(f"{KEY}: no policy is named; pass additional_config={example}")
         return cls(**named)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_engine(vllm_config: Any) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from lynx_moe.control.loss import compare
 from lynx_moe.control.sampling import bucket, in_order
 
-# Attributes of vLLM's ModelRunnerOutput, Scheduler and SchedulerOutput: [Sample, ...], and [Timed, ...] (`engines/shared/pace.py`).
+# Attributes of vLLM's ModelRunnerOutput, Scheduler and SchedulerOutput: lists of Sample, and of Timed (`pace.py`).
 TOLD, TIMES = "lynx_moe_shadows", "lynx_moe_times"
 SERVER, REQUEST = "server", "request"  # whose policy a row follows
 
