@@ -108,9 +108,15 @@ def test_serve_hands_on_all_but_the_policy_as_it_was_written(monkeypatch: pytest
     CliRunner().invoke(app, ["serve", *line])
     CliRunner().invoke(app, ["serve", "--verify", "remap", *line])
     CliRunner().invoke(app, ["serve", "--max-kl", "0.01", *line])
+    CliRunner().invoke(app, ["serve", "--tuned", "file", *line])
     ours = [json.loads(each.pop(0)) for each in ran]
     assert ran == [line] * len(ours)
-    assert ours == [{"policy": "oea:k0=3"}] * (len(line) - 2) + [{}, {"verify": "remap"}, {"max_kl": 0.01}]
+    assert ours == [{"policy": "oea:k0=3"}] * (len(line) - 2) + [
+        {},
+        {"verify": "remap"},
+        {"max_kl": 0.01},
+        {"tuned": "file"},
+    ]
 
 
 def test_serve_without_vllm_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,6 +235,7 @@ def test_every_command_that_is_told_no_policy_takes_the_default() -> None:
     assert taken == {
         "doctor": DEFAULT,
         "fidelity": DEFAULT,
+        "tune": DEFAULT,
         "guard-cost": DEFAULT,
         "bench": f"vanilla {DEFAULT}",
         "load": f"vanilla {DEFAULT}",

@@ -23,7 +23,7 @@ INSIDE = {  # lowest first: each may use what stands before it, and rooms of one
     "lab": [
         {"shared"},
         {"speed", "evaluation", "fidelity", "speculation", "watch"},
-        {"demo", "doctor", "load", "replay", "calibrate", "profile", "bakeoff", "gpu", "evidence"},
+        {"demo", "doctor", "load", "replay", "calibrate", "profile", "bakeoff", "gpu", "evidence", "tune"},
         {""},
     ],
     "policies": [{"contract"}, {"controls", "published", "priced"}, {""}],

@@ -27,6 +27,7 @@ NEEDS = {  # the package that the line must name
     "eval": (["org/model", "--tasks", "gsm8k"], "pip install"),
     "speculation": (["org/model", "--drafters", "none ngram"], "pip install"),
     "fidelity": (["org/model"], "pip install"),
+    "tune": (["org/model"], "pip install"),
     "bakeoff": (["org/model"], "pip install"),
     "profile": (["org/model"], "pip install"),
     "calibrate": (["org/model"], "pip install"),

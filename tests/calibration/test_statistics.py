@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lynx_moe.calibration.statistics import RoutedStatistics, SimilarityStatistics
+from lynx_moe.calibration.statistics import RoutedStatistics, SensitivityStatistics, SimilarityStatistics
 from lynx_moe.policies.contract.calibrated import DIMENSIONS
 
 T, E, K, D = 23, 7, 3, 5
@@ -114,10 +114,22 @@ def test_how_the_tokens_are_cut_into_calls_does_not_matter(layer: Layer) -> None
         many.update(part, layer.expert)
     whole |= one.tensors()
     cut |= many.tensors()
-    assert set(whole) == set(DIMENSIONS)
+    assert set(whole) == set(DIMENSIONS) - {"sensitivity"}
     for name, tensor in whole.items():
         assert tensor.dtype == torch.float32
         torch.testing.assert_close(cut[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_a_sensitivity_is_half_the_squared_derivative_over_the_squared_share() -> None:
+    sums, derivative, weights = SensitivityStatistics(4), torch.tensor([[2.0, 1.0]]), torch.tensor([[0.6, 0.2]])
+    sums.update(derivative, torch.tensor([[3, 1]]), weights)
+    sums.update(2 * derivative, torch.tensor([[3, 0]]), weights)
+    found = sums.tensors()["sensitivity"]
+    of_layer = (2 + 0.5 + 8 + 2) / (2 * (0.75**2 + 0.25**2))
+    wanted = [2 / 0.25**2, 0.5 / 0.25**2, of_layer, (2 + 8) / (2 * 0.75**2)]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-6)
+    with pytest.raises(ValueError, match="no token was added"):
+        SensitivityStatistics(4).tensors()
 
 
 def test_an_expert_runs_only_on_the_rows_that_are_routed_to_it(layer: Layer) -> None:

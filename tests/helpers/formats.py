@@ -27,6 +27,14 @@ def int4(name: str, weight: Tensor, group: int = GROUP) -> Tensors:
     return {f"{name}_packed": _pack(codes), f"{name}_scale": scale.bfloat16(), f"{name}_shape": shape}
 
 
+def as_rounded(weight: Tensor, scheme: str, group: int = GROUP) -> Tensor:
+    """What w8a8 or int4 makes of the weight, in its own type. group: inputs that share a scale; for w8a8 all do."""
+    most = {"w8a8": 127, "int4": 7}[scheme]
+    grouped = weight.unflatten(-1, (-1, group))
+    scale = grouped.abs().amax(-1, keepdim=True).clamp(min=1e-8) / most
+    return ((grouped / scale).round() * scale).flatten(-2)
+
+
 def gptq(name: str, weight: Tensor, group: int = GROUP) -> Tensors:
     """The same numbers, eight inputs to an int32, with zero points of which 1 is taken off."""
     codes, scale = _symmetric(weight, group)

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 
+from lynx_moe.control import latency
 from lynx_moe.engines.vllm.front.worker import WorkerExtension
 from lynx_moe.engines.vllm.step.plan import Plan, active
 from lynx_moe.routing import loaded
 
 torch.cpu._init_amx()  # attention asks the kernel for AMX, and a dummy step has none: its experts would end in SIGILL
+latency.WINDOW = 4  # steps: runs are short
 seen = {"ids": hashlib.sha256(), "decisions": 0, "fullest": 0}
 _reroute, _apply = Plan.reroute, CPUUnquantizedExperts.apply
 

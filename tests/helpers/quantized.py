@@ -1,6 +1,7 @@
 """Checkpoints with quantised experts from bfloat16 ones: `python tests/helpers/quantized.py FROM TO [SCHEME [GROUP]]`.
 
 Schemes: w8a8 (default); int4, gptq, awq (groups of 64 if nothing is said); fp8, fp8-tensor; mxfp4 for gpt-oss.
+`rounded` takes w8a8 or int4, and writes the rounded weights as bfloat16 ones, for CPUs without the kernels.
 Attention, router and embeddings stay as they are. No calibration data. Experts narrower than a group or block are
 widened by zeros, which changes nothing that they compute.
 """
@@ -51,6 +52,21 @@ def write(source: Path, target: Path, scheme: str = "w8a8", group: int = GROUP) 
     quantization = quantization_config(scheme, config["num_hidden_layers"], group)
     new: dict[str, Any] = {key: config[key] + more, "quantization_config": quantization}
     (target / "config.json").write_text(json.dumps(config | new, indent=1))
+    return str(target)
+
+
+def rounded(source: Path, target: Path, scheme: str, group: int = GROUP) -> str:
+    """Writes a checkpoint whose experts' weights are what the scheme (w8a8, int4) makes of them; returns its folder.
+    Activations stay as they are."""
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors*"))
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(source.glob("*.safetensors")):
+        for name, tensor in load_file(file).items():
+            if EXPERT.match(name):
+                width = group if scheme == "int4" and tensor.shape[-1] % group == 0 else tensor.shape[-1]
+                tensor = formats.as_rounded(tensor.float(), scheme, width).to(tensor.dtype)
+            tensors[name] = tensor
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
     return str(target)
 
 

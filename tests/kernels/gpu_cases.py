@@ -195,11 +195,19 @@ def test_priced_asks_a_share_of_a_row_alone_whoever_says_the_price(price: float)
 
 
 @pytest.mark.parametrize("num_rows", [1, 13])
-def test_priced_asks_a_part_of_any_price_at_the_ends_of_a_model(num_rows: int) -> None:
+def test_priced_asks_a_part_of_any_price_where_layers_differ(num_rows: int) -> None:
     deep = ModelShape(model_type="x", num_layers=30, num_experts=60, top_k=4)
     for seed in range(4):
         _, logits, spec, rng = make_step("priced", (num_rows, 60), "softmax", "normal", seed)
         policy = make_policy("priced:price=0.4,ends=true").for_model(deep).at_layer((0, 1, 5, 29)[seed])
+        if seed % 2:
+            layers = {
+                n: {"sensitivity": (1 + n) * torch.rand(60, generator=rng) + 0.1, "load": torch.ones(60)}
+                for n in range(9)
+            }
+            on_device = {n: {name: one.to(DEVICE) for name, one in layer.items()} for n, layer in layers.items()}
+            policy = make_policy("priced:price=0.4,sensitive=true,slope=1").for_layer((0, 1, 4, 8)[seed], on_device)
+            assert policy.part != 1
         for price_T in (None, (torch.rand(num_rows, generator=rng) + 0.01).to(DEVICE)):
             expected, got = (
                 policy.route(logits, spec, Rows(price=price_T)),

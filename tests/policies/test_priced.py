@@ -7,7 +7,8 @@ import torch
 
 from lynx_moe import RouterSpec, Rows, make_policy
 from lynx_moe.policies import DEFAULT, Placement
-from lynx_moe.policies.priced import FLOOR, PRICE, ROUNDS, STEEP
+from lynx_moe.policies.contract.gains import FLOOR, SPREAD, of_sensitivities
+from lynx_moe.policies.priced import PRICE, ROUNDS, STEEP
 from lynx_moe.routing import select
 
 E, K, T = 12, 3, 6
@@ -106,3 +107,54 @@ def test_the_price_has_a_default_and_excludes_a_number() -> None:
     for bad in ("own=2", "own=x", "own=-0.1", "fold"):
         with pytest.raises(ValueError, match="norm"):
             make_policy(f"priced:norm={bad}")
+
+
+def test_sensitivities_are_gains_within_a_layer_and_parts_of_the_price_between_layers() -> None:
+    load = torch.tensor([0.5, 0.25, 0.25, 0.0])
+    layers = {n: {"sensitivity": scale * torch.tensor([1.0, 2.0, 3.0, 100.0]), "load": load}
+              for n, scale in ((3, 1.0), (5, 4.0), (6, 17.0))}  # fmt: skip
+    found = {n: of_sensitivities(n, layers) for n in layers}
+    mean = 1 * 0.5 + 2 * 0.25 + 3 * 0.25
+    middle = 68 ** (1 / 3)
+    assert [part for _, part in found.values()] == [4, 1, 0.25]
+    assert [abs(part * scale / middle - 1) < 0.5 for (_, part), scale in zip(found.values(), (1, 4, 17), strict=True)]
+    for gain, _ in found.values():
+        assert gain.pow(4).tolist() == pytest.approx([1 / mean, 2 / mean, 3 / mean, SPREAD])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_sensitive_policy_decides_by_its_layers_part_and_gains(seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    spec, logits = RouterSpec(num_experts=E, top_k=K), 2 * torch.randn(T, E, generator=rng)
+    load = torch.full((E,), K / E)
+    layers = {
+        n: {"sensitivity": s * (0.1 + torch.rand(E, generator=rng)), "load": load} for n, s in ((0, 1.0), (1, 20.0))
+    }
+    own, kept = select(logits, spec), []
+    for number in layers:
+        policy = make_policy("priced:price=0.1,sensitive=true").for_layer(number, layers)
+        policy.check(spec)
+        gain, part = of_sensitivities(number, layers)
+        assert torch.equal(policy.gain_E, gain)
+        shares = (gain[own.ids] * own.weights.double() / own.weights.double().sum(-1, keepdim=True)).square()
+        live = plainly(own.ids.tolist(), shares.tolist(), 0.1 * part, set())
+        routing, fused = policy.route(logits, spec), policy.decide(logits, spec)
+        assert torch.equal(routing.ids, fused.ids.long())
+        for t in range(T):
+            wanted = [e for e, stays in zip(own.ids[t].tolist(), live[t], strict=True) if stays]
+            got = {e for e, w in zip(routing.ids[t].tolist(), routing.weights[t].tolist(), strict=True) if w}
+            assert got == set(wanted) or (not wanted and len(got) == 1)
+        kept.append(len(routing.ids.unique()))
+    assert kept[0] < kept[1]
+
+
+def test_sensitive_needs_a_calibration_that_has_sensitivities() -> None:
+    spec = RouterSpec(num_experts=E, top_k=K)
+    with pytest.raises(ValueError, match="calibrate --sensitivity 32"):
+        make_policy("priced:sensitive=true").check(spec)
+    make_policy("priced:sensitive=true,data=x").check(spec)
+    with pytest.raises(ValueError, match="leave one out"):
+        make_policy("priced:sensitive=true,ends=true,data=x")
+    norms = {0: {"output_norm": torch.ones(E), "load": torch.ones(E)}}
+    with pytest.raises(ValueError, match="needs sensitivity of layer 0"):
+        make_policy("priced:sensitive=true").for_layer(0, norms)

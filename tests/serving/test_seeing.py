@@ -20,7 +20,7 @@ from lynx_moe.lab.watch.dashboard import dashboard
 from lynx_moe.lab.watch.scrape import Scrape, scrape
 from lynx_moe.testbed import path, tasks
 
-NOT_HERE = ("lynx_moe_draft", "lynx_moe_verified", "lynx_moe_max_kl")  # of servers that draft, and that have a bound
+NOT_HERE = ("lynx_moe_draft", "lynx_moe_verified", "lynx_moe_max_kl", "lynx_moe_tuned")  # of servers with other options
 HARMFUL = "random:num_keep=4"
 GUARD = {
     "max_mass_lost": 0.2,

@@ -50,7 +50,8 @@ def test_the_folder_is_whole_and_small_enough(loaded: Loaded) -> None:
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 52_000_000
     assert sum(p.numel() for p in model.parameters()) == scores["parameters"]
     config = model.config
-    assert (config.num_hidden_layers, config.num_experts, config.num_experts_per_tok) == (12, 64, 8)
+    assert (config.num_hidden_layers, config.num_experts, config.num_experts_per_tok) == (10, 64, 8)
+    assert {key: getattr(config, key) for key in TEXT.config} == TEXT.config
     assert len(tokenizer) == config.vocab_size == scores["shape"]["vocab_size"]
 
 

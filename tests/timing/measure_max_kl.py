@@ -1,10 +1,10 @@
-"""Measures what `max_kl` keeps: `python tests/timing/measure_max_kl.py [FAMILY...]`.
+"""Measures what `max_kl` keeps: `python tests/timing/measure_max_kl.py [FAMILY | BATCH]...`, without any all of them.
 
 For each testbed family, batch size and bound: a search on prompts of the split "tune", until the batch's bucket is
 settled or MOST_SHADOWS are spent; then the price that it has come to is fixed, and every step is shadowed on prompts of
 the split "test". Every step of a search is a shadow step, where a server takes one in four: as many shadow steps, in a
 quarter of the steps. Prints the table of docs/results/max-kl.md. `out/max-kl.jsonl` has the records; what is in it is
-not measured again.
+not measured again. FAMILY-w8a8 and FAMILY-int4 are families whose experts were rounded so, made in `out/` at first.
 """
 
 import json
@@ -19,29 +19,30 @@ from lynx_moe.control.sampling import bucket
 from lynx_moe.lab.shared import engine, intervals
 
 OUT = Path("out/max-kl.jsonl")
-FAMILIES = ("qwen3-moe", "olmoe", "mixtral", "gpt-oss", "deepseek-v3")
-BATCHES, BOUNDS = (16, 4, 1), (0.01, 0.001)
-MOST_SHADOWS = {1: 6000, 4: 3000, 16: 1000}
-MEASURED = {1: 1500, 4: 700, 16: 300}  # steps
+FAMILIES = ("qwen3-moe", "olmoe", "mixtral", "gpt-oss", "deepseek-v3", "qwen3-moe-w8a8", "qwen3-moe-int4")
+BATCHES, BOUNDS = (64, 16, 4, 1), (0.01, 0.001)
+MOST_SHADOWS = {1: 4000, 4: 3000, 16: 1000, 64: 400}
+MEASURED = {1: 1200, 4: 700, 16: 300, 64: 150}  # steps
 TOKENS, GROUP = 48, 10  # of a request; steps whose mean is one value of the interval
 
 
 def main() -> None:
     done = [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
     OUT.parent.mkdir(exist_ok=True)
-    for batch in BATCHES:
-        for family in sys.argv[1:] or FAMILIES:
+    batches = [int(word) for word in sys.argv[1:] if word.isdigit()]
+    families = [word for word in sys.argv[1:] if not word.isdigit()]
+    for batch in batches or BATCHES:
+        for family in families or FAMILIES:
             known = {(line["family"], line["batch"], line["max_kl"]) for line in done}
-            left = [most for most in BOUNDS if (family, batch, most) not in known]
-            for line in engine.in_own_process(cells, family, batch, left) if left else []:
-                done.append(line)
+            for most in (most for most in BOUNDS if (family, batch, most) not in known):
+                done.append(engine.in_own_process(cell, family, batch, most))
                 with OUT.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                    file.write(json.dumps(done[-1]) + "\n")
     print(table(done))
 
 
-def cells(family: str, batch: int, bounds: list[float]) -> list[dict[str, Any]]:
-    """One engine, each bound in turn."""
+def cell(family: str, batch: int, most: float) -> dict[str, Any]:
+    """One family, batch size and bound, on an engine of its own."""
     import transformers
 
     from lynx_moe.engines import vllm as lynx
@@ -49,11 +50,10 @@ def cells(family: str, batch: int, bounds: list[float]) -> list[dict[str, Any]]:
     from lynx_moe.engines.vllm.step.plan import active
     from lynx_moe.engines.vllm.step.shadows.follow import Follow
     from lynx_moe.lab.shared.documents import from_testbed
-    from lynx_moe.testbed.locate import path
 
     bound.DENSE = 1.0
     register()
-    model = str(path(family))
+    model = folder(family)
     llm = engine.import_vllm().LLM(
         model=model,
         enforce_eager=True,
@@ -65,24 +65,33 @@ def cells(family: str, batch: int, bounds: list[float]) -> list[dict[str, Any]]:
     prompts = {
         split: [list(each.prefix) for each in from_testbed(tokenizer, 560, 3, split)] for split in ("tune", "test")
     }
-    found = []
-    for most in bounds:
-        plan = active()
-        lynx.set_policy("priced")
-        plan.bounded = follow = Follow(most, plan.policy, -1)
-        one = follow.bound.of(batch)
-        begun = plan.shadows.sums.steps
-        for _ in steps(llm, prompts["tune"], batch):
-            if one.settled or plan.shadows.sums.steps - begun >= MOST_SHADOWS[batch]:
-                break
-        shadows, plan.bounded = plan.shadows.sums.steps - begun, None
-        lynx.set_policy(f"priced:price={one.price}" if one.price else "vanilla")
-        line = {"family": family, "batch": batch, "max_kl": most, "price": one.price, "settled": one.settled}
-        line |= {"shadows": shadows, "changes": dict(one.changes), "kl": 0.0, "interval": [0.0, 0.0], "kept": 1.0}
-        if one.price:
-            line |= measured(llm, prompts["test"], batch)
-        found.append(line)
-    return found
+    plan = active()
+    plan.bounded = follow = Follow(most, plan.policy, -1)
+    one = follow.bound.of(batch)
+    for _ in steps(llm, prompts["tune"], batch):
+        if one.settled or plan.shadows.sums.steps >= MOST_SHADOWS[batch]:
+            break
+    shadows, plan.bounded = plan.shadows.sums.steps, None
+    lynx.set_policy(f"priced:price={one.price}" if one.price else "vanilla")
+    line = {"family": family, "batch": batch, "max_kl": most, "price": one.price, "settled": one.settled}
+    line |= {"shadows": shadows, "changes": dict(one.changes), "kl": 0.0, "interval": [0.0, 0.0], "kept": 1.0}
+    return line | (measured(llm, prompts["test"], batch) if one.price else {})
+
+
+def folder(family: str) -> str:
+    """A testbed model, or what is made of it."""
+    from lynx_moe.testbed.locate import path
+
+    base, _, scheme = family.rpartition("-")
+    if scheme not in ("w8a8", "int4"):
+        return str(path(family))
+    target = OUT.parent / family
+    if not (target / "model.safetensors").exists():
+        sys.path.append(str(Path(__file__).parents[1] / "helpers"))
+        import quantized
+
+        quantized.rounded(path(base), target, scheme)
+    return str(target)
 
 
 def measured(llm: Any, prompts: list[list[int]], batch: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     tensors   layers.{number}.{name}: the layer's number in the model, names and shapes as in policies/calibrated.py
     metadata  "lynx_moe": JSON with the format's version and `Provenance`
 
-This is the one place below lab/ that reads a file: policies take tensors, engines call `attach`.
+Nothing else below engines/ reads a file: policies take tensors, engines call `attach`.
 """
 
 import json

@@ -115,5 +115,35 @@ class SimilarityStatistics:
         return {"similarity": alike_EE.float().fill_diagonal_(1.0)}
 
 
+class SensitivityStatistics:
+    """What losing a slot costs, in nats of KL per unit of its squared weight share. With d the derivative of a drawn
+    continuation's log-likelihood by a factor on the slot (1 as it is, 0 lost), and s its share of its row's weight:
+
+        sensitivity[e] = sum (d^2 / 2) / sum s^2        over the slots of expert e, and draws
+    """
+
+    def __init__(self, num_experts: int) -> None:
+        self.num_experts = num_experts
+        self.sums: list[Tensor] = []
+
+    def update(self, derivative_TK: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> None:
+        """Adds one draw over the tokens of one call."""
+        weights_TK = weights_TK.double()
+        share_TK = weights_TK / weights_TK.sum(-1, keepdim=True).clamp(min=1e-20)
+        ids_S = ids_TK.long().flatten()
+        values = (derivative_TK.double().square() / 2, share_TK.square())
+        sums = [_sum_by(ids_S, value.flatten(), self.num_experts) for value in values]
+        self.sums = [a + b for a, b in zip(self.sums, sums, strict=True)] if self.sums else sums
+
+    def tensors(self) -> dict[str, Tensor]:
+        """sensitivity; of an expert that no token chose, that of its layer. Raises ValueError before any token was
+        added."""
+        if not self.sums:
+            raise ValueError("no token was added: call update() with a layer's slots first")
+        cost_E, square_E = (value.cpu() for value in self.sums)
+        of_layer = cost_E.sum() / square_E.sum().clamp(min=1e-20)
+        return {"sensitivity": (cost_E / square_E.clamp(min=1e-20)).where(square_E > 0, of_layer).float()}
+
+
 def _sum_by(index_N: Tensor, value_N: Tensor, size: int) -> Tensor:
     return torch.zeros(size, dtype=value_N.dtype, device=value_N.device).index_add_(0, index_N, value_N)

@@ -22,6 +22,7 @@ from lynx_moe.cli.measure import (
     replay,
     speculation,
     speed,
+    tune,
 )
 from lynx_moe.cli.shared import errors, version
 from lynx_moe.lab.shared import terminal
@@ -87,6 +88,7 @@ for room in (
     evaluation,
     speculation,
     fidelity,
+    tune,
     bakeoff,
     profile,
     replay,

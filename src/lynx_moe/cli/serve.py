@@ -27,6 +27,10 @@ def serve(
     max_kl: Annotated[
         float | None, typer.Option(help="Nats: the price follows the KL that is measured, up to this bound.")
     ] = None,
+    slo_tpot_ms: Annotated[
+        float | None, typer.Option(help="Milliseconds a token: prices are no higher than this needs.")
+    ] = None,
+    tuned: Annotated[str | None, typer.Option(help="File of `lynx-moe tune`: what acts at which batch size.")] = None,
 ) -> None:
     """`vllm serve MODEL` with a policy on; all else on the line is vLLM's, see `vllm serve --help=all`."""
     if importlib.util.find_spec("vllm") is None:
@@ -35,6 +39,6 @@ def serve(
             "lynx-moe: pip install '.[cpu]'"
         )
     spec = None if policy is None else make_policy(policy).spec
-    asked = {"policy": spec, "verify": verify, "max_kl": max_kl}
+    asked = {"policy": spec, "verify": verify, "max_kl": max_kl, "slo_tpot_ms": slo_tpot_ms, "tuned": tuned}
     ours = json.dumps({key: value for key, value in asked.items() if value is not None})
     os.execv(sys.executable, [sys.executable, "-m", SERVER, ours, *context.args])

@@ -3,9 +3,9 @@
 A bucket stands on a level of a list of prices, of which 0 (exact) is the first. Shadow steps measure the level in force
 and, in a trial that nobody's tokens come from, a higher one. What the rules promise:
 
-- A level is taken only if the upper confidence bound of its mean KL lies below RAISE of the bound, from rows that were
-  measured in trials. So nobody is served at a price that was not measured in this bucket; a lower one than a measured
-  one is taken at once.
+- A level is taken only if the upper confidence bound of its mean KL lies below RAISE of the bound, from FEW rows or
+  more that were measured in trials. So nobody is served at a price that was not measured in this bucket; a lower one
+  than a measured one is taken at once.
 - The confidence bound is that of batch means: the samples, in the order of time, in GROUPS groups of the same size, and
   Student's t of 99 % on their means. Of means that are near normal one in a hundred such bounds lies below the mean. KL
   is heavy-tailed: of simulated tails with a standard deviation of three to seven means, up to one in ten does
@@ -157,7 +157,8 @@ class Bucket:
             self.settled = self.settled or trial == level
             return None
         self.above.add(*above)
-        low, high = self.above.mean < RAISE * self.most, self.above.mean > self.most
+        low = self.above.rows >= FEW and self.above.mean < RAISE * self.most
+        high = self.above.mean > self.most
         if low and self.above.upper(self.spike) < RAISE * self.most:
             return self._raise()
         patience = min(ENOUGH + 2 * UNSEEN * self.spike / self.most, KEPT / 2)  # where half of the bound could be told

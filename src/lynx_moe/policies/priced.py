@@ -11,9 +11,8 @@ cent:
 With slope=N outputs that weigh more are taken to be larger: v is multiplied by (K w[t,e] / sum_e w[t,e])^N. With
 ends=true layers at the ends of the model ask a part of the price (`contract/depth.py`).
 
-g is 1, or with calibration the root of the expert's mean output norm over the layer's root mean square, a ratio that is
-taken as FLOOR at the least. The root, because norms of single tokens vary about their mean; the floor, because a row
-whose favourite is small needs it all the same.
+g is 1, or by calibration (`contract/gains.py`): what goes with an expert's mean output norm, or, with sensitive=true,
+with what its loss was measured to cost; then layers ask a part of the price by what theirs cost.
 
 An expert goes while the sum over the rows of what losing it adds to their harm, each divided by the row's price, is at
 most 1. The cube makes rows share the loss: one that has lost something already makes its other experts dear. Decided in
@@ -32,10 +31,6 @@ have asked one price. Were losses taken from the mixed decision itself, even the
 keeps now spares a neighbour a loss, and the neighbour lets go of what they share. Where m moves down with the row, it
 may happen still: everybody is then taken to have lost less.
 
-What neighbours ask does matter. One that asks more defends less what both need, so a row may lose more beside it than
-among rows of its own price, and less beside one that asks less or is exact. But whatever they ask, a row keeps every
-expert whose loss alone costs it more than its price, v + STEEP v^3 > price[t].
-
 A row that verifies a drafted token may be wasted. Its harm is multiplied by the chance that the token is committed
 (`Rows.chance`): what matters is the harm to expect.
 
@@ -45,11 +40,6 @@ ALONE times its price.
 With reroute=R a row that lost experts takes in their place, in its own order, experts that stay and that it had not
 chosen: slots which are there anyway, and no load. A stand-in weighs R times what the router gives it, its score over
 the sum of the row's own scores, times the row's total. R = 0 drops.
-
-With per_rank=true what is priced is a level: the m-th expert of every rank, donated ones first, then by harm. A level
-goes while losing all of it adds at most `price` times the number of ranks. So ranks keep equally many experts, as far
-as their voters have named so many: what lies below the level takes no time. num_keep is spread as in `spread.py`. On
-one rank nothing changes.
 """
 
 from collections.abc import Mapping
@@ -65,6 +55,7 @@ from lynx_moe.policies.contract.calibrated import Calibrated
 from lynx_moe.policies.contract.depth import Deep
 from lynx_moe.policies.contract.fillers import EMPTY
 from lynx_moe.policies.contract.forms import unless_same
+from lynx_moe.policies.contract.gains import of_norms, of_sensitivities
 from lynx_moe.policies.contract.keeping import Keeping
 from lynx_moe.policies.contract.ranked import Ranked
 from lynx_moe.policies.contract.stand_ins import stand_ins
@@ -76,9 +67,7 @@ PRICE = 0.03
 STEEP = 1000.0
 LEAST_PRICE = 0.004  # a guard that finds this too dear gives the policy up
 ROUNDS = (0.125, 0.25, 0.5, 1.0)  # each twice the one before it, which the GPU kernels rely on
-FLOOR = 0.6
 ALONE = 0.0625  # a power of two: prices are multiplied by it without rounding
-SLOPES = (0, 1, 2)
 MOST = 1e30  # as good as any price above: no harm is that large, and float32 holds it
 
 
@@ -94,7 +83,8 @@ class Priced(Deep, Ranked, Calibrated, Keeping):
     natural.
     slope: how much larger outputs are that weigh more, see the module: 0, 1 or 2.
     data: a calibration, for the experts' output norms, which differ up to thirtyfold within a layer.
-    per_rank: the price is for a level over the ranks, see the module.
+    sensitive: by what losses cost instead, layers' too; a calibration made with --sensitivity has it.
+    per_rank: the price is for a level over the ranks (docs/reference/policies.md, ranks).
 
     Hurts where outputs of experts are alike: the sum over lost experts then says too little.
     """
@@ -114,6 +104,7 @@ class Priced(Deep, Ranked, Calibrated, Keeping):
     num_keep: int | None = None
     reroute: float = 0.0
     slope: int = 0
+    sensitive: bool = False
     norm: str = "own=0.3"
     gain_E: Tensor | None = field(default=None, compare=False, repr=False)  # float64: g of every expert, None: 1
 
@@ -123,20 +114,30 @@ class Priced(Deep, Ranked, Calibrated, Keeping):
             raise ValueError(f"{self.spec}: give price=VALUE or num_keep=VALUE, not both")
         if self.price is not None and not 0 <= self.price < float("inf"):
             raise ValueError(f"priced: price={self.price:g} must be 0 or more, and finite; 0.01 is careful, 0.1 fast")
-        if self.slope not in SLOPES:
+        if self.slope not in (0, 1, 2):
             raise ValueError(f"priced: slope={self.slope} must be 0, 1 or 2")
         if not 0 <= self.reroute <= 1:
             raise ValueError(f"priced: reroute={self.reroute:g} must lie between 0 and 1")
+        if self.sensitive and self.ends:
+            raise ValueError("priced: ends=true and sensitive=true both say what layers ask; leave one out")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("sensitivity", "load") if self.sensitive else self.tensors
 
     def check(self, spec: RouterSpec) -> None:
         super().check(spec)
+        if self.sensitive and self.calibration is None and self.data is None:
+            raise ValueError(f"{self.spec} needs data=FILE, which `lynx-moe calibrate --sensitivity 32` makes")
         if self.num_keep is not None:
             check_kept(self.name, "num_keep", self.num_keep, spec, least=1)
 
     def for_layer(self, layer: int, artifact: Mapping[int, Mapping[str, Tensor]]) -> Self:
         policy = super().for_layer(layer, artifact)
-        norm_E = policy.tensor("output_norm").double()
-        return replace(policy, gain_E=(norm_E / norm_E.square().mean().sqrt().clamp(min=1e-20)).clamp(min=FLOOR).sqrt())
+        if not self.sensitive:
+            return replace(policy, gain_E=of_norms(policy.tensor("output_norm")))
+        gain_E, part = of_sensitivities(layer, artifact)
+        return replace(policy, gain_E=gain_E, part=part)
 
     @property
     def asks(self) -> float:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lynx_moe.lab.bakeoff.findings import comparisons, front_tables
+from lynx_moe.lab.bakeoff.findings import all_comparisons, comparisons, front_tables
 from lynx_moe.lab.bakeoff.fronts import GAP, covering, fronts, lowest, pareto, ratios
 from lynx_moe.lab.bakeoff.grids import GRIDS, ORACLE, budgets, settings
 from lynx_moe.lab.bakeoff.refine import ROUNDS, between, refinements
@@ -246,6 +246,26 @@ def test_every_policy_has_a_grid_and_what_is_wrong_is_named():
         settings(router, ["linx"])
     with pytest.raises(ValueError, match="need --calibration"):
         settings(router, ["reap"])
+
+
+def test_knobs_that_stay_make_a_method_of_their_own():
+    router = RouterSpec(num_experts=8, top_k=2)
+    found = settings(router, ["priced", "priced:ends=true,slope=1"], ("model", "mass"))
+    assert list(dict.fromkeys(one.method for one in found)) == [
+        "priced", "priced norm=mass", "priced:ends=true,slope=1", "priced:ends=true,slope=1 norm=mass"]  # fmt: skip
+    for one in found:
+        policy = make_policy(one.spec)
+        assert (policy.ends, policy.slope) == ((True, 1) if ":" in one.method else (False, 0))
+    assert len({one.spec for one in found}) == len(found)
+    with pytest.raises(ValueError, match="no grid of linx"):
+        settings(router, ["linx:slope=1"])
+    with pytest.raises(ValueError, match="oea has no knob 'slope'"):
+        settings(router, ["oea:slope=1"])
+    lines = [line(method, kept, noise(0) * share) | {"split": "test", "kind": "bakeoff"} for method, share in
+             (("priced", 1), ("priced:slope=1", 0.5), ("oea", 2)) for kept in (0.3, 0.34)]  # fmt: skip
+    titles = [title for title, _, _ in all_comparisons({"results": lines})]
+    assert [title.partition(" of ")[2].partition(",")[0] for title in titles if title.startswith("KL")] == [
+        "priced", "priced:slope=1"]  # fmt: skip
 
 
 def test_like_is_compared_with_like_and_with_the_oracle():

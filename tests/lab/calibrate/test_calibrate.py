@@ -24,7 +24,7 @@ def test_one_file_serves_all_calibrated_policies(folder: Path, tmp_path: Path) -
     assert f"{artifact.provenance.num_tokens} tokens" in made.output
     assert sorted(artifact.layers) == [0, 1]
     for layer in artifact.layers.values():
-        assert set(layer) == set(DIMENSIONS)
+        assert set(layer) == set(DIMENSIONS) - {"sensitivity"}
         assert layer["load"].sum().item() == pytest.approx(4)
 
     specs = [f"{spec},data={file}" for spec in ("sere:num_primary=2,rho=0", "exfold:num_keep=6", "reap:num_keep=6")]
@@ -36,6 +36,27 @@ def test_one_file_serves_all_calibrated_policies(folder: Path, tmp_path: Path) -
     for line in results:
         assert line["after"] < line["before"]
         assert line["kl"] > 0
+
+
+def test_sensitivities_are_measured_where_they_are_asked_for(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.safetensors"
+    options = ["--sequences", "14", "--sensitivity", "6", "-o", str(file)]
+    made = CliRunner().invoke(app, ["calibrate", str(folder), *options])
+    assert made.exit_code == 0, made.output
+    assert "6 of 6 documents backwards" in made.output
+    artifact = load(file)
+    told = calibrate.by_layer(artifact)
+    assert sorted(told) == [0, 1]
+    for number, layer in artifact.layers.items():
+        assert set(layer) == set(DIMENSIONS)
+        assert layer["sensitivity"].min() <= told[number] <= layer["sensitivity"].max()
+        assert f"{told[number]:.3g}" in made.output
+    settings = fidelity.Settings(model=str(folder), batch_sizes=(2,), num_sequences=14, split="calibrate")
+    model, _ = fidelity.open_model(settings, [])
+    with pytest.raises(ValueError, match="what the way back needs"):
+        calibrate.sensitivities(model, fidelity.documents(settings), 4, 10_000, print)
+    again = calibrate.sensitivities(model, fidelity.documents(settings), 4, None, print)
+    assert sorted(again) == [0, 1]
 
 
 def test_two_passes_give_the_same_file(folder: Path, tmp_path: Path) -> None:

@@ -31,9 +31,17 @@ def test_kl_is_interpolated_geometrically_and_likelihood_in_a_line() -> None:
 
 def test_settings_are_grouped_by_all_but_the_price_and_cells_stand_alone() -> None:
     ours = [line(f"priced:price={price},slope=1", after, 1) for price, after in ((0.1, 10), (0.01, 30))]
-    rest = [line("priced", 12, 1), line("lynx", 20, 2), line("lynx", 20, 2, size=4)]
+    rest = [line("priced:reroute=1", 12, 1), line("lynx", 20, 2), line("lynx", 20, 2, size=4)]
     (found,) = equal.compared([*ours, *rest])
     assert (found["ours"], found["batch"]) == ("priced:slope=1", 16)
+
+
+def test_the_default_is_a_rival_of_its_other_forms_and_they_are_none_of_each_other() -> None:
+    knobs, prices = ((",slope=1", 1), (",slope=2", 3), ("", 2)), ((0.1, 10), (0.01, 30))
+    forms = [line(f"priced:price={price}{form}", after, kl) for form, kl in knobs for price, after in prices]
+    found = [(one["ours"], one["rival"], round(one["ratio"], 6)) for one in equal.compared(forms)]
+    assert found == [(f"priced:slope={slope}", f"priced:price={price}", ratio)
+                     for price in (0.1, 0.01) for slope, ratio in ((1, 0.5), (2, 1.5))]  # fmt: skip
 
 
 @pytest.mark.parametrize("after", [9.0, 31.0])

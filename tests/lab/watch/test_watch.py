@@ -101,6 +101,20 @@ def test_a_frame_tells_the_kl_and_where_its_bound_has_come_to() -> None:
     assert "not measured yet" in shown(Scrape(parse(metrics(100, 40, 30)), 20.0))
 
 
+def test_a_frame_tells_which_tuned_setting_acts_at_which_size() -> None:
+    labels = 'model_name="m",engine="0",stage="0"'
+    settings = (("9-16", "priced:price=0.02", 1200), ("1", "vanilla", 7))
+    lines = [
+        f'lynx_moe_tuned_steps_total{{{labels},batch="{batch}",policy="{policy}"}} {steps}'
+        for batch, policy, steps in settings
+    ]
+    text = shown(Scrape(parse(metrics(100, 40, 30) + "\n".join(lines) + "\n"), 20.0))
+    assert "tuned      1 rows: vanilla (7 steps)" in text
+    assert "9-16 rows: priced:price=0.02 (1,200 steps)" in text
+    assert text.index("1 rows: vanilla") < text.index("9-16 rows")
+    assert "tuned" not in shown(Scrape(parse(metrics(100, 40, 30)), 20.0))
+
+
 def test_every_engine_has_a_panel_of_its_own() -> None:
     other = metrics(300, 44, 24).replace('model_name="m"', 'model_name="n"')
     text = shown(Scrape(parse(metrics(100, 40, 30) + other), 20.0))

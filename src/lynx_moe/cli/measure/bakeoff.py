@@ -28,7 +28,12 @@ app = typer.Typer()
 @app.command()
 def bakeoff(
     model: Model,
-    policies: Annotated[str, typer.Option(help="Names between spaces (default: all that have a grid).")] = "",
+    policies: Annotated[
+        str,
+        typer.Option(
+            help="Names between spaces (default: all that have a grid); with knobs that stay: priced:slope=1."
+        ),
+    ] = "",
     calibration: Annotated[
         Path | None, typer.Option(help="A file of `lynx-moe calibrate`; sere, exfold and reap need it.")
     ] = None,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lynx_moe.cli.shared.options import Data, Dtype, MaxMemory, Model, Prefix, Seed, Sequences, Steps, Trust, found
-from lynx_moe.lab.shared import terminal
+from lynx_moe.lab.shared import tables, terminal
 
 app = typer.Typer()
 
@@ -21,6 +21,9 @@ def calibrate(
     seed: Seed = 0,
     split: Annotated[str, typer.Option(help="calibrate: what no test draws; all: the whole file.")] = "calibrate",
     similarity: Annotated[str, typer.Option(help="How alike two experts are: frobenius or cosine.")] = "frobenius",
+    sensitivity: Annotated[
+        int, typer.Option(help="So many documents are run backwards too: what a lost expert costs, layer by layer.")
+    ] = 0,
     dtype: Dtype = "auto",
     max_memory: MaxMemory = None,
     trust_remote_code: Trust = False,
@@ -42,5 +45,9 @@ def calibrate(
         trust_remote_code=trust_remote_code or None,
         split=split,
     )
-    made = measurement.calibrate(settings, out, similarity, terminal.console().print, max_memory)
+    console = terminal.console()
+    made = measurement.calibrate(settings, out, similarity, console.print, max_memory, sensitivity)
+    if told := measurement.by_layer(made):
+        rows = [(str(number), f"{value:.3g}") for number, value in told.items()]
+        tables.show("What a lost expert costs", ("layer", "nats of KL per squared share"), rows, console, "")
     typer.echo(f"{len(made.layers)} layers, {made.provenance.num_tokens} tokens: {out}")

@@ -37,12 +37,12 @@ found = named  # what `Model` says
 Layers = Annotated[int | None, typer.Option(min=1, help="Layers of it (default: what fits in 3 GB).")]
 
 
-def sizes(text: str) -> list[int]:
+def sizes(text: str, option: str = "--batch-sizes") -> list[int]:
     """Whole numbers between commas. Raises ValueError for anything else."""
     try:
         return [int(size) for size in text.split(",")]
     except ValueError:
-        raise ValueError(f"--batch-sizes {text!r} must be whole numbers between commas, such as 2,4,16") from None
+        raise ValueError(f"{option} {text!r} must be whole numbers between commas, such as 2,4,16") from None
 
 
 def json_of(text: str, option: str) -> Any:

@@ -143,6 +143,16 @@ FAMILIES = {
         ("batch", "figure"),
     ),
     "lynx_moe_max_kl_settled": Family("gauge", "1 where no higher price is being looked for.", ("batch",)),
+    "lynx_moe_slo_tpot_seconds": Family("gauge", "The operator's objective for the time per output token."),
+    "lynx_moe_slo_share": Family("gauge", "The share of their prices that rows of such steps ask.", ("batch",)),
+    "lynx_moe_slo_step_seconds": Family("gauge", "Median time of the last steps that only decode.", ("batch",)),
+    "lynx_moe_slo_missed": Family(
+        "gauge", "1 where steps take longer than the objective though rows ask their whole prices.", ("batch",)
+    ),
+    "lynx_moe_slo_changes": Family("counter", "Changes of the share.", ("batch", "direction")),
+    "lynx_moe_tuned_steps": Family(
+        "counter", "Steps of this size, decided by the policy that was tuned for it.", ("batch", "policy")
+    ),
     "lynx_moe_max_kl_changes": Family("counter", "Changes of the price.", ("batch", "direction")),
 }
 WORKERS = "lynx_moe_workers"  # the server's own, without labels: its workers may have told nothing yet

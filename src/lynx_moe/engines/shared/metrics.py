@@ -82,7 +82,9 @@ class Stats:
     decision_us: mean microseconds of a decision (one layer, one step), counting included; None where the host does not
     wait for it, and where nobody measured it. guard: where the quality guard stands; None: there is none. shadows: what
     shadow steps measured since the start; None: there are none. bound: the prices
-    that `max_kl` has come to; None: there is none. verified: what became of drafts; None: nothing drafts.
+    that `max_kl` has come to; None: there is none. pace: the shares of the prices that a latency objective has come to;
+    None: there is none. tuned: what acts at which batch size, and in how many steps it did;
+    None: `policy` always. verified: what became of drafts; None: nothing drafts.
     drafter: the same of the model that drafts, whose steps are its passes; None: none does, or it has no MoE layers."""
 
     policy: str
@@ -93,6 +95,8 @@ class Stats:
     guard: dict[str, Any] | None = None
     shadows: dict[str, Any] | None = None
     bound: dict[str, Any] | None = None
+    pace: dict[str, Any] | None = None
+    tuned: dict[str, Any] | None = None
     verified: dict[str, Any] | None = None
     drafter: "Stats | None" = None
 

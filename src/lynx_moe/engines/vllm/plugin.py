@@ -104,7 +104,7 @@ def _wrap_front_end() -> None:
 
 
 def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    from lynx_moe.engines.vllm.launch import refusals, speculation
+    from lynx_moe.engines.vllm.launch import refusals, speculation, tuned
     from lynx_moe.engines.vllm.launch.options import KEY, Options, check_engine
 
     given = args[0]  # the EngineArgs
@@ -117,6 +117,9 @@ def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: An
         options = Options.of(vllm_config)
         if options is not None:
             check_engine(vllm_config)
+            if options.tuned is not None:
+                tuned.check(options.tuned, vllm_config.model_config)
+                tuned.keep(options.tuned, vllm_config, KEY)
     if options is not None:
         refusals.expect()
         _warn_of_connectors(vllm_config.kv_transfer_config)

@@ -57,6 +57,14 @@ def comparisons(whole: Line, ours: str = DEFAULT) -> list[Table]:
     return tables
 
 
+def all_comparisons(whole: Line) -> list[Table]:
+    """`comparisons` of the default policy, and of each that has knobs which stayed ("priced:slope=1")."""
+    names = dict.fromkeys(line["policy"] for line in tested(whole))
+    fixed = [name for name in names if name.startswith(f"{DEFAULT}:")]
+    first = [DEFAULT] if DEFAULT in names or not fixed else []
+    return [table for ours in first + fixed for table in comparisons(whole, ours)]
+
+
 def settings_table(whole: Line) -> Table:
     """The settings that were chosen on "tune", as measured on "test"."""
     rows: list[tuple[str, ...]] = []

@@ -56,26 +56,29 @@ class Setting(NamedTuple):
 def settings(
     router: RouterSpec, names: Collection[str] = (), norms: Sequence[str] = NORMS, calibration: str | None = None
 ) -> list[Setting]:
-    """Every setting of the named policies (none named: of all in the table) under each norm.
+    """Every setting of the named policies (none named: of all in the table) under each norm. A name may have knobs,
+    "priced:ends=true": a method of its own, with these in every setting.
 
     "model" stands for what each policy does by itself. Calibrated policies are left out without a calibration file; one
     that can do without is tried both ways.
-    Raises ValueError for a policy without a grid, and where nothing is left.
+    Raises ValueError for a policy without a grid, for knobs that it does not take, and where nothing is left.
     """
-    missing = sorted(set(names) - {*GRIDS, ORACLE})
+    missing = sorted({name.partition(":")[0] for name in names} - {*GRIDS, ORACLE})
     if missing:
         raise ValueError(
             f"no grid of {', '.join(missing)}; there are grids of {', '.join(GRIDS)} (lab/bakeoff/grids.py)"
         )
     found = [] if names and ORACLE not in names else [Setting(ORACLE, f"{ORACLE}:price={price}") for price in PRICES]
-    for name in [name for name in names if name != ORACLE] or ([] if names else GRIDS):
+    for given in [name for name in names if name != ORACLE] or ([] if names else GRIDS):
+        name, _, fixed = given.partition(":")
         if needs_calibration(name) and calibration is None:
             continue
         for norm in norms:
             if norm != "model" and norm == knobs(POLICIES[name]).get("norm", (str, norm))[1]:
                 continue
-            more = [] if norm == "model" else [f"norm={norm}"]
-            method = name if norm == "model" else f"{name} norm={norm}"
+            more = [fixed] if fixed else []
+            more += [] if norm == "model" else [f"norm={norm}"]
+            method = given if norm == "model" else f"{given} norm={norm}"
             for data in _calibrations(name, calibration):
                 specs = (_with(spec, more + data) for spec in GRIDS[name](router.num_experts, router.top_k))
                 called = f"{method} calibrated" if data and not needs_calibration(name) else method
@@ -86,13 +89,14 @@ def settings(
 
 
 def needs_calibration(name: str) -> bool:
-    policy = POLICIES.get(name, Policy)
+    policy = POLICIES.get(name.partition(":")[0], Policy)
     return issubclass(policy, Calibrated) and not policy.optional
 
 
 def is_published(name: str) -> bool:
     """Of a paper, a release or a pull request: neither a control, nor the baseline, nor our own."""
-    return name in POLICIES and POLICIES[name].source not in ("-", "lynx-moe")
+    policy = POLICIES.get(name.partition(":")[0])
+    return policy is not None and policy.source not in ("-", "lynx-moe")
 
 
 def short(spec: str) -> str:

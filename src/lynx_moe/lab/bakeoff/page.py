@@ -26,7 +26,7 @@ def draw(whole: Line, path: Path) -> Path:
         {"about": ABOUT[file.stem], "image": base64.b64encode(file.read_bytes()).decode()}
         for file in plot.draw(whole, path.parent)
     ]
-    several = [*findings.comparisons(whole), *findings.front_tables(whole), findings.cost_table(whole)]
+    several = [*findings.all_comparisons(whole), *findings.front_tables(whole), findings.cost_table(whole)]
     template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     html = template.render(
         name=Path(whole["settings"]["model"]).name,
@@ -52,5 +52,5 @@ def exact_tables(file: Path) -> list[findings.Table]:
 
 def markdown(whole: Line) -> str:
     """The tables but that of settings, for documents."""
-    several = [*findings.comparisons(whole), *findings.front_tables(whole), findings.cost_table(whole)]
+    several = [*findings.all_comparisons(whole), *findings.front_tables(whole), findings.cost_table(whole)]
     return "\n".join(f"{title}:\n\n{tables.markdown(head, rows)}\n" for title, head, rows in several)

@@ -11,6 +11,17 @@ ON_CARVED = (
     "priced:price=0.1,ends=true,slope=1,reroute=1 priced:price=0.2,ends=true,slope=1,reroute=1 lynx oea:k0=2 "
     "oea:k0=3 oea:k0=4 xshare:budget=20,k0=1 alloc:k=4 topk:k=4"
 )
+MEASURED = "sensitive=true,data={out}/text/calibration.safetensors"
+OF_TEXT = "--data models/text/held_out.jsonl --dtype float32"
+ON_TEXT = (
+    "priced:price=0.003 priced:price=0.01 priced priced:price=0.1 "
+    + "".join(
+        f"priced:price={price},{knobs} "
+        for knobs in ("ends=true,slope=1", "ends=true,slope=1,reroute=1", MEASURED)
+        for price in (0.003, 0.01, 0.03, 0.1)
+    )
+    + "lynx oea:k0=2 oea:k0=3 oea:k0=4 xshare:budget=24,k0=1 naee:beta=0.4 topk:k=4 alloc:k=4"
+)
 OF_A_CACHE = (
     "priced:price=0.01 priced priced:price=0.1 oea:k0=4 drop-on-miss:mass=0.05 drop-on-miss:mass=0.1 "
     "drop-on-miss:mass=0.2"
@@ -92,7 +103,24 @@ def steps() -> list[Step]:
             "--out {out}/carved/bakeoff",
             "lynx-moe table {out}/carved/bakeoff/bakeoff.jsonl > {out}/carved/bakeoff.md",
         )),
-        Step("what max_kl keeps", "max-kl.md", 60, ("python tests/timing/measure_max_kl.py",)),
+        Step("fidelity of text", "text.md", 12, (
+            f"lynx-moe calibrate text {OF_TEXT} --sequences 64 --prefix 32 --steps 64 --sensitivity 64 "
+            "-o {out}/text/calibration.safetensors",
+            f"lynx-moe fidelity text {OF_TEXT} --policies '{ON_TEXT}' --batch-sizes 4,16 --mixes mixed --split test "
+            "--sequences 96 --steps 16 --out {out}/text",
+            "lynx-moe table {out}/text/fidelity.jsonl > {out}/text/fidelity.md",
+            "lynx-moe table {out}/text/fidelity.jsonl --at-equal-experts > {out}/text/equal.md",
+            "python tests/helpers/kl_by_layer.py text models/text/held_out.jsonl > {out}/text/by-layer.md",
+            f"lynx-moe record text {OF_TEXT} --engine transformers --batch-size 8 --sequences 32 "
+            "--out {out}/text/recording.safetensors",
+            f"lynx-moe replay {{out}}/text/recording.safetensors --slots 16 --policies '{OF_A_CACHE} "
+            "cache-prior:weight=0.1 cache-prior:weight=0.3' > {out}/text/cache.txt",
+        ), "models/text/model.safetensors"),
+        Step("what max_kl keeps", "max-kl.md", 150, (
+            "python tests/timing/measure_max_kl.py",
+            *(f"python tests/timing/follow_max_kl.py qwen3-moe priced 16{way}" for way in ("", " back")),
+            "python tests/timing/follow_max_kl.py qwen3-moe random:num_keep=16 16",
+        )),
         Step("routes", "routes.md", 5, (
             "lynx-moe replay {routes} --mixes one,mixed --policies 'vanilla priced:price=0.01 priced priced:price=0.1 "
             "oea:k0=4 topk:k=4 naee:beta=0.5 min-p:k_min=2,threshold=0.5' > {out}/routes.txt",

@@ -5,14 +5,13 @@ are drawn anew together, so the ratio and the difference are paired.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from lynx_moe.lab.fidelity.measure import Line
 from lynx_moe.lab.shared.tables import markdown
-from lynx_moe.policies import make_policy
+from lynx_moe.policies import DEFAULT, make_policy
 
 HEAD = ("batch", "rival", "experts", "ours", "KL, ours / rival's", "log-likelihood, ours - rival's, mnats")
 DRAWS = 2000
@@ -21,29 +20,30 @@ DRAWS = 2000
 def compared(results: Sequence[Line], seed: int = 0) -> list[Line]:
     """A line per cell, rival and policy with prices: `ratio` of KL and `gain` in nats, each with its interval.
 
-    Left out is a rival whose experts lie between no two prices that were measured, and one that changes nothing.
+    The default policy as it comes is a rival of its other forms. Left out is a rival whose experts lie between no two
+    prices that were measured, and one that changes nothing.
     """
     found = []
     for cell in dict.fromkeys((line["batch_size"], line["mix"], line["cache"]) for line in results):
         lines = [line for line in results if (line["batch_size"], line["mix"], line["cache"]) == cell]
-        ours: dict[str, list[Line]] = {}
-        for line in lines:
-            if make_policy(line["policy"]).knows_prices:
-                ours.setdefault(_without_price(line["policy"]), []).append(line)
-        for rival in lines:
-            if make_policy(rival["policy"]).knows_prices or not rival["kl"]:
+        forms = [_form(line["policy"]) for line in lines]
+        for rival, rivals_form in zip(lines, forms, strict=True):
+            if rivals_form not in (None, DEFAULT) or not rival["kl"]:
                 continue
-            for name, settings in ours.items():
-                pair = _around(settings, rival["after"])
-                if pair:
+            for name in dict.fromkeys(forms):
+                if name in (None, rivals_form):
+                    continue
+                settings = [line for line, form in zip(lines, forms, strict=True) if form == name]
+                if pair := _around(settings, rival["after"]):
                     known = {"batch": cell[0], "rival": rival["policy"], "ours": name, "before": rival["before"]}
                     found.append(known | {"after": rival["after"]} | _against(*pair, rival, seed))
     return found
 
 
-def _without_price(spec: str) -> str:
+def _form(spec: str) -> str | None:
+    """The policy without its price; None where it knows none."""
     policy: Any = make_policy(spec)
-    return str(replace(policy, price=None).spec)
+    return str(policy.without_price().spec) if policy.knows_prices else None
 
 
 def _around(settings: Sequence[Line], after: float) -> tuple[Line, Line] | None:

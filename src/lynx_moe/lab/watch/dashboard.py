@@ -99,6 +99,17 @@ PANELS: list[tuple[str, str, int, str, list[tuple[str, str]]]] = [
     ),
     ("Price that max_kl has come to", "timeseries", 8, "none", [(_most("max_kl_price", "batch"), "{{batch}}")]),
     (
+        "Latency objective: steps, and the share of the price",
+        "timeseries",
+        24,
+        "none",
+        [
+            (_most("slo_step_seconds", "batch"), "{{batch}}: seconds"),
+            (_most("slo_tpot_seconds"), "objective, seconds"),
+            (_most("slo_share", "batch"), "{{batch}}: share"),
+        ],
+    ),
+    (
         "Guard: figures and bounds",
         "timeseries",
         12,

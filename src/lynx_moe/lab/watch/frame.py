@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lynx_moe.control.sampling import in_order
-from lynx_moe.lab.watch.scrape import Scrape
+from lynx_moe.lab.watch.scrape import PREFIX, Scrape
 
 WIDTH = 32  # characters of the longest bar
 STEPS = ("decode", "mixed", "prefill", "single")
@@ -25,7 +25,8 @@ def frame(now: Scrape, earlier: Scrape | None, url: str) -> RenderableType:
 def _engine(now: Scrape, earlier: Scrape | None, url: str) -> RenderableType:
     new = now.since(earlier)
     seconds = None if earlier is None else now.moment - earlier.moment
-    parts = [_head(now, url), _layers(new, now, seconds), Text("\n").join(_rates(new, seconds)), _kl(now), _guard(now)]
+    rates = Text("\n").join([*_rates(new, seconds), *_paced(now), *_tuned(new, now)])
+    parts = [_head(now, url), _layers(new, now, seconds), rates, _kl(now), _guard(now)]
     return Panel(Group(*parts), title="lynx-moe top", title_align="left", box=box.ROUNDED)
 
 
@@ -87,6 +88,27 @@ def _rates(new: Scrape, seconds: float | None) -> Iterator[Text]:
     decisions = new.total("decision_seconds_count")
     if decisions:
         yield Text(f"decision   {1e6 * new.total('decision_seconds_sum') / decisions:.0f} µs per layer and step")
+
+
+def _paced(now: Scrape) -> Iterator[Text]:
+    """Where a latency objective stands, by batch size."""
+    goal = 1e3 * now.total("slo_tpot_seconds")
+    for place, batch in enumerate(in_order(now.values("slo_share", "batch"))):
+        head = "" if place else f"objective  {goal:g} ms a token\n"
+        took = 1e3 * now.total("slo_step_seconds", batch=batch)
+        share = f"{100 * now.total('slo_share', batch=batch):.3g} % of the price"
+        text = f"{head}           {batch} rows: {f'{took:.1f} ms, ' if took else ''}{share}"
+        missed = now.total("slo_missed", batch=batch)
+        yield Text(text + ("; missed, more is not allowed" if missed else ""), "yellow" if missed else "")
+
+
+def _tuned(new: Scrape, now: Scrape) -> Iterator[Text]:
+    """What acts at which batch size, and how often it did."""
+    name = "tuned_steps_total"
+    for place, batch in enumerate(in_order(now.values(name, "batch"))):
+        (policy,) = {given["policy"] for given, _ in now.samples[f"{PREFIX}{name}"] if given["batch"] == batch}
+        steps = int(new.total(name, batch=batch))
+        yield Text(f"{'' if place else 'tuned':10} {batch} rows: {policy} ({steps:,} steps)")
 
 
 def _changed(new: Scrape) -> str:

@@ -8,6 +8,7 @@ One layer's tensors, by name (E experts; `calibration/` makes them and holds the
     similarity  [E, E]  of the outputs of two experts on the same tokens, 1 on the diagonal
     fold_scale  [E, E]  scalar s[a, b] that makes s * output_b the best stand-in for output_a
     fold_loss   [E, E]  what is then left of output_a, as a share of its square; inf where the pair was never seen
+    sensitivity [E]     nats of KL per unit of squared weight share that its loss costs; only where it was asked for
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from lynx_moe.policies.contract.policy import Policy
 from lynx_moe.routing import RouterSpec
 
 DIMENSIONS = {"gate_norm": 1, "output_norm": 1, "load": 1, "similarity": 2, "fold_scale": 2, "fold_loss": 2}
+DIMENSIONS |= {"sensitivity": 1}
 
 
 @dataclass(frozen=True, kw_only=True)

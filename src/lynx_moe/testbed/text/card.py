@@ -30,7 +30,7 @@ SHAPE = (
     "num_experts_per_tok",
     "vocab_size",
 )
-DOCUMENTS, ROUTED_DOCUMENTS, CHECKED, ROWS, DRAWS = 400, 60, 8, 8, 1000
+DOCUMENTS, ROUTED_DOCUMENTS, CHECKED, ROWS, DRAWS = 200, 60, 8, 8, 1000
 
 
 def loss_of(found: list[Tensor], texts: list[str], tokenizer: PreTrainedTokenizerFast, limit: int) -> dict[str, Any]:

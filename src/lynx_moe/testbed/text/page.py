@@ -111,7 +111,7 @@ def render(name: str, scores: dict[str, Any]) -> str:
         "fell": f"fell over the last {training['decay_steps']:,} steps" if training["decay_steps"] else "never fell",
         "seed": training["seed"],
         "hours": training["seconds"] * training["workers"] / 3600,
-        "workers": f" ({training['workers']} processes of one thread)",
+        "workers": f" ({training['workers']} process{'es' * (training['workers'] > 1)} of one thread)",
         "machine": training["machine"],
         "text_rows": "\n".join(
             _text_row(kind, row, scores["text_float32"][kind]) for kind, row in scores["text"].items()

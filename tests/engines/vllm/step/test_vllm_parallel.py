@@ -22,12 +22,14 @@ if __name__ == "__main__":
     model, policies, layout, options = sys.argv[1], sys.argv[2].split(), *map(json.loads, sys.argv[3:])
     llm = LLM(model=model, skip_tokenizer_init=True, enforce_eager=True, max_model_len=256, max_num_seqs=16,
               max_num_batched_tokens=48, dtype="bfloat16", worker_extension_cls="parallel_worker.Probe",
-              additional_config={"lynx_moe": {"policy": policies[0], **options}}, **layout)
+              additional_config={"lynx_moe": options if "tuned" in options else {"policy": policies[0], **options}},
+              **layout)
     if "pipeline_parallel_size" in layout:
         llm.collective_rpc("execute_dummy_batch")
     found = []
     for policy in policies:
-        llm.collective_rpc("lynx_set_policy", args=(policy,))
+        if "tuned" not in options:
+            llm.collective_rpc("lynx_set_policy", args=(policy,))
         llm.collective_rpc("lynx_reset_stats")
         outputs = generate(llm, prompts(12, seed=5))
         stats = llm.collective_rpc("lynx_stats")
@@ -159,3 +161,26 @@ def test_tensor_parallel_ranks_come_to_the_same_price(model, tmp_path):
     assert first == second
     assert run["probes"][0] == run["probes"][1]
     assert {each["batch"] for each in first["batches"]} >= {"9-16"}
+
+
+def test_tensor_parallel_ranks_come_to_the_same_share(model, tmp_path):
+    """An objective that no step can meet, timed by each rank's own clock: they hear one rank's times, and so agree."""
+    (run,) = found(model, tmp_path, ("priced",), {"slo_tpot_ms": 1e-3}, tensor_parallel_size=2)
+    first, second = (each["pace"] for each in run["stats"])
+    assert first == second
+    assert run["probes"][0] == run["probes"][1]
+    shares = {each["batch"]: each["share"] for each in first["batches"]}
+    assert max(shares.values()) > 0
+
+
+def test_tensor_parallel_ranks_take_the_same_tuned_settings(model, tmp_path):
+    file = tmp_path / "tuned.json"
+    batches = {"1": "vanilla", "5-8": "lynx:alpha=0.3,beta=1", "9-16": "priced:price=0.5"}
+    file.write_text(json.dumps({"lynx_moe_tuned": 1, "model": {}, "max_kl": 0.01, "batches": batches}))
+    (run,) = found(model, tmp_path, ("tuned",), {"tuned": str(file)}, tensor_parallel_size=2)
+    first, second = (each["tuned"] for each in run["stats"])
+    assert first == second
+    assert run["probes"][0] == run["probes"][1]
+    steps = {one["batch"]: one["steps"] for one in first["batches"]}
+    assert steps["9-16"] > 0
+    assert sum(steps.values()) == sum(run["stats"][0]["steps"][kind] for kind in ("decode", "mixed", "single"))

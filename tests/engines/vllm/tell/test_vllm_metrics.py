@@ -154,7 +154,7 @@ def test_what_shadow_steps_measured_and_where_the_bound_stands() -> None:
     for batch, kl in ((16, 0.4), (12, 0.2), (3, 0.3)):
         sample = Sample(
             batch=batch,
-            at=(1, 0, plan.bounded.bound.of(batch).trial),
+            at=(1, 0, plan.bounded.bound.of(batch).trial, True),
             server=Effect(batch, kl, batch - 1, -0.5),
             request=Effect(2.0, 1.0, 2.0, 0.0) if batch == 3 else Effect(),
             above=Effect(batch, 0.0, batch, 0.0),
@@ -162,7 +162,9 @@ def test_what_shadow_steps_measured_and_where_the_bound_stands() -> None:
         )
         plan.hear(SimpleNamespace(**{SHADOWED: [sample]}))
     for _ in range(40):
-        plan.hear(SimpleNamespace(**{SHADOWED: [replace(sample, batch=16, at=(1, 0, 1), above=Effect(16, 0, 16, 0))]}))
+        plan.hear(
+            SimpleNamespace(**{SHADOWED: [replace(sample, batch=16, at=(1, 0, 1, True), above=Effect(16, 0, 16, 0))]})
+        )
     writer(plan).tell()
     seen = read()
     assert seen.total("shadow_steps_total") == 43
@@ -184,11 +186,11 @@ def test_every_change_of_a_price_is_a_line_in_the_log(caplog: pytest.LogCaptureF
     plan.shadows = Shadows(1)
     plan.bound_anew(1)
     good = Effect(16.0, 0.0, 16.0, 0.0)
-    sample = Sample(batch=16, at=(1, 0, 1), server=good, request=Effect(), above=good, seconds=0.0)
+    sample = Sample(batch=16, at=(1, 0, 1, True), server=good, request=Effect(), above=good, seconds=0.0)
     with caplog.at_level(logging.INFO, logger="vllm.lynx_moe"):
         for _ in range(70):
             plan.hear(SimpleNamespace(**{SHADOWED: [sample]}))
     lines = [record.getMessage() for record in caplog.records if "max_kl" in record.getMessage()]
     assert lines == [
-        "lynx_moe: max_kl 0.01: steps of 9-16 rows ask 1 instead of 0: 0 nats at the most in 128 rows of trials"
+        "lynx_moe: max_kl 0.01: steps of 9-16 rows ask 1 instead of 0: 0 nats at the most in 256 rows of trials"
     ]

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from lynx_moe.control.options import GuardOptions
-from lynx_moe.engines.vllm.launch import connectors, speculation, twice
+from lynx_moe.control.tuned import Tuned
+from lynx_moe.engines.vllm.launch import connectors, speculation, tuned, twice
 from lynx_moe.engines.vllm.launch.versions import SUPPORTED
 from lynx_moe.policies import DEFAULT, POLICIES, Policy, make_policy
 
@@ -39,6 +40,9 @@ class Options:
                `launch/twice.py` says.
     max_kl     nats: the price of each step follows the KL that shadow steps measure (`control/bound.py`); None: it is
                the policy's. Their share then is the bound's too.
+    slo_tpot_ms  milliseconds: rows ask the share of their prices that steps of this length need (`control/latency.py`),
+               never more than the whole; None: the whole.
+    tuned      what acts at which batch size (`control/tuned.py`): a file, or what it holds, in place of a policy.
     """
 
     policy: str
@@ -51,6 +55,8 @@ class Options:
     verify: str = EXACT
     shadow: float | None = None
     max_kl: float | None = None
+    slo_tpot_ms: float | None = None
+    tuned: Tuned | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.policy, str):
@@ -72,6 +78,8 @@ class Options:
         if self.shadow is not None and not (number and 0 <= self.shadow <= 1):
             raise ValueError(f"{KEY}: shadow={self.shadow!r} must be a share of the steps from 0 to 1, such as 0.01")
         self._check_max_kl()
+        self._check_slo()
+        self._check_tuned()
         if self.guard is not None and self.guard.max_kl is not None and self.shadow == 0:
             raise ValueError(f"{KEY}: guard: max_kl is measured in shadow steps, and shadow=0; leave out either")
         self.make_policy()
@@ -98,6 +106,11 @@ class Options:
         return make_policy(self.policy)
 
     @property
+    def policies(self) -> list[Policy]:
+        """All that may act where requests ask for nothing."""
+        return [self.make_policy()] if self.tuned is None else [make_policy(spec) for spec in self.tuned.specs]
+
+    @property
     def named(self) -> dict[str, str | None]:
         """What requests may ask for by name -> its spec; None: whatever the server's policy is at the time."""
         return {BALANCED: None, "fast": FAST, **self.presets}
@@ -120,6 +133,29 @@ class Options:
         }
         for reason in (reason for reason, found in others.items() if found):
             raise ValueError(f"{KEY}: max_kl={most:g} bounds what the policy does, and {reason}; leave out either")
+
+    def _check_slo(self) -> None:
+        goal = self.slo_tpot_ms
+        if goal is None:
+            return
+        number = isinstance(goal, int | float) and not isinstance(goal, bool)
+        if not (number and 0 < goal < float("inf")):
+            raise ValueError(f"{KEY}: slo_tpot_ms={goal!r} must be a number of milliseconds above 0, such as 50")
+        others = {
+            f"verify={DRAFT!r} leaves the served model exact": self.verify == DRAFT,
+            "a guard moves the policy too": self.guard is not None,
+            "tuned says which policy acts": self.tuned is not None,
+            f"policy={self.policy!r} changes nothing": self.make_policy().is_identity,
+        }
+        for reason in (reason for reason, found in others.items() if found):
+            raise ValueError(f"{KEY}: slo_tpot_ms={goal:g} moves the prices, and {reason}; leave out either")
+
+    def _check_tuned(self) -> None:
+        if self.tuned is None:
+            return
+        others = {"max_kl": self.max_kl, "guard": self.guard, f"verify={DRAFT!r}": self.verify == DRAFT or None}
+        for other in (name for name, given in others.items() if given is not None):
+            raise ValueError(f"{KEY}: tuned says which policy acts, and {other} would move it; leave out either")
 
     def _check_presets(self) -> None:
         example = f'{{"fast": "{FAST}"}}'
@@ -146,10 +182,18 @@ class Options:
         unknown = sorted(set(given) - set(allowed))
         if unknown:
             raise ValueError(f"{KEY}: unknown key {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed)}")
-        if "policy" not in given:
+        named, guard, settings = dict(given), given.get("guard"), given.get("tuned")
+        if guard is not None:
+            named["guard"] = GuardOptions.of(guard)
+        if settings is not None:
+            if "policy" in given:
+                both = f"tuned says which policy acts, and policy={given['policy']!r} another"
+                raise ValueError(f"{KEY}: {both}; leave out either")
+            named["tuned"] = tuned.read(settings)
+            named["policy"] = named["tuned"].specs[0]
+        if "policy" not in named:
             raise ValueError(f"{KEY}: no policy is named; pass additional_config={example}")
-        guard = given.get("guard")
-        return cls(**{**given, "guard": None if guard is None else GuardOptions.of(guard)})
+        return cls(**named)
 
 
 def check_engine(vllm_config: Any) -> None:
@@ -184,6 +228,8 @@ def check_engine(vllm_config: Any) -> None:
     verify = EXACT if options is None else options.verify
     if options is not None and options.twice and (reason := twice.refusal(vllm_config)) is not None:
         reasons.append(f"{options.twice} runs the model twice on one step, and {reason}; leave it out")
+    if options is not None and options.slo_tpot_ms is not None and vllm_config.use_v2_model_runner:
+        reasons.append("slo_tpot_ms is told to all workers by the V1 model runner; use VLLM_USE_V2_MODEL_RUNNER=0")
     if verify == DRAFT and parallel.pipeline_parallel_size > 1:
         reasons.append(
             f"verify={DRAFT!r}: of pipeline_parallel_size={parallel.pipeline_parallel_size} stages the last one alone "

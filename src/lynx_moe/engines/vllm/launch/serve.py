@@ -85,9 +85,9 @@ def prepare(args: Any, asked: Mapping[str, Any]) -> None:
     args.additional_config = with_ours(args.additional_config, asked)
     options = Options.of(SimpleNamespace(additional_config=args.additional_config))
     assert options is not None  # with_ours has named one
-    made = options.make_policy()
-    artifact.require(made)
-    check_model(args, made)
+    for made in options.policies:
+        artifact.require(made)
+        check_model(args, made)
     address.check(args)
 
 
@@ -100,7 +100,9 @@ def with_ours(given: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
     options = given.get(KEY, {})
     if not isinstance(options, dict):
         raise ValueError(f'--additional-config: {KEY}={options!r} must be a JSON object, such as {{"log_every": 5}}')
-    ours = {"policy": DEFAULT, **asked, **options}
+    ours = {**asked, **options}
+    if ours.get("tuned") is None:
+        ours = {"policy": DEFAULT, **ours}
     for key, value in asked.items():
         if ours[key] != value:
             flag = f"--{key.replace('_', '-')}"

@@ -37,7 +37,7 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options, mod
                 "apart; use enforce_eager=True, or VLLM_USE_V2_MODEL_RUNNER=0"
             )
         plan = DrafterPlan(
-            options=replace(options, policy=options.for_drafter, verify=EXACT, guard=None, max_kl=None),
+            options=replace(options, policy=options.for_drafter, verify=EXACT, guard=None, max_kl=None, tuned=None),
             replayed=replayed,
             **hooks.of_model(vllm_config, model_config),
         )

@@ -19,7 +19,7 @@ from vllm.forward_context import get_forward_context
 
 from lynx_moe.engines.vllm.step.plan import Plan
 from lynx_moe.engines.vllm.step.shadows.passes import LAG, Shadows
-from lynx_moe.engines.vllm.step.shadows.sample import TOLD
+from lynx_moe.engines.vllm.step.shadows.sample import TIMES, TOLD
 
 PLAN = "lynx_moe_plan"  # attribute of the model
 BESIDE = "lynx_moe/"  # before the names of tensors that a stage hands on for a pass that does not stay
@@ -96,9 +96,11 @@ def execute(original: Callable[..., Any], runner: Any, scheduler_output: Any, *a
 def sample(original: Callable[..., Any], runner: Any, *args: Any, **given: Any) -> Any:
     """Around sample_tokens, whose output goes to the scheduler."""
     output, plan = original(runner, *args, **given), plan_of(runner)
-    told = [] if plan is None or plan.shadows is None else plan.shadows.arrived()
-    if told:
-        setattr(getattr(output, "_model_runner_output", output), TOLD, told)
+    if plan is not None:
+        told = {TOLD: plan.shadows, TIMES: plan.pace}
+        for name, found in ((name, one.told()) for name, one in told.items() if one is not None):
+            if found:
+                setattr(getattr(output, "_model_runner_output", output), name, found)
     return output
 
 

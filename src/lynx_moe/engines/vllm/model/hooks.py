@@ -64,7 +64,7 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
     for reason in without_kernel(plan.layers, plan.by_layer, plan.device):
         logger.warning("%s: decisions in plain torch, many times slower than the GPU kernels: %s", KEY, reason)
     logger.info(
-        "%s: policy %s on %d MoE layers of %s", KEY, plan.policy.spec, len(plan.layers), vllm_config.model_config.model
+        "%s: policy %s on %d MoE layers of %s", KEY, plan.named, len(plan.layers), vllm_config.model_config.model
     )
     return model
 
@@ -206,7 +206,9 @@ def _begin_step(
     plan.attached = None
     plan.requests.update(scheduler_output)
     past_prompt_R, scheduled_R = requests()
-    choice_R, drafts_R = plan.requests.choices(req_ids), drafts_of(scheduler_output, req_ids)
+    drafts_R = drafts_of(scheduler_output, req_ids)
+    plan.begin_batch(past_prompt_R, scheduled_R, drafts_R, req_ids)
+    choice_R = plan.requests.choices(req_ids)
     plan.rows.fill(past_prompt_R, scheduled_R, choice_R, plan.requests.asked, drafts_R, plan.verified.chances)
     plan.begin_step()
     if plan.drafter is not None:

@@ -1,20 +1,24 @@
 """What a plan decides with in the current step: the layers, the rows, whose policies they follow, and a trial's."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lynx_moe.control.tuned import ByBatch
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step.counting import Counted
+from lynx_moe.engines.vllm.step.pace import Pace
 from lynx_moe.engines.vllm.step.requests import Fitted, Requests
-from lynx_moe.engines.vllm.step.rows import StepRows
+from lynx_moe.engines.vllm.step.rows import StepRows, decoding
 from lynx_moe.engines.vllm.step.shadows.follow import Follow
 from lynx_moe.engines.vllm.step.shadows.passes import EXACT, Shadows, Trial
-from lynx_moe.engines.vllm.step.shadows.sample import TOLD
+from lynx_moe.engines.vllm.step.shadows.sample import TIMES, TOLD
+from lynx_moe.engines.vllm.step.tiers import Recorded
 from lynx_moe.engines.vllm.step.watch import Watch
 from lynx_moe.policies import Policy
 from lynx_moe.policies.contract.groups import decide_groups
@@ -46,11 +50,18 @@ class Deciding(Counted):
         self.requests = Requests(options, self.check, lambda: (self.policy, self.by_layer))
         self.shadows = Shadows(shadow) if shadow else None
         self.bounded: Follow | None = None  # where `max_kl` says the prices
+        self.pace: Pace | None = None  # where a latency objective says which share of the prices
+        self.tuned: ByBatch | None = None  # where the size of the batch says the policy
+        self.settings: dict[str, Fitted] = {}
         self.watch: Watch | None = None
         self.trial: Trial | None = None  # what decides instead, in a pass that does not stay
 
     def check(self, spec: str) -> Fitted:
         """What a request gets that asks for a spec. Raises ValueError."""
+        raise NotImplementedError
+
+    def put(self, policy: Policy, by_layer: list[Policy]) -> None:
+        """From the next step on the server's policy is this one."""
         raise NotImplementedError
 
     @property
@@ -77,14 +88,47 @@ class Deciding(Counted):
         final = self.decided(layer, logits_TE, own, self.rows.masks(len(logits_TE)), trial.by_layer)
         return None if final is own else final
 
+    def tune(self) -> None:
+        """All layers are known: every tuned setting fits them. Raises ValueError."""
+        if self.options.tuned is None:
+            return
+        specs = self.options.tuned.specs
+        try:
+            self.settings = {spec: self.check(spec) for spec in specs}
+        except Recorded:
+            raise ValueError(
+                f"tuned: CUDA graphs record one policy, and the settings are of several: {', '.join(specs)}; tune one "
+                "policy at several prices, or start the engine with enforce_eager=True"
+            ) from None
+        self.tuned = ByBatch(self.options.tuned)
+
+    def begin_batch(
+        self, past_prompt_R: np.ndarray, scheduled_R: np.ndarray, drafts_R: np.ndarray, req_ids: Sequence[str]
+    ) -> None:
+        """Before the rows of a step: what acts in it, where that is tuned. The batch: rows that the server's policy or
+        their request's may remap."""
+        if self.pace is not None:
+            self.pace.begin(past_prompt_R, req_ids)
+        if self.tuned is None:
+            return
+        may_R, _ = decoding(past_prompt_R, scheduled_R, drafts_R, self.requests.remaps_drafts(req_ids))
+        rows = int(scheduled_R[may_R & ~self.requests.exact(req_ids)].sum())
+        if rows:
+            self.put(*self.settings[self.tuned.at(rows)])
+
     def bound_anew(self, number: int) -> None:
         """The server's policy is new, the `number`th: its prices are sought from the beginning."""
         bounded = self.options.max_kl is not None and not self.policy.is_identity and self.shadows is not None
         self.bounded = Follow(self.options.max_kl or 0.0, self.policy, number) if bounded else None
+        goal = self.options.slo_tpot_ms
+        self.pace = None if goal is None or self.policy.is_identity else Pace(goal, self.policy)
 
     def hear(self, scheduler_output: Any) -> None:
-        """What all workers are told at this step of the drafts and shadow steps before it."""
+        """What all workers are told at this step of the ones before it: drafts, times, shadow steps."""
         self.verified.add(scheduler_output)
+        if self.pace is not None:
+            for timed in getattr(scheduler_output, TIMES, ()):
+                self.pace.hear(timed)
         if self.shadows is not None:
             for sample in getattr(scheduler_output, TOLD, ()):
                 self.shadows.sums.add(sample)
@@ -94,22 +138,29 @@ class Deciding(Counted):
                     self.watch.hear(sample)
 
     def shadow_step(self) -> tuple[Any, dict[str, Trial]] | None:
-        """The prices of this step, where a bound says them; what is tried in it, if it is a shadow step."""
-        rows, shadows = self.rows, self.shadows
+        """The prices of this step, where a bound or an objective says them; what is tried in it, if it is a shadow
+        step."""
+        rows, shadows, pace = self.rows, self.shadows, self.pace
+        batch, acts = rows.num_decode_rows, self.acts and rows.num_decode_rows > 0
+        kin_T, price_T = rows.first_T & self.requests.kin, rows.price_T
+        if acts and self.bounded is not None:
+            rows.ask(self.bounded.prices(price_T, kin_T, batch))
+        if acts and pace is not None:
+            rows.ask(pace.prices(rows.price_T, kin_T, batch))
         if shadows is None:
             return None
-        batch, acts = rows.num_decode_rows, self.acts and rows.num_decode_rows > 0
         at, trials, due = None, dict[str, Trial](), None
         if acts and self.bounded is not None:
-            kin_T, price_T = rows.first_T & self.requests.kin, rows.price_T
-            rows.ask(self.bounded.prices(price_T, kin_T, batch))
             due = self.bounded.due(batch)
-            at, trials = self.bounded.trials(price_T, kin_T, batch)
+            whole = pace is None or pace.whole(batch)
+            at, trials = self.bounded.trials(price_T, kin_T, batch, whole=whole)
         elif acts and self.watch is not None:
             at, trials = self.watch.trials()
         changes = rows.asking and not all(policy.is_identity for policy in self.deciding)
         if not shadows.begin_step(acts=acts and (changes or bool(trials)), batch=batch, due=due):
             return None
+        if pace is not None:
+            pace.leave_out()
         return at, ({EXACT: Trial()} if changes else {}) | trials
 
     @contextmanager

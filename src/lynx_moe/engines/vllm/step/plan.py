@@ -73,6 +73,7 @@ class Plan(Deciding):
             self.figures = Figures.of(self.options.guard, len(self.layers), len(self.rows.valid), self.device)
         self.set_guard(self.options.guard)
         self.bound_anew(self.policy_changes["operator"])
+        self.tune()
         self.reset_stats()
 
     def check(self, spec: str) -> tuple[Policy, list[Policy]]:
@@ -95,8 +96,14 @@ class Plan(Deciding):
         """The plan that follows the server's policy: this one, or its drafter's."""
         return self.drafter if self.options.verify == DRAFT and self.drafter is not None else self
 
+    @property
+    def named(self) -> str:
+        """The server's policy, as it is told of: its spec, or that the batch says which one."""
+        return self.policy.spec if self.tuned is None else "tuned"
+
     def set_policy(self, spec: str) -> str:
         self.put(*self.check(spec))
+        self.tuned = None
         self.policy_changes["operator"] += 1
         self.bound_anew(self.policy_changes["operator"])
         if self.watch is not None:
@@ -116,9 +123,10 @@ class Plan(Deciding):
 
     def describe(self) -> dict[str, Any]:
         """The server's policy, what requests may ask for by name, and whether the policy can be switched."""
-        named = {name: spec or self.policy.spec for name, spec in self.options.named.items()}
+        named = {name: spec or self.named for name, spec in self.options.named.items()}
         return {
-            "policy": self.governed.policy.spec,
+            "policy": self.governed.named,
+            "tuned": None if self.tuned is None else self.tuned.state(),
             "verify": self.options.verify,
             "presets": named,
             "switchable": not self.graphs,
@@ -196,11 +204,13 @@ class Plan(Deciding):
         return self.told(
             self.layers,
             self.bypassed,
-            policy=self.policy.spec,
+            policy=self.named,
             decision_us=1e6 * self.decision_seconds / self.decisions if timed else None,
             guard=None if self.watch is None else self.watch.state(),
             shadows=None if self.shadows is None else self.shadows.sums.told(),
             bound=None if self.bounded is None else self.bounded.state(),
+            pace=None if self.pace is None else self.pace.state(),
+            tuned=None if self.tuned is None else self.tuned.state(),
             verified=self.verified.told() if self.rows.speculates else None,
             drafter=None if self.drafter is None else self.drafter.stats(),
         )

@@ -54,7 +54,7 @@ class Requests:
         """int [R]: each request's place in `step`, EXACT_ROW where it stays exact by its own wish, OWN_ROW where
         the server's policy changes nothing. None: all follow the server's policy. `asked` then says at what prices."""
         server = self.server()
-        verify = self._verify(req_ids)
+        verify = self.remaps_drafts(req_ids)
         self.step, self.asked, self.kin = [], Asked(price=server[0].asks, verify=verify), True
         if not self.specs:
             return None
@@ -85,7 +85,11 @@ class Requests:
 
         return np.array([number(each) for each in wanted])
 
-    def _verify(self, req_ids: Sequence[str]) -> bool | np.ndarray:
+    def exact(self, req_ids: Sequence[str]) -> np.ndarray:
+        """bool [R]: who is exact by its own wish, whatever the server's policy is."""
+        return np.array([name in self.specs and self._is_exact(self.specs[name]) for name in req_ids])
+
+    def remaps_drafts(self, req_ids: Sequence[str]) -> bool | np.ndarray:
         """Whether rows that verify drafts may be remapped: of all requests, or bool [R]."""
         usual = self.options.verify == REMAP
         if not any(name in self.verify for name in req_ids):
@@ -101,6 +105,10 @@ class Requests:
                 self.made.clear()
             self.made[spec] = self._make(spec)
         return self.made[spec]
+
+    def _is_exact(self, spec: str) -> bool:
+        fits = self.policy(spec)
+        return fits is None or fits[0].is_identity
 
     def _make(self, spec: str) -> Fitted | None:
         try:

@@ -89,10 +89,8 @@ class StepRows:
         server's policy for all. `groups` then holds each policy's rows, bool [max_rows], and is empty otherwise.
         drafts_R: how many of its rows are drafted tokens, the last ones; None: none. chances: float32, by depth in the
         draft, that a row's token is committed; deeper rows have the last one's."""
-        self._masks, verify_R = {}, np.zeros_like(past_prompt_R)
-        if drafts_R is not None:
-            verify_R = past_prompt_R & (drafts_R > 0) & (scheduled_R == 1 + drafts_R)
-        may_R = (past_prompt_R & (scheduled_R == 1)) | (verify_R & asked.verify)
+        self._masks = {}
+        may_R, verify_R = decoding(past_prompt_R, scheduled_R, drafts_R, asked.verify)
         remap_R = may_R if choice_R is None else may_R & (choice_R >= 0)
         remap_T = np.repeat(remap_R, scheduled_R)
         price = np.repeat(np.broadcast_to(np.float32(asked.price), len(scheduled_R)), scheduled_R)
@@ -196,6 +194,17 @@ class StepRows:
             host = torch.zeros(len(buffer), dtype=buffer.dtype, pin_memory=True)
             host.numpy()[: len(part)] = part
             buffer.copy_(host, non_blocking=True)
+
+
+def decoding(
+    past_prompt_R: np.ndarray, scheduled_R: np.ndarray, drafts_R: np.ndarray | None, verify: bool | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(may_R, verify_R), bool: whose rows may be remapped unless its wish is another, and who verifies a draft. The
+    arguments are those of `StepRows.fill`, and `Asked.verify`."""
+    verify_R = np.zeros_like(past_prompt_R)
+    if drafts_R is not None:
+        verify_R = past_prompt_R & (drafts_R > 0) & (scheduled_R == 1 + drafts_R)
+    return (past_prompt_R & (scheduled_R == 1)) | (verify_R & verify), verify_R
 
 
 def _places(scheduled_R: np.ndarray, verify_R: np.ndarray, chances: np.ndarray) -> dict[str, np.ndarray]:

@@ -31,10 +31,10 @@ def seen(original: Any, scheduler: Any, *args: Any, **given: Any) -> Any:
 
 
 def hand_over(original: Any, scheduler: Any, *args: Any, **given: Any) -> Any:
-    """Around Scheduler.schedule: the step's plan takes along what became of the drafts before it, and what shadow steps
-    have measured."""
+    """Around Scheduler.schedule: the step's plan takes along what became of the drafts before it, what shadow steps
+    have measured, and how long steps took."""
     output = original(scheduler, *args, **given)
-    for name in (TOLD, shadows.TOLD):
+    for name in (TOLD, shadows.TOLD, shadows.TIMES):
         if name in scheduler.__dict__:
             setattr(output, name, scheduler.__dict__.pop(name))
     return output

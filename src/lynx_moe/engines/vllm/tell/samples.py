@@ -34,6 +34,11 @@ def samples(plan: Plan) -> list[Sample]:
         found += _shadows(plan.shadows.sums)
     if plan.bounded is not None:
         found += _bounded(plan.bounded.state())
+    if plan.pace is not None:
+        found += _paced(plan.pace.state())
+    if plan.tuned is not None:
+        batches = plan.tuned.state()["batches"]
+        found += [("lynx_moe_tuned_steps", [one["batch"], one["policy"]], one["steps"]) for one in batches]
     if plan.drafter is not None:
         found += _drafter(plan.drafter)
     if plan.device.type == "cpu":
@@ -43,8 +48,8 @@ def samples(plan: Plan) -> list[Sample]:
     found += [("lynx_moe_layers", ["policy"], reached), ("lynx_moe_layers", ["own"], len(plan.bypassed))]
     found += [("lynx_moe_policy_changes", [by], count) for by, count in plan.governed.policy_changes.items()]
     state = None if plan.watch is None else plan.watch.state()
-    asked = plan.policy.spec if state is None else state["rungs"][0]
-    found.append(("lynx_moe_policy_info", [plan.policy.spec, asked], 1))
+    asked = plan.named if state is None else state["rungs"][0]
+    found.append(("lynx_moe_policy_info", [plan.named, asked], 1))
     found.append(("lynx_moe_guard_enabled", [], int(state is not None)))
     return found if state is None else found + _guard(state)
 
@@ -95,6 +100,17 @@ def _bounded(state: dict[str, Any]) -> list[Sample]:
             ("lynx_moe_max_kl_figure", [batch, name], value) for name, value in figures.items() if value is not None
         ]
         found += [("lynx_moe_max_kl_changes", [batch, way], count) for way, count in one["changes"].items()]
+    return found
+
+
+def _paced(state: dict[str, Any]) -> list[Sample]:
+    found: list[Sample] = [("lynx_moe_slo_tpot_seconds", [], state["slo_tpot_ms"] / 1e3)]
+    for one in state["batches"]:
+        batch = one["batch"]
+        found += [("lynx_moe_slo_share", [batch], one["share"]), ("lynx_moe_slo_missed", [batch], int(one["missed"]))]
+        if one["step_ms"] is not None:
+            found.append(("lynx_moe_slo_step_seconds", [batch], one["step_ms"] / 1e3))
+        found += [("lynx_moe_slo_changes", [batch, way], count) for way, count in one["changes"].items()]
     return found
 
 

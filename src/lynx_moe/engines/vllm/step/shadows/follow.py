@@ -30,21 +30,27 @@ class Follow:
     def due(self, batch: int) -> bool:
         return self.bound.of(batch).due()
 
-    def trials(self, price_T: np.ndarray, kin_T: np.ndarray, batch: int) -> tuple[Any, dict[str, Trial]]:
-        """What a shadow step tries, and what its sample is then told by."""
+    def trials(
+        self, price_T: np.ndarray, kin_T: np.ndarray, batch: int, *, whole: bool = True
+    ) -> tuple[Any, dict[str, Trial]]:
+        """What a shadow step tries, and what its sample is then told by. whole: the rows ask the level's price, and not
+        a share of it."""
         bucket = self.bound.of(batch)
-        at = (self.number, bucket.level, bucket.trial)
+        at = (self.number, bucket.level, bucket.trial, whole)
         if bucket.trial == bucket.level:
             return at, {}
         return at, {ABOVE: Trial(self._times(price_T, kin_T, bucket.prices[bucket.trial]))}
 
     def hear(self, sample: Sample) -> None:
         """One sample; a change of a price is logged."""
-        of, level, trial = sample.at or (None, 0, 0)  # None: taken before prices were sought
+        of, level, trial, whole = sample.at or (None, 0, 0, True)  # None: taken before prices were sought
         if of != self.number:
             return
         above = None if sample.above is None else (sample.above.rows, sample.above.kl)
-        change = self.bound.of(sample.batch).add(level, (sample.server.rows, sample.server.kl), trial, above)
+        now = (
+            (sample.server.rows, sample.server.kl) if whole else (0.0, 0.0)
+        )  # of a share nothing follows for the level
+        change = self.bound.of(sample.batch).add(level, now, trial, above)
         if change is not None:
             logger.info(
                 "lynx_moe: max_kl %g: steps of %s rows ask %.3g instead of %.3g: %s",

@@ -75,7 +75,7 @@ class Shadows:
         self.seconds += time.perf_counter() - start
         self.travelling.append((self.step + lag, late, {"batch": self.batch, "at": self.at, "seconds": self.seconds}))
 
-    def arrived(self) -> list[Sample]:
+    def told(self) -> list[Sample]:
         """Samples that the host has by now."""
         found = []
         while self.travelling and self.travelling[0][0] <= self.step:

@@ -14,15 +14,17 @@ from torch import Tensor
 from lynx_moe.control.loss import compare
 from lynx_moe.control.sampling import bucket, in_order
 
-TOLD = "lynx_moe_shadows"  # attribute of vLLM's ModelRunnerOutput, Scheduler and SchedulerOutput: [Sample, ...]
+# Attributes of vLLM's ModelRunnerOutput, Scheduler and SchedulerOutput: [Sample, ...], and [Timed, ...] (`pace.py`).
+TOLD, TIMES = "lynx_moe_shadows", "lynx_moe_times"
 SERVER, REQUEST = "server", "request"  # whose policy a row follows
 
 
 def heard(original: Any, scheduler: Any, scheduler_output: Any, model_runner_output: Any, *args: Any) -> Any:
     """Around Scheduler.update_from_output: what a worker has measured waits for the next plan."""
-    told = model_runner_output.__dict__.pop(TOLD, None)
-    if told:
-        scheduler.__dict__.setdefault(TOLD, []).extend(told)
+    for name in (TOLD, TIMES):
+        told = model_runner_output.__dict__.pop(name, None)
+        if told:
+            scheduler.__dict__.setdefault(name, []).extend(told)
     return original(scheduler, scheduler_output, model_runner_output, *args)
 
 

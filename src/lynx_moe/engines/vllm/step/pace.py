@@ -1,0 +1,103 @@
+"""The latency objective at work in one engine: steps are timed, and rows ask the share of their prices that it needs.
+
+A step's time is that from its beginning to the beginning of the next one, by the clock of the worker that speaks for
+all: what a request waits for its next token. Only steps that decode and nothing else count, with a request that goes on
+in the next one (else the engine had nothing to do meanwhile), and no shadow steps: prompts and second passes take time
+through no fault of experts. A time travels as the samples of shadow steps do, so that every rank and stage takes it up
+at the same step.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lynx_moe.control.latency import Latency
+from lynx_moe.policies import Policy
+
+logger = logging.getLogger("vllm.lynx_moe")
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One step: rows that may be remapped, the level that it was decided on, its seconds."""
+
+    batch: int
+    level: int
+    seconds: float
+
+
+@dataclass
+class Open:
+    """The step that runs: when it began, whose it is, what it is known by. timed: it counts."""
+
+    start: float
+    requests: set[str]
+    timed: bool
+    batch: int = 0
+    level: int = 0
+
+
+class Pace:
+    """goal_ms: the objective. policy: the server's; a new one begins anew. clock: seconds."""
+
+    def __init__(self, goal_ms: float, policy: Policy, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.goal_ms, self.clock = goal_ms, clock
+        self.open: Open | None = None
+        self.taken: list[Timed] = []
+        self.restart(policy)
+
+    def restart(self, policy: Policy) -> None:
+        self.latency = Latency(self.goal_ms, knows_prices=policy.knows_prices)
+        self.open = None
+
+    def begin(self, past_prompt_R: np.ndarray, req_ids: Sequence[str]) -> None:
+        """A step of these requests begins, and the one before it has ended. past_prompt_R: bool, who decodes."""
+        now, before, requests = self.clock(), self.open, set(req_ids)
+        if before is not None and before.timed and before.batch and before.requests & requests:
+            self.taken.append(Timed(before.batch, before.level, now - before.start))
+        self.open = Open(now, requests, bool(past_prompt_R.all()))
+
+    def prices(self, price_T: np.ndarray, kin_T: np.ndarray, batch: int) -> np.ndarray:
+        """What the rows of the step ask, float32, of what they would; kin_T: bool, who is decided with rows of the
+        server's policy. batch: rows that may be remapped."""
+        bucket = self.latency.of(batch)
+        if self.open is not None:
+            self.open.batch, self.open.level = batch, bucket.level
+        return np.where(kin_T, price_T * np.float32(bucket.share), price_T).astype(np.float32)
+
+    def whole(self, batch: int) -> bool:
+        """Whether rows ask all of their prices."""
+        return self.latency.of(batch).share == 1
+
+    def leave_out(self) -> None:
+        """The step that runs takes longer than others: a shadow step."""
+        if self.open is not None:
+            self.open.timed = False
+
+    def told(self) -> list[Timed]:
+        """Times for all workers, each once."""
+        taken, self.taken = self.taken, []
+        return taken
+
+    def hear(self, timed: Timed) -> None:
+        """A step's time, as all workers hear it; a change of the share is logged."""
+        bucket = self.latency.of(timed.batch)
+        change = bucket.add(timed.level, timed.seconds)
+        if change is not None:
+            logger.info(
+                "lynx_moe: slo_tpot_ms %g: steps of %s rows ask %.3g of their prices instead of %.3g: took %.1f ms%s",
+                self.goal_ms,
+                change.batch,
+                change.share,
+                change.was,
+                1e3 * change.seconds,
+                "; more is not allowed" if change.share == 1 else "",
+            )
+
+    def state(self) -> dict[str, Any]:
+        """In plain numbers."""
+        return self.latency.state()

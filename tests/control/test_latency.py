@@ -1,0 +1,142 @@
+"""The share of the price under a latency objective, on simulated clocks."""
+
+import random
+
+import pytest
+
+from lynx_moe.control.latency import LOW, MOST_PATIENCE, WINDOW, Latency, shares
+
+GOAL_MS = 20.0
+
+
+class Server:
+    """Steps of a machine: t = base + cost * experts, fewer experts the higher the share; noise: relative, one sigma."""
+
+    def __init__(self, cost=0.5, saved=0.6, noise=0.03, seed=0):
+        self.latency = Latency(GOAL_MS, knows_prices=True)
+        self.cost, self.saved, self.noise, self.rng = cost, saved, noise, random.Random(seed)
+        self.trace = []  # (batch, share, ms) of each step
+
+    def seconds(self, batch, share):
+        experts = min(64, 8 * batch**0.75)
+        kept = 1 - self.saved * share**0.3
+        return (2 + self.cost * experts * kept) * self.rng.gauss(1, self.noise) / 1e3
+
+    def run(self, batch, steps):
+        for _ in range(steps):
+            one = self.latency.of(batch)
+            level, seconds = one.level, self.seconds(batch, one.share)
+            self.trace.append((batch, one.share, 1e3 * seconds))
+            one.add(level, seconds)
+        return self.latency.of(batch)
+
+
+def mean(server, steps):
+    last = [ms for _, _, ms in server.trace[-steps:]]
+    return sum(last) / len(last)
+
+
+def test_shares_go_from_exact_to_the_whole_price():
+    levels = shares(knows_prices=True)
+    assert levels[0] == 0
+    assert levels[-1] == 1
+    assert levels == sorted(levels)
+    assert len(levels) == 34
+    assert shares(knows_prices=False) == [0.0, 1.0]
+
+
+def test_an_idle_server_is_exact():
+    server = Server()
+    assert server.run(1, 1000).share == 0
+    assert server.latency.of(1).changes == {"raise": 0, "lower": 0}
+
+
+def test_under_load_the_objective_is_met_with_no_more_than_it_needs():
+    server = Server()
+    one = server.run(16, 4000)
+    assert 0 < one.share < 1
+    assert not one.missed
+    assert LOW * GOAL_MS * 0.97 < mean(server, 1000) <= GOAL_MS
+    assert server.seconds(16, 0) > GOAL_MS / 1e3
+
+
+def test_it_is_met_within_a_few_windows():
+    server = Server()
+    server.run(16, 8 * WINDOW)
+    assert mean(server, WINDOW) <= GOAL_MS * 1.03
+
+
+def test_what_cannot_be_met_ends_at_the_whole_price_and_says_so():
+    server = Server(cost=2.0)
+    one = server.run(16, 40 * WINDOW)
+    assert one.share == 1
+    assert one.missed
+    assert one.state()["missed"]
+
+
+def test_it_does_not_swing():
+    """Changes stop, or become rare: in later steps fewer than one window in eight sees one, whatever the
+    noise and wherever the objective lies between two levels."""
+    for seed in range(20):
+        server = Server(noise=0.02 + 0.005 * seed, cost=0.4 + 0.01 * seed, seed=seed)
+        server.run(16, 4000)
+        before = sum(server.latency.of(16).changes.values())
+        server.run(16, 4000)
+        assert sum(server.latency.of(16).changes.values()) - before <= 4000 / WINDOW / 8, seed
+
+
+def test_a_burst_is_followed_and_afterwards_the_small_batch_is_exact_again():
+    server = Server()
+    server.run(1, 200)
+    server.run(16, 30 * WINDOW)
+    assert mean(server, 5 * WINDOW) <= GOAL_MS * 1.02
+    server.run(1, 200)
+    assert server.trace[-1][1] == 0  # a bucket of its own, which never needed anything
+
+
+def test_when_steps_become_cheaper_the_share_falls():
+    server = Server()
+    high = server.run(16, 40 * WINDOW).share
+    server.cost = 0.2
+    server.run(16, MOST_PATIENCE * 20 * WINDOW)
+    assert server.latency.of(16).share == 0 < high
+
+
+def test_a_new_bucket_begins_where_the_next_smaller_one_stands():
+    server = Server()
+    level = server.run(8, 60 * WINDOW).level
+    assert level > 0
+    assert server.latency.of(64).level == level
+    assert Latency(GOAL_MS, knows_prices=True).of(64).level == 0
+    smaller = server.latency.of(2)
+    assert smaller.level == 0
+
+
+def test_steps_of_another_level_say_nothing():
+    one = Latency(GOAL_MS, knows_prices=True).of(4)
+    for _ in range(10 * WINDOW):
+        assert one.add(3, 9.0) is None
+    assert one.level == 0
+    assert one.typical is None
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_slow_step_alone_changes_nothing(knows):
+    """A long prompt elsewhere, a hiccup of the host: the median does not see it."""
+    one = Latency(GOAL_MS, knows_prices=knows).of(4)
+    for step in range(20 * WINDOW):
+        assert one.add(0, 5.0 if step % 5 == 0 else 0.005) is None
+
+
+def test_a_policy_without_prices_is_on_or_off():
+    one = Latency(GOAL_MS, knows_prices=False).of(4)
+    for _ in range(WINDOW):
+        one.add(0, 0.03)
+    assert one.share == 1.0
+
+
+def test_the_state_is_in_the_order_of_batch_sizes():
+    latency = Latency(GOAL_MS, knows_prices=True)
+    for batch in (16, 1, 4):
+        latency.of(batch)
+    assert [one["batch"] for one in latency.state()["batches"]] == ["1", "2-4", "9-16"]
