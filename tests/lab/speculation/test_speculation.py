@@ -198,7 +198,7 @@ def test_a_trained_model_is_measured_through_vllm_and_a_record_goes_on(
     assert exact["loads"]["after"] == exact["loads"]["before"] > plain["loads"]["before"]
     assert remap["loads"]["after"] < 0.8 * remap["loads"]["before"]
     assert remap["harm"]["kl"] > 0
-    assert remap["harm"]["steps"] > 5
+    assert remap["harm"]["steps"] > 1
     assert remap["harm"]["rows"] > 4 * remap["harm"]["steps"]  # drafted rows are remapped too
     assert exact["harm"]["kl"] is None
     kept = {**whole, "results": whole["results"][:-1]}
