@@ -40,7 +40,7 @@ class Options:
                `launch/twice.py` says.
     max_kl     nats: the price of each step follows the KL that shadow steps measure (`control/bound.py`); None: it is
                the policy's. Their share then is the bound's too.
-    slo_tpot_ms  rows ask the share of their prices that steps of so many ms need (`control/latency.py`); None: the whole.
+    slo_tpot_ms  rows ask the share of their prices that such steps need (`control/latency.py`); None: the whole.
     tuned      what acts at which batch size (`control/tuned.py`): a file, or what it holds, in place of a policy.
     """
 
