@@ -20,7 +20,8 @@ from lynx_moe.lab.watch.dashboard import dashboard
 from lynx_moe.lab.watch.scrape import Scrape, scrape
 from lynx_moe.testbed import path, tasks
 
-NOT_HERE = ("lynx_moe_draft", "lynx_moe_verified", "lynx_moe_max_kl", "lynx_moe_tuned")  # of servers with other options
+OPTIONS = ("draft", "verified", "max_kl", "slo", "tuned")  # that other servers have
+NOT_HERE = tuple(f"lynx_moe_{name}" for name in OPTIONS)
 HARMFUL = "random:num_keep=4"
 GUARD = {
     "max_mass_lost": 0.2,
