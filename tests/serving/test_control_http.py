@@ -130,7 +130,15 @@ def test_one_spec_too_many_is_refused_while_the_first_runs(url: str) -> None:
 
 def test_the_policy_is_told_and_switched_at_run_time(url: str) -> None:
     told = {"presets": {"balanced": POLICY, "fast": "priced:price=0.1", "half": "random:num_keep=16"}}
-    told |= {"policy": POLICY, "verify": "exact", "switchable": True, "recorded": None, "workers": 1, "agree": True}
+    told |= {
+        "policy": POLICY,
+        "verify": "exact",
+        "tuned": None,
+        "switchable": True,
+        "recorded": None,
+        "workers": 1,
+        "agree": True,
+    }
     assert policy(url) == (200, told)
     for bad, reason in (
         ("linx", "did you mean 'lynx'"),

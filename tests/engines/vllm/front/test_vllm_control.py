@@ -94,6 +94,7 @@ def test_switching_is_all_or_nothing(fresh: Any) -> None:
     assert told == {
         "policy": "oea:k0=2",
         "verify": "exact",
+        "tuned": None,
         "presets": {"balanced": "oea:k0=2", "fast": "priced:price=0.1"},
         "switchable": True,
         "recorded": None,
