@@ -248,3 +248,20 @@ def test_every_command_that_is_told_no_policy_takes_the_default() -> None:
     assert told == f"Spec string (default: {DEFAULT})."  # none is told, as a configuration file may name one
     assert demo.SPEED_POLICIES[1] == demo.QUALITY_POLICIES[1] == DEFAULT
     assert make_policy(FAST).name == DEFAULT
+
+
+def test_the_command_line_needs_no_extra() -> None:
+    """What a base install has not is imported when a command runs. (Torch brings none of these.)"""
+    extras = {
+        "scipy",
+        "matplotlib",
+        "jinja2.ext",
+        "transformers",
+        "safetensors",
+        "vllm",
+        "lm_eval",
+        "prometheus_client",
+    }
+    code = f"import sys, lynx_moe.cli; print(sorted({extras} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lynx_moe.cli.shared.options import Data, Dtype, MaxMemory, Model, Prefix, Seed, Sequences, Steps, Trust, found
-from lynx_moe.lab.shared import tables, terminal
+from lynx_moe.lab.shared import terminal
 
 app = typer.Typer()
 
@@ -32,6 +32,7 @@ def calibrate(
     """Measures what sere, exfold and reap need of a model's experts, and priced can use: their knob data=FILE."""
     from lynx_moe.lab.calibrate import measure as measurement
     from lynx_moe.lab.fidelity import measure as fidelity
+    from lynx_moe.lab.shared import tables
 
     settings = fidelity.Settings(
         model=found(model),
