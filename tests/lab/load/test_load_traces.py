@@ -47,9 +47,9 @@ def test_what_is_written_is_what_the_client_reads(tmp_path):
     assert not set(rows[2]["hash_ids"]) & {7, 8, 9}
 
 
+@pytest.mark.vllm
 def test_the_client_s_own_reader_gives_prompts_of_these_lengths(tmp_path):
     """vLLM's class on what is written, with a tokenizer: every prompt has its length, and shares its beginning."""
-    pytest.importorskip("vllm")
     from transformers import AutoTokenizer
     from vllm.benchmarks.datasets.datasets import TimedTrace
 
