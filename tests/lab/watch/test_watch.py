@@ -233,3 +233,12 @@ def test_panels_do_not_overlap_and_fill_the_width() -> None:
 
 def test_the_file_in_docs_is_what_the_command_prints() -> None:
     assert (REFERENCE / "grafana.json").read_text() == dashboard.text()
+
+
+def test_a_negative_gauge_is_no_counter_that_has_begun_anew() -> None:
+    labels = 'model_name="m",engine="0",stage="0"'
+    change = f'lynx_moe_logprob_change_nats{{{labels},batch="5-8",policy="server"}} -0.01\n'
+    earlier, now = (Scrape(parse(metrics(steps, 40, 40) + change), 10.0) for steps in (100, 300))
+    assert now.since(earlier).total("layer_steps_total") == now.total("layer_steps_total") - earlier.total(
+        "layer_steps_total"
+    )

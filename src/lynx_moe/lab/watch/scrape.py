@@ -63,7 +63,7 @@ class Scrape:
             counts = name.endswith(("_total", "_sum", "_count"))
             for given, value in all_:
                 old = before.get((name, *sorted(given.items())), 0.0) if counts else 0.0
-                if old > value:
+                if counts and old > value:  # a gauge may be negative
                     return self
                 samples.setdefault(name, []).append((given, value - old))
         return Scrape(samples, self.moment)
