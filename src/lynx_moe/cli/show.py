@@ -13,7 +13,7 @@ def markdown_table(
     saved: Annotated[
         list[Path],
         typer.Argument(
-            help="The .jsonl files of `lynx-moe eval`, `fidelity`, `speculation`, `bakeoff`; a folder of pairs."
+            help="The .jsonl files of `lynx-moe eval`, `fidelity`, `speculation`, `bakeoff`, `load`; a folder of pairs."
         ),
     ],
     at_equal_experts: Annotated[
@@ -24,6 +24,7 @@ def markdown_table(
     """Prints saved records as Markdown, without running anything."""
     from lynx_moe.lab.bakeoff import page
     from lynx_moe.lab.fidelity import equal, pairs, tiers
+    from lynx_moe.lab.load import show as load
     from lynx_moe.lab.shared import lines, tables
     from lynx_moe.lab.speculation import show as speculation
 
@@ -35,10 +36,11 @@ def markdown_table(
             typer.echo(equal.page(lines.load(file, "fidelity")["results"]))
             continue
         pages = {**tables.MARKDOWN, tiers.KIND: tiers.page, speculation.KIND: speculation.page}
-        record = lines.load(file, *pages, "bakeoff")
+        whole = {"bakeoff": page.markdown, load.KIND: load.page}
+        record = lines.load(file, *pages, *whole)
         typer.echo(f"### {Path(record['settings']['model']).name}\n")
-        bakeoff = record["kind"] == "bakeoff"
-        typer.echo(page.markdown(record) if bakeoff else pages[record["kind"]](record["results"]))
+        kind = record["kind"]
+        typer.echo(whole[kind](record) if kind in whole else pages[kind](record["results"]))
 
 
 @app.command()
@@ -64,7 +66,7 @@ def plot(
             "evaluation": plot_evaluation.draw,
             "fidelity": plot_fidelity.draw,
             "doctor": doctor.draw,
-            "load": load.draw,
+            load.KIND: load.draw,
         }
         pages = {"bakeoff": bakeoff.draw, "profile": profile.draw}
         lined = lines.load(saved, *pictures, *pages)

@@ -10,6 +10,11 @@ from lynx_moe.routing import RouterSpec
 SHORT = 4  # a window is `window` samples for the mass, and a quarter of them for figures of the rarer shadow steps
 
 
+def is_number(value: Any) -> bool:
+    """Whether JSON gave a number: true and false, which Python takes for 1 and 0, are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GuardOptions:
     """max_mass_lost, max_error, max_kl: the operator's bounds on the three figures; at least one is given.
@@ -35,8 +40,7 @@ class GuardOptions:
             raise ValueError("guard: give a bound: max_mass_lost or max_error, such as 0.1, or max_kl, such as 0.01")
         for name in ("max_mass_lost", "max_error", "max_kl", "steps", "layers", "shadow_steps", "recover"):
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value is not None and not (number and 0 < value <= 1):
+            if value is not None and not (is_number(value) and 0 < value <= 1):
                 raise ValueError(f"guard: {name}={value!r} must be a number above 0 and at most 1")
         if not isinstance(self.window, int) or self.window < SHORT * SHORT:
             raise ValueError(f"guard: window={self.window!r} must be a whole number, {SHORT * SHORT} or more")

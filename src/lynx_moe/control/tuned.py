@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from lynx_moe.control.options import is_number
 from lynx_moe.control.sampling import bucket, in_order
 from lynx_moe.policies import make_policy
 
@@ -34,8 +35,7 @@ class Tuned:
     def __post_init__(self) -> None:
         if not isinstance(self.model, Mapping) or not isinstance(self.about, Mapping):
             raise ValueError('"model" and "about" must be JSON objects')
-        number = isinstance(self.max_kl, int | float) and not isinstance(self.max_kl, bool)
-        if not (number and 0 < self.max_kl < float("inf")):
+        if not (is_number(self.max_kl) and 0 < self.max_kl < float("inf")):
             raise ValueError(f'"max_kl" is {self.max_kl!r}, no number of nats above 0')
         if not isinstance(self.batches, Mapping) or not self.batches:
             raise ValueError('"batches" must map sizes to spec strings, such as {"9-16": "priced:price=0.01"}')

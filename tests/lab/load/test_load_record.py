@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from typer.testing import CliRunner
 
+from lynx_moe.cli import app
 from lynx_moe.lab.load import client, measure, show
 from lynx_moe.lab.load.client import Arrivals
 from lynx_moe.lab.load.findings import Objective, goodput, groups, ratio, served
@@ -82,6 +84,9 @@ def test_tables_and_picture(tmp_path):
     last = show.served_rows(RECORD, objectives)
     assert last[1] == ("TTFT 1000 ms, TPOT 25 ms", "priced", "2", "200", "2.00x")
     assert "prefix cache emptied before every run" in show.note(RECORD)
+    lines.save(RECORD, tmp_path / "load.jsonl")
+    printed = CliRunner().invoke(app, ["table", str(tmp_path / "load.jsonl")])
+    assert "| 1 | priced | 100, 24 | 12.0, 12.0, 24.0 |" in printed.output, printed.output
     assert show.draw(RECORD, tmp_path / "x.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match="must be above 0"):
         show.objectives_of(1000, [0.0])
@@ -120,7 +125,7 @@ def faked(monkeypatch, tmp_path):
         notes.append(("server", bound))
         yield FakeServer(notes)
 
-    def one(server, model, arrivals, seed, folder, wish=None):
+    def one(server, target, arrivals, seed, wish):
         if len([note for note in notes if note == "run"]) == 5:
             raise KeyboardInterrupt
         notes.append("run")
@@ -190,4 +195,4 @@ def test_the_client_s_last_words_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(client, "CLIENT", "no.such.module")
     arrivals = Arrivals("timed_trace", tmp_path / "t", 2, 1.0, 16, 1.0)
     with pytest.raises(ValueError, match=r"benchmark client ended with code 1: .*No module named"):
-        client.send("http://127.0.0.1:9", "m", arrivals, 0, tmp_path)
+        client.send(client.Target("http://127.0.0.1:9", "m", "m", tmp_path), arrivals, 0)

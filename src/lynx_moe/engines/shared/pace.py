@@ -42,17 +42,13 @@ class Open:
 
 
 class Pace:
-    """goal_ms: the objective. policy: the server's; a new one begins anew. clock: seconds."""
+    """Of one policy of the server. goal_ms: the objective. clock: seconds."""
 
     def __init__(self, goal_ms: float, policy: Policy, clock: Callable[[], float] = time.perf_counter) -> None:
         self.goal_ms, self.clock = goal_ms, clock
+        self.latency = Latency(goal_ms, knows_prices=policy.knows_prices)
         self.open: Open | None = None
         self.taken: list[Timed] = []
-        self.restart(policy)
-
-    def restart(self, policy: Policy) -> None:
-        self.latency = Latency(self.goal_ms, knows_prices=policy.knows_prices)
-        self.open = None
 
     def begin(self, past_prompt_R: np.ndarray, req_ids: Sequence[str]) -> None:
         """A step of these requests begins, and the one before it has ended. past_prompt_R: bool, who decodes."""

@@ -16,6 +16,7 @@ from lynx_moe.lab.fidelity.lockstep import fewest_logits, left_padded, positions
 from lynx_moe.lab.shared import memory as machine
 from lynx_moe.lab.shared import record
 from lynx_moe.lab.shared.documents import Document
+from lynx_moe.policies.contract.gains import of_layer
 
 TOGETHER = 16
 WHOLE = " by document"
@@ -104,9 +105,8 @@ def sensitivities(
 
 
 def by_layer(artifact: Artifact) -> dict[int, float]:
-    """Each layer's sensitivity, where it was measured: the mean over its experts by their load."""
-    told = {n: layer for n, layer in artifact.layers.items() if "sensitivity" in layer}
-    return {n: float((layer["sensitivity"] * layer["load"]).sum() / layer["load"].sum()) for n, layer in told.items()}
+    """Each layer's sensitivity, where it was measured."""
+    return {number: of_layer(layer) for number, layer in artifact.layers.items() if "sensitivity" in layer}
 
 
 def source(settings: fidelity.Settings) -> str:

@@ -40,24 +40,39 @@ class Arrivals:
         ]
 
 
-def send(url: str, model: str, arrivals: Arrivals, seed: int, folder: Path, wish: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Target:
+    """url: the server's base; model: the name that requests give; tokenizer: its folder or hub name; folder: where the
+    client writes; key: the server's, if it has one."""
+
+    url: str
+    model: str
+    tokenizer: str
+    folder: Path
+    key: str | None = None
+
+
+def send(target: Target, arrivals: Arrivals, seed: int, wish: str | None = None) -> dict[str, Any]:
     """What the client measured: its own percentiles in ms, and each request's. Prompts and times depend on the seed
     alone, so they are the same for every policy. Answers are sampled at temperature 1, and have the length that the
     trace says. wish: what every request asks of lynx-moe.
 
     Raises ValueError with the client's last words if it failed, or some requests did.
     """
-    result, log = folder / "client.json", folder / "client.log"
-    folder.mkdir(parents=True, exist_ok=True)
+    result, log = target.folder / "client.json", target.folder / "client.log"
+    target.folder.mkdir(parents=True, exist_ok=True)
     result.unlink(missing_ok=True)
-    line = [sys.executable, "-m", CLIENT, "bench", "serve", "--backend", "openai", "--base-url", url]
-    line += ["--endpoint", "/v1/completions", "--model", model, *arrivals.flags, "--seed", str(seed)]
+    line = [sys.executable, "-m", CLIENT, "bench", "serve", "--backend", "openai", "--base-url", target.url]
+    line += ["--endpoint", "/v1/completions", "--model", target.model, "--tokenizer", target.tokenizer]
+    line += [*arrivals.flags, "--seed", str(seed)]
     line += ["--temperature", "1", "--disable-tqdm", "--percentile-metrics", ",".join(FIGURES)]
     line += ["--metric-percentiles", ",".join(map(str, PERCENTILES)), "--save-result", "--save-detailed"]
-    line += ["--result-dir", str(folder), "--result-filename", result.name]
+    line += ["--result-dir", str(target.folder), "--result-filename", result.name]
     if wish is not None:
         line += ["--extra-body", json.dumps({"vllm_xargs": {"lynx_moe": wish}})]
     env = {**os.environ, "PYTHONHASHSEED": "0"}  # the client draws a block's tokens by the hash of its name
+    if target.key is not None:
+        env["OPENAI_API_KEY"] = target.key  # the client's name for it
     with log.open("w", encoding="utf-8") as out:
         code = subprocess.run(line, stdout=out, stderr=subprocess.STDOUT, env=env, check=False).returncode
     if code or not result.is_file():

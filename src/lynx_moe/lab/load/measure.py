@@ -4,6 +4,7 @@ Policies take turns on the same arrivals: in every round and at every rate each 
 one server, switched at run time. A record is written after every such run, so an interrupted one goes on.
 """
 
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,13 +14,13 @@ from typing import Any
 
 from lynx_moe.lab.load import client
 from lynx_moe.lab.load import trace as traces
-from lynx_moe.lab.load.server import Server, running, started
+from lynx_moe.lab.load.server import KEY_VARIABLE, Server, running, started
+from lynx_moe.lab.load.show import KIND
 from lynx_moe.lab.shared import lines
 from lynx_moe.lab.shared.engine import import_vllm
 from lynx_moe.lab.watch.scrape import Scrape
 from lynx_moe.policies import DEFAULT, make_policy
 
-KIND = "load"
 KINDS = (traces.TIMED, traces.BURST, traces.SHARE)
 WARM_UP = 2  # requests at the beginning of each server's life that count for nothing
 Line = dict[str, Any]
@@ -29,7 +30,7 @@ Line = dict[str, Any]
 class Settings:
     """What decides a result.
 
-    model     what is served: a folder, a hub name. Of a server that runs already: its own name.
+    model     what is served: a folder, a hub name. Of a server that runs already its tokenizer is taken.
     trace     the file of arrivals; kind: how it is written.
     policies  take turns; the first is the baseline.
     max_kl    bounds of further servers. On each, exact requests (the baseline) and such that leave it to the server
@@ -105,16 +106,18 @@ def measure(settings: Settings, path: Path, advance: Callable[[str], None] = pri
         with _server(settings, bound, path.parent / f"server{name and '-'}{name}.log") as server:
             model, room = server.model()
             sources.check(room)
-            client.send(server.url, model, sources.at(max(settings.rates), WARM_UP), 0, path.parent / "client")
+            key = os.environ.get(KEY_VARIABLE)
+            target = client.Target(server.url, model, settings.model, path.parent / "client", key)
+            client.send(target, sources.at(max(settings.rates), WARM_UP), settings.seed)
             for _ in range(settings.warm_rounds if bound is not None else 0):
                 advance(f"{name}: looking for prices")
-                client.send(server.url, model, sources.at(max(settings.rates)), settings.seed, path.parent / "client")
+                client.send(target, sources.at(max(settings.rates)), settings.seed)
             for number, rate, policy in left:
                 advance(f"{name or 'server'}: round {number} of {settings.rounds}, {rate:g} requests/s, {policy}")
                 wish = "exact" if bound is not None and policy == settings.policies[0] else None
                 if bound is None:
                     server.switch(policy)
-                line = one(server, model, sources.at(rate), settings.seed, path.parent / "client", wish)
+                line = one(server, target, sources.at(rate), settings.seed, wish)
                 line["spec"] = make_policy(policy).spec
                 whole["results"].append({"server": name, "round": number, "rate": rate, "policy": policy, **line})
                 lines.save(whole, path)
@@ -165,13 +168,11 @@ def _server(settings: Settings, bound: float | None, log: Path) -> Iterator[Serv
         yield server
 
 
-def one(
-    server: Server, model: str, arrivals: client.Arrivals, seed: int, folder: Path, wish: str | None = None
-) -> Line:
+def one(server: Server, target: client.Target, arrivals: client.Arrivals, seed: int, wish: str | None) -> Line:
     """All requests are served once, each with this wish. cold: the prefix cache was emptied before."""
     cold = server.forget()
     before = server.counted()
-    found = client.figures(client.send(server.url, model, arrivals, seed, folder, wish))
+    found = client.figures(client.send(target, arrivals, seed, wish))
     return {"cold": cold, **found, **counted(server.counted().since(before))}
 
 

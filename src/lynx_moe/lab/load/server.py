@@ -57,7 +57,7 @@ class Server:
     def ask(self, path: str, body: bytes | None = None) -> str:
         """The answer's text. Raises ValueError where there is none, or it is an error, in one line."""
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY_VARIABLE) or os.environ.get("OPENAI_API_KEY"):
+        if key := os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(f"{self.url}{path}", body, headers)
         try:

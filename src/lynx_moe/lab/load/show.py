@@ -1,5 +1,7 @@
 """A record of `lynx-moe load` as tables and a picture. Nothing is measured here."""
 
+import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ HEAD = (
     "experts",
     "KL, mnats (rows)",
 )
+KIND = "load"
 CAPTION = "medians of the rounds · [least, most]"
 Record = dict[str, Any]
 
@@ -42,8 +45,8 @@ def rows(record: Record, objectives: Sequence[Objective]) -> tuple[tuple[str, ..
                 ", ".join(f"{median(rounds, 'tpot_ms', p):.1f}" for p in ("50", "90", "99")),
                 f"{median(rounds, 'itl_ms', '99'):.1f}",
                 gain,
-                f"{sorted(map(throughput, rounds))[len(rounds) // 2]:.0f}",
-                "-" if experts[0] != experts[0] else f"{experts[0]:.1f} → {experts[1]:.1f}",
+                f"{statistics.median(map(throughput, rounds)):.0f}",
+                "-" if math.isnan(experts[0]) else f"{experts[0]:.1f} → {experts[1]:.1f}",
                 kl,
                 *(f"{goodput(rounds, one):.2f}" for one in objectives),
             )
@@ -82,12 +85,9 @@ def objectives_of(ttft: float, tpots: Sequence[float]) -> list[Objective]:
     return [Objective(ttft, tpot) for tpot in tpots]
 
 
-def page(record: Record, objectives: Sequence[Objective]) -> str:
-    """Both tables as Markdown."""
-    parts = [tables.markdown(*rows(record, objectives))]
-    if objectives:
-        parts.append(tables.markdown(SERVED_HEAD, served_rows(record, objectives)))
-    return "\n\n".join(parts) + "\n"
+def page(record: Record) -> str:
+    """The first table as Markdown, without objectives, of which a record knows none."""
+    return f"{tables.markdown(*rows(record, ()))}\n"
 
 
 def note(record: Record) -> str:
@@ -116,7 +116,7 @@ def draw(record: Record, path: Path) -> Path:
         for number, (server, policy) in enumerate(series):
             mine = [(rate, rounds) for (s, rate, p), rounds in by.items() if (s, p) == (server, policy)]
             values = [[line["tpot_ms"][percentile] for line in rounds] for _, rounds in mine]
-            middle = [sorted(one)[len(one) // 2] for one in values]
+            middle = [statistics.median(one) for one in values]
             spread = [
                 [m - min(v) for m, v in zip(middle, values, strict=True)],
                 [max(v) - m for m, v in zip(middle, values, strict=True)],

@@ -20,8 +20,8 @@ from torch import Tensor
 from lynx_moe.policies.contract.policy import Policy
 from lynx_moe.routing import RouterSpec
 
-DIMENSIONS = {"gate_norm": 1, "output_norm": 1, "load": 1, "similarity": 2, "fold_scale": 2, "fold_loss": 2}
-DIMENSIONS |= {"sensitivity": 1}
+VECTORS, TABLES = ("gate_norm", "output_norm", "load", "sensitivity"), ("similarity", "fold_scale", "fold_loss")
+DIMENSIONS = dict.fromkeys(VECTORS, 1) | dict.fromkeys(TABLES, 2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,13 +26,14 @@ def of_sensitivities(layer: int, artifact: Mapping[int, Mapping[str, Tensor]]) -
     that what is taken for its loss goes with the root: few tokens tell of one expert; the share of a price that the
     layer asks: the layers' geometric mean over its own, to the nearest power of two, by which prices are multiplied
     without rounding)."""
-    means = {number: _mean(tensors) for number, tensors in artifact.items()}
+    means = {number: of_layer(tensors) for number, tensors in artifact.items()}
     middle = exp(sum(map(log, means.values())) / len(means))
     own_E = artifact[layer]["sensitivity"].double() / means[layer]
     return own_E.clamp(1 / SPREAD, SPREAD).sqrt().sqrt(), 2.0 ** round(log2(middle / means[layer]))
 
 
-def _mean(tensors: Mapping[str, Tensor]) -> float:
+def of_layer(tensors: Mapping[str, Tensor]) -> float:
+    """A layer's sensitivity: the mean over its experts by their load."""
     load_E = tensors["load"].double()
     mean = (tensors["sensitivity"].double() * load_E).sum() / load_E.sum().clamp(min=1e-20)
     return float(torch.clamp(mean, min=1e-20))

@@ -106,7 +106,7 @@ def test_how_drafts_are_verified_needs_drafts():
 
 def test_whose_policy_is_in_force_follows_from_how_drafts_are_verified():
     found = {verify: Options(policy="lynx", verify=verify) for verify in ("exact", "remap", "draft")}
-    assert {name: (one.for_target, one.for_drafter) for name, one in found.items()} == {
+    assert {name: (one.for_target, one.of_drafter.policy) for name, one in found.items()} == {
         "exact": ("lynx", "vanilla"),
         "remap": ("lynx", "vanilla"),
         "draft": ("vanilla", "lynx"),
@@ -166,3 +166,18 @@ def test_an_older_vllm_that_lacks_two_attributes_is_read_all_the_same():
     assert experts_per_token(SimpleNamespace(hf_text_config=SimpleNamespace(num_experts_per_tok=4))) == 4
     assert experts_per_token(SimpleNamespace(hf_text_config=SimpleNamespace())) == 0
     assert experts_per_token(SimpleNamespace(get_num_experts_per_tok=lambda: 8)) == 8
+
+
+@pytest.mark.parametrize(
+    "moving",
+    [
+        {"max_kl": 0.01},
+        {"slo_tpot_ms": 50},
+        {"guard": {"max_kl": 0.01}},
+        {"tuned": {"lynx_moe_tuned": 1, "model": {}, "max_kl": 0.01, "batches": {"1": "priced:price=0.01"}}},
+    ],
+)
+def test_what_moves_the_served_model_s_policy_is_not_a_drafter_s(moving):
+    given = moving if "tuned" in moving else {"policy": "priced", **moving}
+    of_drafter = Options.of(SimpleNamespace(additional_config={"lynx_moe": given})).of_drafter
+    assert of_drafter == Options(policy="vanilla")

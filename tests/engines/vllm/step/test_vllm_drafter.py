@@ -28,8 +28,7 @@ def plans(verify: str = "exact", **given: Any) -> tuple[Plan, DrafterPlan]:
     device = torch.device("cpu")
     options = Options(policy=POLICY, verify=verify)
     target = Plan(options=options, shape=shape, max_rows=64, device=device, num_drafts=3)
-    of_drafter = Options(policy=options.for_drafter)
-    drafter = DrafterPlan(options=of_drafter, shape=shape, max_rows=64, device=device, **given)
+    drafter = DrafterPlan(options=options.of_drafter, shape=shape, max_rows=64, device=device, **given)
     for plan in (target, drafter):
         plan.layers.append(Layer(name="layers.0", spec=SPEC))
         plan.seal()

@@ -17,6 +17,7 @@ from tiny_vllm import engine, tokens
 from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
+from lynx_moe.control import latency
 from lynx_moe.engines import vllm as lynx_vllm
 from lynx_moe.engines.shared.metrics import Kind
 from lynx_moe.engines.vllm.launch.refusals import Refusal
@@ -252,3 +253,16 @@ def test_heads_that_read_the_target_s_hidden_states(method: str, tmp_path: Path)
         with pytest.raises(Refusal, match="drafts, and has no MoE layer to remap") as caught:
             engine(model, additional_config=extra, **given).__enter__()
         assert "\n" not in str(caught.value)
+
+
+def test_what_moves_the_prices_is_the_served_model_s_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A latency objective that no step can meet: the target's rows ask, the drafter's layers keep their routing."""
+    monkeypatch.setattr(latency, "WINDOW", 2)  # steps: answers are short
+    options = {"policy": "priced", "verify": "remap", "slo_tpot_ms": 1e-3, "shadow": 0}
+    with drafting(additional_config={"lynx_moe": options}) as llm:
+        ask(llm, prompts=SHORT)
+        stats = lynx_vllm.stats()
+        assert active().drafter.pace is None
+    assert any(one["step_ms"] for one in stats.pace["batches"])
+    assert max(one["share"] for one in stats.pace["batches"]) > 0
+    assert stats.drafter.mean_after == stats.drafter.mean_before

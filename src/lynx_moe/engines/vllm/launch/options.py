@@ -5,10 +5,10 @@ Everything here is checked before any weight is loaded. Every error names what w
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
-from lynx_moe.control.options import GuardOptions
+from lynx_moe.control.options import GuardOptions, is_number
 from lynx_moe.control.tuned import Tuned
 from lynx_moe.engines.vllm.launch import connectors, speculation, tuned, twice
 from lynx_moe.engines.vllm.launch.versions import SUPPORTED
@@ -64,7 +64,7 @@ class Options:
             raise ValueError(f"{KEY}: stats={self.stats!r} must be true or false")
         for name, what in (("log_every", "log line"), ("metrics_every", "metrics")):
             every = getattr(self, name)
-            if not _is_number(every) or every < 0:
+            if not is_number(every) or every < 0:
                 raise ValueError(f"{KEY}: {name}={every!r} must be a number of seconds, or 0 for no {what}")
         most = self.max_policies
         if isinstance(most, bool) or not isinstance(most, int) or most < 0:
@@ -73,7 +73,7 @@ class Options:
             raise ValueError(f"{KEY}: verify={self.verify!r} must be one of {', '.join(map(repr, VERIFY))}")
         if self.verify == DRAFT and self.guard is not None:
             raise ValueError(f"{KEY}: a guard watches the layers that verify={DRAFT!r} leaves alone; leave out either")
-        if self.shadow is not None and not (_is_number(self.shadow) and 0 <= self.shadow <= 1):
+        if self.shadow is not None and not (is_number(self.shadow) and 0 <= self.shadow <= 1):
             raise ValueError(f"{KEY}: shadow={self.shadow!r} must be a share of the steps from 0 to 1, such as 0.01")
         self._check_max_kl()
         self._check_slo()
@@ -96,9 +96,10 @@ class Options:
         return VANILLA if self.verify == DRAFT else self.policy
 
     @property
-    def for_drafter(self) -> str:
-        """What the layers of a model that drafts follow."""
-        return self.policy if self.verify == DRAFT else VANILLA
+    def of_drafter(self) -> "Options":
+        """For the layers of a model that drafts: what moves the served model's policy is not theirs."""
+        policy = self.policy if self.verify == DRAFT else VANILLA
+        return replace(self, policy=policy, verify=EXACT, guard=None, max_kl=None, slo_tpot_ms=None, tuned=None)
 
     def make_policy(self) -> Policy:
         return make_policy(self.policy)
@@ -117,7 +118,7 @@ class Options:
         most = self.max_kl
         if most is None:
             return
-        if not (_is_number(most) and SMALLEST <= most <= LARGEST):
+        if not (is_number(most) and SMALLEST <= most <= LARGEST):
             raise ValueError(
                 f"{KEY}: max_kl={most!r} must be a number of nats from {SMALLEST:g} to {LARGEST:g}, such as 0.01 "
                 "(perplexity up to 1 % higher)"
@@ -129,7 +130,7 @@ class Options:
         goal = self.slo_tpot_ms
         if goal is None:
             return
-        if not (_is_number(goal) and 0 < goal < float("inf")):
+        if not (is_number(goal) and 0 < goal < float("inf")):
             raise ValueError(f"{KEY}: slo_tpot_ms={goal!r} must be a number of milliseconds above 0, such as 50")
         more = {"tuned says which policy acts": self.tuned is not None}
         self._moves_prices(f"slo_tpot_ms={goal:g} moves the prices", more)
@@ -188,10 +189,6 @@ class Options:
         if "policy" not in named:
             raise ValueError(f"{KEY}: no policy is named; pass additional_config={example}")
         return cls(**named)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_engine(vllm_config: Any) -> None:

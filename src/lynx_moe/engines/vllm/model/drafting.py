@@ -2,12 +2,11 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from vllm.logger import init_logger
 
-from lynx_moe.engines.vllm.launch.options import DRAFT, EXACT, KEY, Options, has_graphs
+from lynx_moe.engines.vllm.launch.options import DRAFT, KEY, Options, has_graphs
 from lynx_moe.engines.vllm.launch.refusals import refusing
 from lynx_moe.engines.vllm.launch.wrap import wrap
 from lynx_moe.engines.vllm.model import hooks
@@ -36,11 +35,8 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options, mod
                 f"verify={DRAFT!r}: Model Runner V2 records a drafter's passes in CUDA graphs, and nothing tells them "
                 "apart; use enforce_eager=True, or VLLM_USE_V2_MODEL_RUNNER=0"
             )
-        plan = DrafterPlan(
-            options=replace(options, policy=options.for_drafter, verify=EXACT, guard=None, max_kl=None, tuned=None),
-            replayed=replayed,
-            **hooks.of_model(vllm_config, model_config),
-        )
+        given = hooks.of_model(vllm_config, model_config)
+        plan = DrafterPlan(options=options.of_drafter, replayed=replayed, **given)
     model = hooks.make_for(plan, make_model)
     if not {layer.name for layer in plan.layers} - set(plan.bypassed):
         if options.verify == DRAFT:

@@ -47,9 +47,7 @@ class Follow:
         if of != self.number:
             return
         above = None if sample.above is None else (sample.above.rows, sample.above.kl)
-        now = (
-            (sample.server.rows, sample.server.kl) if whole else (0.0, 0.0)
-        )  # of a share nothing follows for the level
+        now = (sample.server.rows, sample.server.kl) if whole else (0.0, 0.0)  # a share says nothing of the level
         change = self.bound.of(sample.batch).add(level, now, trial, above)
         if change is not None:
             logger.info(
