@@ -7,6 +7,7 @@ live elsewhere weigh nothing, as vLLM's kernels for GPUs have it.
 import hashlib
 from typing import Any
 
+import gathering  # noqa: F401 - collectives that the CPU's communicator lacks
 import torch
 from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 
@@ -17,6 +18,7 @@ from lynx_moe.routing import loaded
 
 torch.cpu._init_amx()  # attention asks the kernel for AMX, and a dummy step has none: its experts would end in SIGILL
 latency.WINDOW = 4  # steps: runs are short
+loads: list[int] = []  # how many experts each call of the kernel found on this rank, whoever sent the tokens
 seen = {"ids": hashlib.sha256(), "decisions": 0, "fullest": 0}
 _reroute, _apply = Plan.reroute, CPUUnquantizedExperts.apply
 
@@ -32,10 +34,12 @@ def reroute(plan: Plan, logits: Any, weights: Any, ids: Any, layer: int, *more: 
 
 
 def apply(self: Any, *args: Any, **kwargs: Any) -> None:
-    if (map_E := kwargs.get("expert_map")) is not None:
-        local = map_E[kwargs["topk_ids"].long()]
+    map_E, local = kwargs.get("expert_map"), kwargs["topk_ids"].long()
+    if map_E is not None:
+        local = map_E[local]
         kwargs["topk_weights"] = kwargs["topk_weights"].where(local >= 0, 0.0)
         kwargs["topk_ids"] = local.clamp(min=0).to(kwargs["topk_ids"].dtype)
+    loads.append(len(local[local >= 0].unique()))
     _apply(self, *args, **kwargs)
 
 

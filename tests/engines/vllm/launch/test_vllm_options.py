@@ -12,6 +12,8 @@ from lynx_moe.engines.vllm.launch.options import Options, check_engine
 def config(extra=None, **parallel):
     defaults = {
         "data_parallel_size": 1,
+        "tensor_parallel_size": 1,
+        "enable_elastic_ep": False,
         "pipeline_parallel_size": 1,
         "prefill_context_parallel_size": 1,
         "use_sequence_parallel_moe": False,
@@ -70,9 +72,9 @@ def test_bad_options_are_refused(given, message):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"data_parallel_size": 2}, "data_parallel_size=2"),
         ({"prefill_context_parallel_size": 2}, "prefill_context_parallel_size=2"),
-        ({"use_sequence_parallel_moe": True}, "all2all_backend"),
+        ({"use_sequence_parallel_moe": True}, r"\(sequence-parallel MoE\).*or leave out --enable-expert-parallel"),
+        ({"enable_elastic_ep": True}, "enable_elastic_ep"),
         ({"use_ubatching": True}, "enable_dbo"),
     ],
 )
@@ -80,6 +82,16 @@ def test_settings_that_would_feed_wrong_rows_are_refused(changed, message):
     check_engine(config())
     with pytest.raises(ValueError, match=message):
         check_engine(config(**changed))
+
+
+def test_data_parallel_engines_are_admitted_where_vllm_tells_who_routes_first(monkeypatch):
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+    check_engine(config(data_parallel_size=2))
+    monkeypatch.delattr(MoERunner, "do_naive_dispatch_combine")
+    check_engine(config())
+    with pytest.raises(ValueError, match=r"data_parallel_size=2: .*use vLLM 0\.30 or newer, or 1"):
+        check_engine(config(data_parallel_size=2))
 
 
 def test_ways_of_drafting_are_admitted_and_refused_by_name():

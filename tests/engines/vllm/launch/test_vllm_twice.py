@@ -86,6 +86,15 @@ def test_what_counts_or_sends_each_pass_is_refused_by_name(configured):
     assert "a KV connector may send" in twice.refusal(config)
 
 
+def test_engines_that_meet_in_every_layer_make_no_pass_that_the_others_do_not(configured, caplog):
+    two = {"data_parallel_size": 2, "distributed_executor_backend": "mp"}
+    with caplog.at_level(logging.WARNING, logger="vllm.lynx_moe"):
+        assert twice.share(configured("plain", {}, **two), None, bounded=False) == 0
+    assert "data_parallel_size=2 engines meet in every layer" in ours(caplog)[-1]
+    with pytest.raises(Refusal, match=r"^lynx_moe: max_kl runs the model twice on one step, and data_parallel_size=2"):
+        configured("plain", {"max_kl": 0.01}, **two)
+
+
 @pytest.mark.parametrize("most", [0, -0.01, float("nan"), float("inf"), 5, 1e-9, "0.01", True])
 def test_a_bound_that_is_none_is_refused_in_one_line(most):
     with pytest.raises(ValueError, match=r"^lynx_moe: max_kl=.* must be a number of nats from 1e-05 to 1") as caught:

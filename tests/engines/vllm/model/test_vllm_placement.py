@@ -1,23 +1,31 @@
 """Which rank has which expert is vLLM's own answer; a rank counts what it loads itself."""
 
+import logging
 from types import SimpleNamespace
 
 import pytest
 import torch
 from vllm.model_executor.layers.fused_moe.expert_map_manager import determine_expert_map
+from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 
+from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.shared.layers import Layer, fitted
 from lynx_moe.engines.shared.metrics import Counters, HostCounters
+from lynx_moe.engines.vllm.launch.options import Options
+from lynx_moe.engines.vllm.model import reached
 from lynx_moe.engines.vllm.model.placement import placement_of
-from lynx_moe.policies import ONE_RANK, make_policy
+from lynx_moe.engines.vllm.model.router import LynxRouter
+from lynx_moe.engines.vllm.step.plan import Plan
+from lynx_moe.policies import ONE_RANK, ModelShape, make_policy
 from lynx_moe.routing import RouterSpec, Routing
 
 CPU = torch.device("cpu")
 
 
-def moe(ep_size, ep_rank=0, experts=7, strategy="linear", eplb=None):
+def moe(ep_size, ep_rank=0, experts=7, strategy="linear", eplb=None, dp_size=1):
     manager = SimpleNamespace(ep_size=ep_size, ep_rank=ep_rank, global_num_experts=experts, placement_strategy=strategy)
-    return SimpleNamespace(expert_map_manager=manager, router=SimpleNamespace(eplb_state=eplb))
+    router, config = SimpleNamespace(eplb_state=eplb), SimpleNamespace(dp_size=dp_size)
+    return SimpleNamespace(expert_map_manager=manager, router=router, moe_config=config)
 
 
 def test_without_expert_parallelism_there_is_one_rank():
@@ -34,6 +42,13 @@ def test_every_rank_has_the_experts_that_vllm_gives_it(strategy, ranks):
         assert torch.equal(here, determine_expert_map(3, rank, 7, strategy)[1] >= 0)
 
 
+def test_a_data_parallel_rank_counts_what_its_rows_ask_for_on_all_ranks():
+    """What it loads itself is for the tokens of others, too, which its router does not see."""
+    placement, here = placement_of(moe(3, 1, dp_size=3), CPU)
+    assert placement.rank_E.tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert here is None
+
+
 def test_a_load_balancer_keeps_the_placement_unknown_and_refuses_per_rank():
     placement, here = placement_of(moe(2, eplb=object()), CPU)
     assert (placement, here) == (None, None)
@@ -41,6 +56,48 @@ def test_a_load_balancer_keeps_the_placement_unknown_and_refuses_per_rank():
     assert fitted(make_policy("lynx"), [layer], "m", CPU)[0].spec == "lynx"
     with pytest.raises(ValueError, match=r"EPLB.*leave per_rank out \(layer model.layers.3.mlp.experts of m\)"):
         fitted(make_policy("lynx:per_rank=true"), [layer], "m", CPU)
+
+
+class Gathers:
+    """A layer of vLLM's whose quantisation method has no modular kernel."""
+
+    layer_name, do_naive_dispatch_combine = "layers.0", True
+    routed_experts = SimpleNamespace(quant_method=object())
+
+    def __init__(self, router):
+        self.router = router
+
+    is_monolithic = False
+
+
+def test_a_layer_that_gathers_all_ranks_tokens_before_it_routes_is_left_alone_by_name(caplog, monkeypatch):
+    """Its router would see more rows than the runner has prepared."""
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    spec = RouterSpec(num_experts=8, top_k=2)
+    inner = CPURouter(top_k=2, global_num_experts=8, renormalize=True)
+    module = Gathers(LynxRouter(inner, 0))
+    shape = ModelShape(model_type="tiny", num_layers=1, num_experts=8, top_k=2, name="tiny")
+    plan = Plan(options=Options(policy="lynx"), shape=shape, max_rows=8, device=CPU, meets=True)
+    plan.layers.append(Layer(name="layers.0", spec=spec))
+    plan.runners[0] = lambda: module
+    model = torch.nn.Module()
+    for _ in range(2):
+        reached.note_loaded(plan, model)
+    assert module.router is inner
+    assert plan.bypassed == {"layers.0": "object gathers the tokens of all data-parallel ranks before it routes"}
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "layer layers.0 keeps vLLM's own routing: object gathers the tokens" in line
+
+
+def test_a_guard_that_runs_experts_once_more_is_refused_where_engines_meet():
+    shape = ModelShape(model_type="tiny", num_layers=1, num_experts=8, top_k=2, name="tiny")
+    plan = Plan(options=Options(policy="lynx"), shape=shape, max_rows=8, device=CPU, meets=True)
+    plan.layers.append(Layer(name="layers.0", spec=RouterSpec(num_experts=8, top_k=2)))
+    with pytest.raises(
+        ValueError, match=r"max_error runs .* data-parallel engines meet .* bound max_mass_lost instead"
+    ):
+        plan.set_guard(GuardOptions(max_error=0.1))
+    plan.set_guard(GuardOptions(max_mass_lost=0.1))
 
 
 @pytest.mark.parametrize("make", [lambda: HostCounters(1), lambda: Counters(1, CPU)])

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from lynx_moe.control.options import GuardOptions, is_number
 from lynx_moe.control.tuned import Tuned
-from lynx_moe.engines.vllm.launch import connectors, speculation, tuned, twice
+from lynx_moe.engines.vllm.launch import connectors, ranks, speculation, tuned, twice
 from lynx_moe.engines.vllm.launch.versions import SUPPORTED
 from lynx_moe.policies import DEFAULT, POLICIES, Policy, make_policy
 
@@ -207,18 +207,11 @@ def check_engine(vllm_config: Any) -> None:
     refused = {
         "VLLM_BATCH_INVARIANT=1 promises outputs that do not depend on the batch, batch-aware routing makes them "
         "depend on it; unset one of the two": envs.VLLM_BATCH_INVARIANT,
-        f"data_parallel_size={parallel.data_parallel_size} gathers the tokens of all ranks before routing, which is "
-        "not supported yet; use 1": parallel.data_parallel_size > 1,
-        f"prefill_context_parallel_size={parallel.prefill_context_parallel_size} splits tokens over ranks, which is "
-        "not supported yet; use 1": parallel.prefill_context_parallel_size > 1,
-        "sequence-parallel MoE splits tokens over ranks, which is not supported yet; choose another all2all_backend "
-        "or tensor_parallel_size=1": parallel.use_sequence_parallel_moe,
-        "microbatches (enable_dbo, ubatch_size) split the decode batch, which is not supported yet; switch them "
-        "off": parallel.use_ubatching,
         "kv_sharing_fast_prefill runs layers on a part of the tokens, which is not supported yet; switch it "
         "off": cache.kv_sharing_fast_prefill,
     }
     reasons: list[str | None] = [reason for reason, found in refused.items() if found]
+    reasons += ranks.refusals(vllm_config)
     options = Options.of(vllm_config)
     verify = EXACT if options is None else options.verify
     if options is not None and options.twice and (reason := twice.refusal(vllm_config)) is not None:

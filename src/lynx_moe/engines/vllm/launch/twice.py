@@ -20,6 +20,8 @@ def refusal(vllm_config: Any) -> str | None:
         "expert load balancing counts each pass of the router, so every sampled step would weigh more": (
             parallel.enable_eplb
         ),
+        f"data_parallel_size={parallel.data_parallel_size} engines meet in every layer, so none can make a pass that "
+        "the others do not make": parallel.data_parallel_size > 1,
         "Model Runner V2 has no forward pass of its own to repeat (use VLLM_USE_V2_MODEL_RUNNER=0)": (
             vllm_config.use_v2_model_runner
         ),

@@ -8,15 +8,14 @@ import numpy as np
 import torch
 import vllm.model_executor.layers.fused_moe.layer as moe_layer
 from vllm.logger import init_logger
-from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.vllm.front import worker
-from lynx_moe.engines.vllm.launch import twice
+from lynx_moe.engines.vllm.launch import ranks, twice
 from lynx_moe.engines.vllm.launch.options import KEY, Options, has_graphs
 from lynx_moe.engines.vllm.launch.refusals import refusing
 from lynx_moe.engines.vllm.launch.wrap import wrap
-from lynx_moe.engines.vllm.model import forward, lora
+from lynx_moe.engines.vllm.model import forward, lora, reached
 from lynx_moe.engines.vllm.model.forward import PLAN, plan_of
 from lynx_moe.engines.vllm.model.placement import placement_of
 from lynx_moe.engines.vllm.model.router import LynxRouter
@@ -55,7 +54,7 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
         plan = Plan(options=options, num_drafts=num_drafts, shadow=shadow, **of_model(vllm_config))
     model = make_for(plan, make_model)
     with refusing():
-        _refuse_without_layers(plan, vllm_config)
+        reached.refuse_without_layers(plan, vllm_config)
         _refuse_adapters(model, vllm_config)
         plan.seal()
     setattr(model, PLAN, plan)
@@ -76,6 +75,7 @@ def of_model(vllm_config: Any, model_config: Any = None) -> dict[str, Any]:
         "max_rows": vllm_config.scheduler_config.max_num_batched_tokens,
         "device": torch.empty(0).device,  # models are built under their target device
         "graphs": has_graphs(vllm_config),
+        "meets": ranks.meet(vllm_config),
     }
 
 
@@ -127,10 +127,12 @@ def _create_router(original: Callable[..., Any], **kwargs: Any) -> Any:
 def _name_layers(model: Any, building: Building) -> None:
     """Gives the plan vLLM's layer names, and warns of every layer that the policy does not reach."""
     plan = building.plan
-    for module in _moe_layers(model):
+    for module in reached.moe_layers(model):
         router, name = module.router, module.layer_name
         if not isinstance(router, LynxRouter):
-            _bypass(plan, name, building.reasons.get(id(router), f"the model brings its own {type(router).__name__}"))
+            reached.bypass(
+                plan, name, building.reasons.get(id(router), f"the model brings its own {type(router).__name__}")
+            )
             continue
         placement, here_E = placement_of(module, plan.device)
         spec = plan.layers[router.layer].spec
@@ -138,44 +140,14 @@ def _name_layers(model: Any, building: Building) -> None:
         plan.runners[router.layer] = weakref.ref(module)
         if router.bias_vl is not None:
             module.router = router.unwrap()
-            _bypass(plan, name, "image tokens have a selection bias of their own")
-    _note_monolithic(plan, model)
-
-
-def _note_monolithic(plan: Plan, model: Any) -> None:
-    """Kernels that route by themselves never ask a router. Some are chosen only once the weights are there."""
-    for module in _moe_layers(model):
-        if module.is_monolithic:
-            _bypass(plan, module.layer_name, f"{type(module.routed_experts.quant_method).__name__} routes by itself")
-
-
-def _bypass(plan: Plan, name: str, reason: str) -> None:
-    if name not in plan.bypassed:
-        plan.bypassed[name] = reason
-        logger.warning("%s: layer %s keeps vLLM's own routing: %s", KEY, name, reason)
-
-
-def _moe_layers(model: Any) -> list[Any]:
-    return [module for module in model.modules() if isinstance(module, MoERunner)]
+            reached.bypass(plan, name, "image tokens have a selection bias of their own")
+    reached.note_monolithic(plan, model)
 
 
 def _refuse_adapters(model: Any, vllm_config: Any) -> None:
-    reason = lora.refusal(_moe_layers(model), vllm_config)
+    reason = lora.refusal(reached.moe_layers(model), vllm_config)
     if reason is not None:
         raise ValueError(f"{KEY}: {reason}")
-
-
-def _refuse_without_layers(plan: Plan, vllm_config: Any) -> None:
-    reached = {layer.name for layer in plan.layers} - set(plan.bypassed)
-    if reached or vllm_config.parallel_config.pipeline_parallel_size > 1:
-        return
-    model = vllm_config.model_config.model
-    if plan.bypassed:
-        raise ValueError(f"{KEY}: no MoE layer of {model} can be remapped: {next(iter(plan.bypassed.values()))}")
-    raise ValueError(
-        f"{KEY}: {model} ({vllm_config.model_config.architecture}) has no MoE layer that vLLM routes, so there is "
-        f"nothing to remap; start it without additional_config[{KEY!r}]"
-    )
 
 
 def _prepare_inputs_v1(original: Callable[..., Any], runner: Any, scheduler_output: Any, scheduled: Any) -> Any:
@@ -199,9 +171,7 @@ def _begin_step(
     plan = plan_of(runner)
     if plan is None:
         return
-    if not plan.has_begun:
-        plan.has_begun = True
-        _note_monolithic(plan, runner.get_model())
+    reached.note_loaded(plan, runner.get_model())
     plan.hear(scheduler_output if plan.attached is None else plan.attached)
     plan.attached = None
     plan.requests.update(scheduler_output)
@@ -231,6 +201,7 @@ def _extra_rows(runner: Any) -> int:
 def _dummy_run(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
     plan = plan_of(runner)
     if plan is not None:
+        reached.note_loaded(plan, runner.get_model())
         plan.rows.idle()
         plan.requests.step = []
         plan.begin_step()

@@ -31,7 +31,7 @@ _active: list["Plan"] = []
 class Plan(Deciding):
     """See the module. shape: the model's. graphs: whether CUDA graphs will record the policy. num_drafts: the most
     tokens that are drafted for a request. drafts: whether the model drafts for another one (`drafter.py`). shadow: the
-    share of shadow steps."""
+    share of shadow steps. meets: whether other engines wait for this one in every layer (data parallelism)."""
 
     drafts = False
 
@@ -45,9 +45,10 @@ class Plan(Deciding):
         graphs: bool = False,
         num_drafts: int = 0,
         shadow: float = 0.0,
+        meets: bool = False,
     ) -> None:
         super().__init__(options, max_rows, device, graphs=graphs, num_drafts=num_drafts, shadow=shadow)
-        self.shape = shape
+        self.shape, self.meets = shape, meets
         self.bypassed: dict[str, str] = {}
         self.recorded: Policy | None = None
         self.recorder: Recorder | None = None

@@ -41,6 +41,7 @@ class Guarded(Protocol):
     """What a guard sees of an engine's plan (`plan.py`); of this it changes the policy, and counts the change."""
 
     graphs: bool
+    meets: bool
     recorded: Policy | None
     figures: Figures | None
     device: torch.device
@@ -60,7 +61,7 @@ class Guarded(Protocol):
 
 class Watch:
     """See the module; `asked` is the policy that is guarded. Raises ValueError for a ladder that does not fit, and for
-    what CUDA graphs do not let it do.
+    what CUDA graphs or data parallelism do not let it do.
 
     `seconds` is what the guard has cost the host so far, the shadow steps included.
     """
@@ -68,6 +69,11 @@ class Watch:
     def __init__(self, options: GuardOptions, plan: Guarded, asked: Policy) -> None:
         if plan.graphs:
             check_graphs(options, plan.figures)
+        if options.max_error is not None and plan.meets:
+            raise ValueError(
+                "guard: max_error runs a layer's experts once more now and then, and data-parallel engines meet in "
+                "every layer; bound max_mass_lost instead"
+            )
         if options.max_kl is not None and plan.shadows is None:
             raise ValueError(
                 "guard: max_kl is measured in shadow steps, and this engine has none; start it with shadow="
