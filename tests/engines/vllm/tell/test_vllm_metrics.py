@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from prometheus_client import CollectorRegistry, generate_latest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from told import SPEC, make_plan, read, text, writer
 from vllm.config import ParallelConfig
+from vllm.entrypoints.serve.instrumentator.metrics import attach_router
 
 from lynx_moe.engines.shared.families import FAMILIES
 from lynx_moe.engines.shared.layers import Layer
@@ -97,13 +99,21 @@ def test_the_engine_s_number_is_the_one_of_vllm_s_own_metrics(monkeypatch: pytes
     assert exporter.teller(config, 1.0).labels == {"model_name": "m", "engine": "3", "stage": "1"}
 
 
-def test_a_registry_is_given_the_metrics_once() -> None:
-    plan = make_plan()
+@pytest.mark.parametrize("several", [False, True])
+def test_a_scrape_finds_the_metrics_once_with_one_api_server_and_with_several(
+    several: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's own routes: with several servers /metrics gathers what all of them have written into a new registry."""
+    if several:
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    plan, app = make_plan(), FastAPI()
     writer(plan).tell()
-    registry = CollectorRegistry()
     for _ in range(2):
-        assert collector._registry(lambda: registry) is registry
-    assert generate_latest(registry).decode().count("# TYPE lynx_moe_steps_total") == 1
+        collector.expose()
+    attach_router(app)
+    for path in ("/metrics", "/metrics/"):
+        for _ in range(2):
+            assert TestClient(app).get(path).text.count("# TYPE lynx_moe_steps_total") == 1
 
 
 def test_drafts_are_told_by_depth_and_a_drafter_s_layers_under_names_of_their_own() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from lynx_moe.engines.shared.families import COMMON, FAMILIES, WORKERS, WORKERS_
 from lynx_moe.engines.vllm.launch.wrap import wrap
 from lynx_moe.engines.vllm.tell.exporter import DIRECTORY
 
-MODULES = ("vllm.v1.metrics.prometheus", "vllm.entrypoints.serve.instrumentator.metrics")
 KINDS: dict[str, Any] = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "summary": SummaryMetricFamily}
 PATIENCE_SECONDS, PATIENCE = 5.0, 5  # a worker that is alive says so at every interval
 _directory: tempfile.TemporaryDirectory[str] | None = None
@@ -84,23 +82,22 @@ def _since(file: dict[str, Any]) -> float:
 
 def expose() -> None:
     """Makes the directory that the workers will write to, unless a parent process has, and gives out what is in it:
-    in prometheus_client's own registry, and in the one that vLLM makes where several API servers run."""
-    from prometheus_client import REGISTRY
+    in prometheus_client's own registry, and where several API servers run in every registry that gathers what they have
+    written: the server's /metrics makes one anew for each scrape."""
+    from prometheus_client import REGISTRY, multiprocess
 
     global _directory
     if DIRECTORY not in os.environ:
         _directory = tempfile.TemporaryDirectory(prefix="lynx_moe-metrics-")
         os.environ[DIRECTORY] = _directory.name
     _register(REGISTRY)
-    for name in MODULES:
-        if name in sys.modules:
-            wrap(sys.modules[name], "get_prometheus_registry", _registry)
+    wrap(multiprocess.MultiProcessCollector, "__init__", _gathered)
 
 
-def _registry(original: Any) -> Any:
-    registry = original()
-    _register(registry)
-    return registry
+def _gathered(original: Any, gathers: Any, registry: Any, *args: Any, **kwargs: Any) -> None:
+    original(gathers, registry, *args, **kwargs)
+    if registry is not None:
+        _register(registry)
 
 
 def _register(registry: Any) -> None:
