@@ -12,7 +12,7 @@ from lynx_moe.lab.replay.over_routes import Draw, replay_routes
 from lynx_moe.lab.replay.recording import Recorded, Recording
 from lynx_moe.lab.shared import tables
 from lynx_moe.policies import POLICIES, Placement, make_policy
-from lynx_moe.routing import RouterSpec, Routing, loaded, select
+from lynx_moe.routing import RouterSpec, Routing, Rows, loaded, select
 
 LAYERS, TOKENS, EXPERTS, TOP_K = 2, 300, 12, 3
 SPEC = RouterSpec(num_experts=EXPERTS, top_k=TOP_K, renormalize=False)
@@ -174,11 +174,40 @@ def test_ranks_replicas_and_caches_count_as_each_step_alone(tmp_path: Path) -> N
     assert line["replica_after"] < line["after"]
 
 
+def test_votes_make_what_others_kept_a_step_before_cost_nothing(tmp_path: Path) -> None:
+    """Each replica's decision, made once more beside rows that hold what the others kept and may not change."""
+    drawn = routes.draw(routes.load(written(tmp_path)), 7, "mixed", 5, 2, seed=1)
+    setting = Setting(replicas=3, votes=True)
+    (voted,), (alone,) = (replay(drawn, ["priced:price=0.2"], one) for one in (setting, Setting(replicas=3)))
+    policy, parts, union = make_policy("priced:price=0.2"), (slice(0, 3), slice(3, 5), slice(5, 7)), []
+    for layer in drawn.layers:
+        kept: list[set[int]] = [set(), set(), set()]
+        for step in range(10):
+            rows, before = slice(7 * step, 7 * step + 7), kept if step % 5 else [set()] * 3
+            kept = []
+            for number, part in enumerate(parts):
+                ids, weights = layer.own.ids[rows][part], layer.own.weights[rows][part]
+                donated = sorted(set().union(*(one for other, one in enumerate(before) if other != number)))
+                donors = torch.tensor([[expert] * TOP_K for expert in donated], dtype=ids.dtype).view(-1, TOP_K)
+                own = Routing(torch.cat([ids, donors]), torch.cat([weights, torch.ones(len(donors), TOP_K)]))
+                logits = torch.cat([layer.logits[rows][part], torch.zeros(len(donors), EXPERTS)])
+                remap = torch.arange(len(logits)) < len(ids)
+                final = policy.route(logits, SPEC, Rows(remap=remap), own)
+                kept.append(set(final.ids[: len(ids)].flatten().tolist()))
+            union.append(len(set().union(*kept)))
+    assert voted["after"] == pytest.approx(np.mean(union))
+    assert voted["x"] < alone["x"]
+    recording = Recording(drawn.layers, drawn.rows, drawn.remap, {"shape": drawn.facts["shape"]})
+    with pytest.raises(ValueError, match="votes of the step before need batches that go on"):
+        replay(recording, ["priced"], setting)
+
+
 def test_settings_that_leave_nothing_are_refused() -> None:
     for bad, says in (
         ({"steps": 0}, "leave nothing to replay"),
         ({"replicas": 0}, "cannot share out the rows"),
         ({"slots": 0}, "holds no expert"),
+        ({"votes": True}, "give --replicas 2 or more"),
         ({"slots": 4, "steps": 3}, "needs every step in its order"),
     ):
         with pytest.raises(ValueError, match=says):

@@ -73,6 +73,9 @@ def replay(
     ] = None,
     ranks: Annotated[int, typer.Option(help="Ranks of expert parallelism, for the fullest rank's experts.")] = 1,
     replicas: Annotated[int, typer.Option(help="Data-parallel replicas that share out the rows and decide alone.")] = 1,
+    votes: Annotated[
+        bool, typer.Option("--votes", help="Each replica knows which experts the others kept in the step before.")
+    ] = False,
     slots: Annotated[
         int | None, typer.Option(help="Experts that a layer's cache holds (on each rank), for the loads into it.")
     ] = None,
@@ -95,7 +98,8 @@ def replay(
     asked |= {"batch_sizes": None if batch_sizes is None else tuple(sizes(batch_sizes))}
     asked |= {"mixes": None if mixes is None else tuple(mixes.split(","))}
     given = {name: value for name, value in asked.items() if value is not None}
-    parallel: dict[str, Any] = {"ranks": ranks, "replicas": replicas, "slots": slots}
+    shown_by: dict[str, Any] = {"ranks": ranks, "replicas": replicas, "slots": slots}
+    parallel: dict[str, Any] = {**shown_by, "votes": votes}
     if recorded.suffix == ".npz":
         given |= {} if steps is None else {"steps": steps}
         rows = replay_routes(recorded, policies.split(), Draw(**given), Setting(**parallel))
@@ -104,7 +108,7 @@ def replay(
         raise ValueError(f"{flags}: for traces of routes (.npz); in {recorded}, a recording, batches are as they were")
     else:
         rows = decide(recording.load(recorded), policies.split(), Setting(steps=steps, **parallel))
-    head, shown = tables.replay_table(rows, **parallel)
+    head, shown = tables.replay_table(rows, **shown_by)
     tables.show(str(recorded), head, shown, terminal.console())
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lynx_moe.engines.shared.layers import Layer, fitted
-from lynx_moe.lab.replay import cache
+from lynx_moe.lab.replay import cache, votes
 from lynx_moe.lab.replay.decisions import Decisions, chosen_steps, groups
 from lynx_moe.lab.replay.recording import Recording
 from lynx_moe.lab.replay.resident import RULES, OfCache
@@ -26,14 +26,16 @@ OF_ROWS = ("mass", "overlap", "changed", "x")
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """How a recording is looked at. steps: only so many, evenly spaced; None: all. The experts live on `ranks` ranks,
-    one after another. The rows of a step are dealt out to `replicas`, each of which decides for its own. slots: experts
-    that the cache of a layer holds, on each rank.
+    one after another. The rows of a step are dealt out to `replicas`, each of which decides for its own; with `votes`
+    each knows which experts the others kept in the step before. slots: experts that the cache of a layer holds, on each
+    rank.
 
     Raises ValueError for numbers that leave nothing to replay."""
 
     steps: int | None = None
     ranks: int = 1
     replicas: int = 1
+    votes: bool = False
     slots: int | None = None
 
     def __post_init__(self) -> None:
@@ -41,6 +43,8 @@ class Setting:
             raise ValueError(f"{self.steps} steps leave nothing to replay; use 1 or more")
         if self.replicas < 1:
             raise ValueError(f"{self.replicas} replicas cannot share out the rows; use 1 or more")
+        if self.votes and self.replicas < 2:
+            raise ValueError("votes are of other replicas: give --replicas 2 or more")
         if self.slots is not None and self.slots < 1:
             raise ValueError(f"a cache of {self.slots} slots holds no expert; use 1 or more")
         if self.slots is not None and self.steps is not None:
@@ -73,6 +77,9 @@ def replay(
     named = [named_policy(policy, setting).for_model(shape) for policy in policies]
     if recording.facts.get("own_only"):
         _check_own_only(named)
+    run = recording.facts.get("run")
+    if setting.votes and run is None:
+        raise ValueError("votes of the step before need batches that go on: give a trace of routes (.npz)")
     placement = Placement.linear(recording.layers[0].spec.num_experts, setting.ranks)
     layers = [Layer(name=layer.name, spec=layer.spec, placement=placement) for layer in recording.layers]
     steps_S, numbers = chosen_steps(recording, setting.steps), range(len(layers))
@@ -86,13 +93,15 @@ def replay(
         if fits is None:
             decided = of_cache(recording, cast(OfCache, policy), setting.slots or 0)
             jobs = ((group, _taken(decided, group)) for group in stacked)
+        elif setting.votes and not policy.layers_differ:
+            jobs = ((group, votes.decide(group, fits[0], setting.replicas, run)) for group in stacked)
         elif not policy.layers_differ:
             jobs = ((group, group.decide(fits[0], setting.replicas)) for group in stacked)
         else:  # every layer has a policy of its own
             by_layer = ((n, group) for n in numbers for group in groups(recording, steps_S, [n]))
             jobs = ((group, group.decide(fits[n], setting.replicas)) for n, group in by_layer)
         counted = _count(jobs, (len(layers), len(steps_S), layers[0].spec.num_experts), setting.replicas)
-        lines.append({"policy": policy.spec, **_line(counted, placement, setting, recording.facts.get("run"))})
+        lines.append({"policy": policy.spec, **_line(counted, placement, setting, run)})
     return lines
 
 

@@ -15,7 +15,7 @@ from lynx_moe.engines.vllm.launch import ranks, twice
 from lynx_moe.engines.vllm.launch.options import KEY, Options, has_graphs
 from lynx_moe.engines.vllm.launch.refusals import refusing
 from lynx_moe.engines.vllm.launch.wrap import wrap
-from lynx_moe.engines.vllm.model import forward, lora, reached
+from lynx_moe.engines.vllm.model import agreement, forward, lora, reached
 from lynx_moe.engines.vllm.model.forward import PLAN, plan_of
 from lynx_moe.engines.vllm.model.placement import placement_of
 from lynx_moe.engines.vllm.model.router import LynxRouter
@@ -49,6 +49,7 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
     install(vllm_config)
     with refusing():
         worker.extend(vllm_config.parallel_config.worker_extension_cls)
+        agreement.check(vllm_config, options)
         num_drafts = getattr(vllm_config.speculative_config, "num_speculative_tokens", None) or 0
         shadow = twice.share(vllm_config, options.shadow, bounded=bool(options.twice))
         plan = Plan(options=options, num_drafts=num_drafts, shadow=shadow, **of_model(vllm_config))

@@ -1,0 +1,70 @@
+"""All workers of an engine, on whatever machine, are started alike: refused before weights load where they are not.
+
+They tell each other by the store through which torch's processes have found each other. A collective would wait for
+good for a worker that knows nothing of us; a key that nobody writes is given up after a while.
+"""
+
+import hashlib
+import json
+import socket
+from collections.abc import Iterable
+from datetime import timedelta
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from lynx_moe.engines.vllm.launch.options import KEY, Options
+from lynx_moe.policies import Policy
+
+PATIENCE = timedelta(seconds=120)  # all of them have met a moment ago
+
+
+def check(vllm_config: Any, options: Options) -> None:
+    """Raises ValueError if another worker has another version, other options or other files, or says nothing."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        given = vllm_config.additional_config[KEY]
+        store = dist.distributed_c10d._get_default_store()
+        compare(store, dist.get_rank(), dist.get_world_size(), told(given, options.policies), PATIENCE)
+
+
+def told(given: Any, policies: Iterable[Policy]) -> dict[str, str]:
+    """What must be the same everywhere, in words; and which machine says so. Raises ValueError, naming the machine, if
+    it lacks a calibration file."""
+    files = sorted({str(policy.calibration_file) for policy in policies if policy.calibration_file is not None})
+    return {
+        "machine": socket.gethostname(),
+        "lynx-moe": metadata.version("lynx-moe"),
+        "options": json.dumps(given, sort_keys=True),
+        **{f"the content of {file}": _digest(file) for file in files},
+    }
+
+
+def compare(store: Any, rank: int, size: int, mine: dict[str, str], patience: timedelta) -> None:
+    """The first rank hears all others, and they hear the first. Raises ValueError, naming both and what differs."""
+    store.set(f"{KEY}/{rank}", json.dumps(mine))
+    for other in range(1, size) if rank == 0 else (0,):
+        key = f"{KEY}/{other}"
+        try:
+            store.wait([key], patience)
+        except RuntimeError:  # DistStoreError
+            raise ValueError(
+                f"rank {other} of {size} has not said within {patience.seconds} s how it was started; install lynx-moe "
+                f"on its machine too, and start it with the same additional_config[{KEY!r}]"
+            ) from None
+        theirs = json.loads(store.get(key))
+        for name in mine.keys() | theirs.keys():
+            if name != "machine" and mine.get(name) != theirs.get(name):
+                here, there = (f"{one.get(name)} on {one['machine']}" for one in (mine, theirs))
+                raise ValueError(f"ranks {rank} and {other} differ in {name}: {here}, {there}; start them alike")
+
+
+def _digest(file: str) -> str:
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise ValueError(
+            f"calibration file {file} cannot be read on {socket.gethostname()} ({error.strerror}); it must lie "
+            "under the same path on every machine"
+        ) from None
