@@ -94,9 +94,9 @@ def test_the_engine_s_number_is_the_one_of_vllm_s_own_metrics(monkeypatch: pytes
     parallel.reconfigure_for_independent_dp_rank()
     assert parallel.data_parallel_rank == 0
     names = SimpleNamespace(served_model_name="m")
-    config = SimpleNamespace(model_config=names, parallel_config=parallel, instance_id="i")
+    config = SimpleNamespace(model_config=names, parallel_config=parallel)
     monkeypatch.setattr("vllm.distributed.get_pp_group", lambda: SimpleNamespace(rank_in_group=1))
-    assert exporter.teller(config, 1.0).labels == {"model_name": "m", "engine": "3", "stage": "1"}
+    assert exporter.teller(config, 1.0, "i").labels == {"model_name": "m", "engine": "3", "stage": "1"}
 
 
 @pytest.mark.parametrize("several", [False, True])

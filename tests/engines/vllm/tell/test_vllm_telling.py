@@ -146,11 +146,11 @@ def test_what_dead_workers_and_others_left_is_passed_over(folder: Path) -> None:
     dead, alive = writer(plans[0], model_name="dead"), writer(plans[1])
     for each in (dead, alive):
         each.tell()
-    os.utime(dead.target, (0, 0))  # nobody has said for long that it is alive
+    os.utime(str(dead.target), (0, 0))  # nobody has said for long that it is alive
     for name, broken in (("torn", '{"teller": {'), ("other", "[]"), ("older", '{"labels": {}}')):
         (folder / f"{name}.json").write_text(broken)
     assert list(read().engines()) == [("m", "0")]
-    os.utime(alive.target, (0, 0))
+    os.utime(str(alive.target), (0, 0))
     assert not read().engines()
     alive.tell()  # without a step in between
     assert list(read().engines()) == [("m", "0")]

@@ -8,6 +8,8 @@ runs a dummy.
 from collections.abc import Iterator
 from typing import Any
 
+from lynx_moe.policies import DEFAULT, make_policy
+
 
 def refusals(vllm_config: Any) -> Iterator[str]:
     """Why an engine with these settings would feed the policy other rows than the runner prepares, or stand still."""
@@ -28,6 +30,13 @@ def refusals(vllm_config: Any) -> Iterator[str]:
         and not _tells_who_gathers(),
     }
     yield from (reason for reason, found in refused.items() if found)
+
+
+def default(data_parallel: int) -> str:
+    """The policy that acts where none is named. A rank that decides alone shares what it saves with all others, so it
+    asks its share of the price: there the last expert that it lets go costs its rows as much for each expert that the
+    ranks then load less as where all decide together (docs/results/ranks.md)."""
+    return DEFAULT if data_parallel == 1 else f"{DEFAULT}:price={make_policy(DEFAULT).asks / data_parallel:g}"
 
 
 def meet(vllm_config: Any) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from lynx_moe.calibration import artifact
 from lynx_moe.engines.shared import config
-from lynx_moe.engines.vllm.launch import address, command
+from lynx_moe.engines.vllm.launch import address, command, ranks
 from lynx_moe.engines.vllm.launch.options import KEY, Options
 from lynx_moe.policies import DEFAULT, Policy
 
@@ -82,7 +82,7 @@ def prepare(args: Any, asked: Mapping[str, Any]) -> None:
     """
     if args.config is not None:
         raise ValueError(f"vLLM reads a config file only as `--config FILE`, in full; {args.config} would be ignored")
-    args.additional_config = with_ours(args.additional_config, asked)
+    args.additional_config = with_ours(args.additional_config, asked, ranks.default(args.data_parallel_size))
     options = Options.of(SimpleNamespace(additional_config=args.additional_config))
     assert options is not None  # with_ours has named one
     for made in options.policies:
@@ -91,9 +91,9 @@ def prepare(args: Any, asked: Mapping[str, Any]) -> None:
     address.check(args)
 
 
-def with_ours(given: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The user's additional config with what is asked for in it, and a policy. Raises ValueError if it is no JSON
-    object, or says otherwise."""
+def with_ours(given: Any, asked: Mapping[str, Any], default: str = DEFAULT) -> dict[str, Any]:
+    """The user's additional config with what is asked for in it, and a policy: where none is named, `default`. Raises
+    ValueError if it is no JSON object, or says otherwise."""
     given = {} if given is None else given
     if not isinstance(given, dict):
         raise ValueError(f"--additional-config {given!r} must be a JSON object, such as '{{\"key\": 1}}'")
@@ -102,7 +102,7 @@ def with_ours(given: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f'--additional-config: {KEY}={options!r} must be a JSON object, such as {{"log_every": 5}}')
     ours = {**asked, **options}
     if ours.get("tuned") is None:
-        ours = {"policy": DEFAULT, **ours}
+        ours = {"policy": default, **ours}
     for key, value in asked.items():
         if ours[key] != value:
             flag = f"--{key.replace('_', '-')}"

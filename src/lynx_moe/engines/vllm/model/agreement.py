@@ -16,17 +16,26 @@ from typing import Any
 import torch.distributed as dist
 
 from lynx_moe.engines.vllm.launch.options import KEY, Options
+from lynx_moe.engines.vllm.tell.relay import Place, here
 from lynx_moe.policies import Policy
 
+ABOUT = ("machine", "place", "instance")  # of the worker itself, so it may differ
 PATIENCE = timedelta(seconds=120)  # all of them have met a moment ago
 
 
-def check(vllm_config: Any, options: Options) -> None:
-    """Raises ValueError if another worker has another version, other options or other files, or says nothing."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        given = vllm_config.additional_config[KEY]
-        store = dist.distributed_c10d._get_default_store()
-        compare(store, dist.get_rank(), dist.get_world_size(), told(given, options.policies), PATIENCE)
+def check(vllm_config: Any, options: Options) -> Place:
+    """Where this worker is among the others. Raises ValueError if one of them has another version, other options or
+    other files, or says nothing."""
+    instance, parallel = str(vllm_config.instance_id), vllm_config.parallel_config
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return Place(instance=instance)
+    store, rank, size = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
+    mine = {**told(vllm_config.additional_config[KEY], options.policies), "place": here(), "instance": instance}
+    first = compare(store, rank, size, mine, PATIENCE)
+    # with a server on every machine each of them tells its own engines only, as vLLM's own metrics do
+    apart = parallel.data_parallel_hybrid_lb or parallel.data_parallel_external_lb
+    near = apart or first["place"] == mine["place"]
+    return Place(instance=first["instance"], store=store, rank=rank, size=1 if apart else size, near=near)
 
 
 def told(given: Any, policies: Iterable[Policy]) -> dict[str, str]:
@@ -41,8 +50,10 @@ def told(given: Any, policies: Iterable[Policy]) -> dict[str, str]:
     }
 
 
-def compare(store: Any, rank: int, size: int, mine: dict[str, str], patience: timedelta) -> None:
-    """The first rank hears all others, and they hear the first. Raises ValueError, naming both and what differs."""
+def compare(store: Any, rank: int, size: int, mine: dict[str, str], patience: timedelta) -> dict[str, str]:
+    """The first rank hears all others, and they hear the first: what that has said. Raises ValueError, naming both and
+    what differs."""
+    theirs = mine
     store.set(f"{KEY}/{rank}", json.dumps(mine))
     for other in range(1, size) if rank == 0 else (0,):
         key = f"{KEY}/{other}"
@@ -55,9 +66,10 @@ def compare(store: Any, rank: int, size: int, mine: dict[str, str], patience: ti
             ) from None
         theirs = json.loads(store.get(key))
         for name in mine.keys() | theirs.keys():
-            if name != "machine" and mine.get(name) != theirs.get(name):
+            if name not in ABOUT and mine.get(name) != theirs.get(name):
                 here, there = (f"{one.get(name)} on {one['machine']}" for one in (mine, theirs))
                 raise ValueError(f"ranks {rank} and {other} differ in {name}: {here}, {there}; start them alike")
+    return mine if rank == 0 else theirs
 
 
 def _digest(file: str) -> str:

@@ -49,7 +49,7 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
     install(vllm_config)
     with refusing():
         worker.extend(vllm_config.parallel_config.worker_extension_cls)
-        agreement.check(vllm_config, options)
+        place = agreement.check(vllm_config, options)
         num_drafts = getattr(vllm_config.speculative_config, "num_speculative_tokens", None) or 0
         shadow = twice.share(vllm_config, options.shadow, bounded=bool(options.twice))
         plan = Plan(options=options, num_drafts=num_drafts, shadow=shadow, **of_model(vllm_config))
@@ -60,7 +60,7 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
         plan.seal()
     setattr(model, PLAN, plan)
     activate(plan)
-    exporter.start(plan, model, vllm_config)
+    exporter.start(plan, model, vllm_config, place)
     for reason in without_kernel(plan.layers, plan.by_layer, plan.device):
         logger.warning("%s: decisions in plain torch, many times slower than the GPU kernels: %s", KEY, reason)
     logger.info(

@@ -3,7 +3,8 @@
 vLLM's engine is another process than its API server, and has no way to carry a plug-in's numbers there: the statistics
 that travel with each step have fixed fields, and a call into the workers would wait for the step that runs. So numbers
 travel as prometheus_client's own multi-process mode does it, by files in a directory that all processes know, but a
-directory of their own: vLLM's metrics stay as they are. A thread of its own writes; no step waits for it.
+directory of their own: vLLM's metrics stay as they are. A thread of its own writes; no step waits for it. Workers on
+other machines have no such directory (`relay.py`).
 """
 
 import json
@@ -17,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from lynx_moe.engines.vllm.step.plan import Plan
+from lynx_moe.engines.vllm.tell.relay import DIRECTORY, Key, Place, Relay
 from lynx_moe.engines.vllm.tell.samples import samples
 
 logger = logging.getLogger("vllm.lynx_moe")
-DIRECTORY = "LYNX_MOE_METRICS_DIR"  # an environment variable, which workers in other processes inherit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +35,19 @@ class Teller:
     every: float
 
 
-def start(plan: Plan, model: Any, vllm_config: Any) -> None:
+def start(plan: Plan, model: Any, vllm_config: Any, place: Place) -> None:
     """Writes the plan's numbers while the model lives, unless another rank tells the same (tensor parallelism)."""
     from vllm.distributed import get_tensor_model_parallel_rank
 
-    if plan.options.metrics_every and DIRECTORY in os.environ and get_tensor_model_parallel_rank() == 0:
-        write_on(Writer(plan, teller(vllm_config, plan.options.metrics_every)), model)
+    every = plan.options.metrics_every
+    if not every or (place.near and DIRECTORY not in os.environ):
+        return
+    if place.near and place.rank == 0 and place.size > 1:
+        name = f"{os.getpid()}-{id(plan)}"
+        Relay(place.store.clone(), range(1, place.size), Path(os.environ[DIRECTORY]), name, every).start(model)
+    if get_tensor_model_parallel_rank() == 0:
+        to = None if place.near else Key(place.store.clone(), place.rank)
+        write_on(Writer(plan, teller(vllm_config, every, place.instance), to), model)
 
 
 def write_on(writer: "Writer", owner: Any) -> None:
@@ -49,12 +57,44 @@ def write_on(writer: "Writer", owner: Any) -> None:
     thread.start()
 
 
-class Writer:
-    """The file of one plan, which it holds no longer than others do."""
+class File:
+    """Where a worker on the server's machine writes. The old file is replaced whole; the directory is made again where
+    somebody has cleared it away."""
 
-    def __init__(self, plan: Plan, teller: Teller) -> None:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def write(self, text: str) -> None:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(self.path)
+
+    def touch(self) -> bool:
+        """The time of the file says that this process is alive; it also keeps away who clears up what is old."""
+        try:
+            os.utime(self.path)
+        except OSError:
+            return False
+        return True
+
+    def remove(self) -> None:
+        for path in (self.path, self.path.with_suffix(".part")):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:  # it grows old, and is left out then
+                continue
+
+
+class Writer:
+    """What one plan tells, which it holds no longer than others do. to: None is a file in the directory."""
+
+    def __init__(self, plan: Plan, teller: Teller, to: File | Key | None = None) -> None:
         self.plan, self.teller = weakref.ref(plan), teller
-        self.target = Path(os.environ[DIRECTORY]) / f"{os.getpid()}-{id(plan)}.json"
+        self.target = to or File(Path(os.environ[DIRECTORY]) / f"{os.getpid()}-{id(plan)}.json")
         self.ended = threading.Event()
         self.seen: Any = None
         self.warned: set[str] = set()
@@ -63,12 +103,12 @@ class Writer:
         self.tell()
         while not self.ended.wait(self.teller.every):
             self.tell()
-        self._remove()
+        self.target.remove()
 
     def end(self) -> None:
         """Called wherever the owner is collected, so it waits for nothing."""
         self.ended.set()
-        self._remove()
+        self.target.remove()
 
     def tell(self) -> None:
         """Writes what is new, or says that nothing is. Never raises: what hinders it may pass."""
@@ -77,35 +117,15 @@ class Writer:
             return
         try:
             now = _version(plan)
-            if now != self.seen or not self._touch():
+            if now != self.seen or not self.target.touch():
                 self._write(plan)
             self.seen = now
         except Exception as error:  # without its thread a worker is never heard of again
-            self._remove()  # rather nothing than old numbers
+            self.target.remove()  # rather nothing than old numbers
             self._warn(error)
 
     def _write(self, plan: Plan) -> None:
-        """The old file is replaced whole; the directory is made again where somebody has cleared it away."""
-        told = json.dumps({"teller": asdict(self.teller), "samples": samples(plan)})
-        self.target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part = self.target.with_suffix(".part")
-        part.write_text(told, encoding="utf-8")
-        part.replace(self.target)
-
-    def _touch(self) -> bool:
-        """The time of the file says that this process is alive; it also keeps away who clears up what is old."""
-        try:
-            os.utime(self.target)
-        except OSError:
-            return False
-        return True
-
-    def _remove(self) -> None:
-        for path in (self.target, self.target.with_suffix(".part")):
-            try:
-                path.unlink(missing_ok=True)
-            except OSError:  # it grows old, and is left out then
-                continue
+        self.target.write(json.dumps({"teller": asdict(self.teller), "samples": samples(plan)}))
 
     def _warn(self, error: Exception) -> None:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
@@ -123,7 +143,7 @@ def _version(plan: Plan) -> Any:
     return (tuple(plan.steps.values()), tuple(plan.governed.policy_changes.values()), id(plan.watch))
 
 
-def teller(vllm_config: Any, every: float) -> Teller:
+def teller(vllm_config: Any, every: float, instance: str) -> Teller:
     """The labels are those of vLLM's own metrics, and the pipeline stage."""
     from vllm.distributed import get_pp_group
 
@@ -133,4 +153,4 @@ def teller(vllm_config: Any, every: float) -> Teller:
         "engine": str(vllm_config.parallel_config.data_parallel_index),
         "stage": str(get_pp_group().rank_in_group),
     }
-    return Teller(labels=labels, instance=vllm_config.instance_id, since=time.time(), every=every)
+    return Teller(labels=labels, instance=instance, since=time.time(), every=every)
