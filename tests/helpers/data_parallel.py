@@ -18,6 +18,9 @@ from parallel_worker import loads
 from tiny_vllm import prompts
 from vllm import LLM, SamplingParams
 
+from lynx_moe.engines.vllm.tell.collector import Workers
+from lynx_moe.engines.vllm.tell.relay import DIRECTORY
+
 
 def run(llm: Any, rank: int, scenario: dict[str, Any]) -> dict[str, Any]:
     """Both ranks take the same steps: who has nothing to do makes a dummy batch, as vLLM has it."""
@@ -45,8 +48,6 @@ def run(llm: Any, rank: int, scenario: dict[str, Any]) -> dict[str, Any]:
 
 def metrics(engine: Any, rank: int) -> dict[str, float]:
     """What a scrape of the server finds while both ranks are there: rows that were handled, by vLLM's engine label."""
-    from lynx_moe.engines.vllm.tell.collector import Workers
-
     time.sleep(1)
     engine.has_unfinished_requests()  # both wait here
     families = {family.name: family for family in Workers().collect()} if rank == 0 else {}
@@ -61,6 +62,8 @@ def serve(model: str, layout: dict[str, Any], scenarios: list[dict[str, Any]], r
     """One rank of two."""
     ours = {"RANK": rank, "RANK_LOCAL": rank, "SIZE": 2, "MASTER_IP": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({f"VLLM_DP_{name}": str(value) for name, value in ours.items()})
+    if "enable_expert_parallel" in layout:  # as on two machines: no directory is shared
+        os.environ[DIRECTORY] += f"/{rank}"
     llm = LLM(
         model=model,
         skip_tokenizer_init=True,

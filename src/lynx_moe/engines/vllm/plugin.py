@@ -19,6 +19,7 @@ configuration asks for a policy:
 import copy
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -27,6 +28,7 @@ from typing import Any
 from lynx_moe.engines.vllm.launch.wrap import wrap
 
 logger = logging.getLogger("vllm.lynx_moe")
+RAY_PREFIXES, OURS = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY", "LYNX_MOE_"
 BUILDERS = (
     "vllm.model_executor.model_loader.utils",
     "vllm.model_executor.model_loader.base_loader",
@@ -122,6 +124,7 @@ def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: An
                 tuned.keep(options.tuned, vllm_config, KEY)
     if options is not None:
         refusals.expect()
+        _hand_on()
         _warn_of_connectors(vllm_config.kv_transfer_config)
         _wrap_front_end()
         if options.metrics_every:
@@ -129,6 +132,13 @@ def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: An
 
             collector.expose()
     return vllm_config
+
+
+def _hand_on() -> None:
+    """vLLM's Ray executor copies variables of some prefixes to its workers, ours among them from now on."""
+    prefixes = os.environ.get(RAY_PREFIXES, "")
+    if OURS not in prefixes.split(","):
+        os.environ[RAY_PREFIXES] = ",".join(filter(None, (prefixes, OURS)))
 
 
 def _compute_hash(original: Callable[..., Any], vllm_config: Any, *args: Any, **kwargs: Any) -> Any:

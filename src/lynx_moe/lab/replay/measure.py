@@ -94,7 +94,7 @@ def replay(
             decided = of_cache(recording, cast(OfCache, policy), setting.slots or 0)
             jobs = ((group, _taken(decided, group)) for group in stacked)
         elif setting.votes and not policy.layers_differ:
-            jobs = ((group, votes.decide(group, fits[0], setting.replicas, run)) for group in stacked)
+            jobs = ((group, votes.decide(group, fits[0], setting.replicas, run or 1)) for group in stacked)
         elif not policy.layers_differ:
             jobs = ((group, group.decide(fits[0], setting.replicas)) for group in stacked)
         else:  # every layer has a policy of its own

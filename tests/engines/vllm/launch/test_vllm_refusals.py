@@ -1,6 +1,7 @@
 """Why an engine does not start is the last line, wherever it was found out."""
 
 import json
+import os
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,20 @@ def test_the_reason_of_an_engine_s_process_is_what_the_starting_one_raises() -> 
     assert caught.value.__suppress_context__
     with pytest.raises(RuntimeError, match="initialization failed"):  # it was told once
         refusals.wait_for_engine_startup(failing)
+
+
+def test_ray_s_workers_get_our_variables_beside_those_of_the_user_s_prefixes(monkeypatch: Any) -> None:
+    from vllm.ray.ray_env import get_env_vars_to_copy
+
+    ours = {"LYNX_MOE_METRICS_DIR", refusals.PLACE}
+    for name in (*ours, "MINE_A"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv(plugin.RAY_PREFIXES, "MINE_")
+    assert not ours & get_env_vars_to_copy()
+    for _ in range(2):
+        plugin._hand_on()
+    assert {*ours, "MINE_A"} <= get_env_vars_to_copy()
+    assert os.environ[plugin.RAY_PREFIXES] == "MINE_,LYNX_MOE_"
 
 
 def test_a_reason_of_an_engine_before_is_forgotten_and_other_errors_stay_what_they_are(

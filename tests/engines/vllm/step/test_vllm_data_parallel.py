@@ -111,6 +111,7 @@ def test_a_rank_spreads_its_own_rows_experts_over_all_ranks(ranks):
 
 
 def test_every_rank_tells_its_metrics_under_vllm_s_label(ranks):
+    """Of two processes that share a directory, and of two that do not: there the second one is heard by the store."""
     (first, _), _ = ranks
     assert set(first["metrics"]) == {"0", "1"}
     assert first["metrics"]["0"] > first["metrics"]["1"] > 0

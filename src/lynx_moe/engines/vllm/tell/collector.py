@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from lynx_moe.engines.shared.families import COMMON, FAMILIES, WORKERS, WORKERS_MEANING
 from lynx_moe.engines.vllm.launch.wrap import wrap
-from lynx_moe.engines.vllm.tell.exporter import DIRECTORY
+from lynx_moe.engines.vllm.tell.relay import DIRECTORY
 
 KINDS: dict[str, Any] = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "summary": SummaryMetricFamily}
 PATIENCE_SECONDS, PATIENCE = 5.0, 5  # a worker that is alive says so at every interval
