@@ -20,10 +20,7 @@ SERVER = "lynx_moe.engines.vllm.launch.serve"
 )
 def serve(
     context: typer.Context,
-    policy: Annotated[
-        str | None,
-        typer.Option(help=f"Spec string (default: {DEFAULT}; of N data-parallel ranks each asks an Nth of its price)."),
-    ] = None,
+    policy: Annotated[str | None, typer.Option(help=f"Spec string (default: {DEFAULT}).")] = None,
     verify: Annotated[
         str | None, typer.Option(help="How drafts are verified: exact, remap or draft (default: exact).")
     ] = None,
