@@ -27,7 +27,8 @@ def check(vllm_config: Any, options: Options) -> Place:
     """Where this worker is among the others. Raises ValueError if one of them has another version, other options or
     other files, or says nothing."""
     instance, parallel = str(vllm_config.instance_id), vllm_config.parallel_config
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    launched = parallel.distributed_executor_backend == "external_launcher"  # its world may hold others than workers
+    if launched or not dist.is_initialized() or dist.get_world_size() == 1:
         return Place(instance=instance)
     store, rank, size = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
     mine = {**told(vllm_config.additional_config[KEY], options.policies), "place": here(), "instance": instance}
@@ -45,7 +46,7 @@ def told(given: Any, policies: Iterable[Policy]) -> dict[str, str]:
     return {
         "machine": socket.gethostname(),
         "lynx-moe": metadata.version("lynx-moe"),
-        "options": json.dumps(given, sort_keys=True),
+        "options": json.dumps(given, sort_keys=True, default=str),
         **{f"the content of {file}": _digest(file) for file in files},
     }
 
