@@ -12,6 +12,7 @@ configuration asks for a policy:
     VllmConfig.compute_hash            leaves our options out of what compiled graphs are found by
     initialize_model                   makes the plan, while the model is built -> hooks.build, drafting.build
       fused_moe.layer.create_fused_moe_router    every MoE layer gets its router from here -> LynxRouter
+      UnquantizedFusedMoEMethod                  its experts lie on a disk, if they are to -> paging.py
       the model runner's input preparation       writes the masks of the step
       the model runner's forward pass            runs as often as shadow steps ask -> forward.py
 """
@@ -104,7 +105,7 @@ def _wrap_front_end() -> None:
 
 
 def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    from lynx_moe.engines.vllm.launch import refusals, speculation, tuned
+    from lynx_moe.engines.vllm.launch import disk, refusals, speculation, tuned
     from lynx_moe.engines.vllm.launch.options import KEY, Options, check_engine
 
     given = args[0]  # the EngineArgs
@@ -123,6 +124,8 @@ def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: An
     if options is not None:
         refusals.expect()
         _warn_of_connectors(vllm_config.kv_transfer_config)
+        if (loss := disk.warning(vllm_config)) is not None:
+            logger.warning("lynx_moe: %s", loss)
         _wrap_front_end()
         if options.metrics_every:
             from lynx_moe.engines.vllm.tell import collector
