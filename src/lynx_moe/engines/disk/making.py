@@ -102,10 +102,10 @@ class Making:
             os.posix_fallocate(self.fd, self.end, end - self.end)
         except OSError as error:
             disk = os.statvfs(self.folder)
-            more, free = (end - self.end) / GIB, disk.f_bavail * disk.f_frsize / GIB
+            grew, more, free = self.end / GIB, (end - self.end) / GIB, disk.f_bavail * disk.f_frsize / GIB
             raise NoRoom(
-                f"the experts' file in {self.folder} grew to {self.end / GIB:.2f} GiB, and {more:.2f} more find no room "
-                f"({free:.2f} GiB free): {os.strerror(error.errno or 0)}; make room, or choose another experts_folder"
+                f"the experts' file in {self.folder} grew to {grew:.2f} GiB, and {more:.2f} more find no room "
+                f"({free:.2f} GiB free): {os.strerror(error.errno or 0)}; make room, or choose another folder"
             ) from None
         self.end = end
 
@@ -143,7 +143,7 @@ def _discard(fd: int, part: Path | None) -> None:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().view(torch.uint8).view(-1).numpy())
+    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _view(memory: mmap.mmap, offset: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:

@@ -29,7 +29,7 @@ class Store:
         self.begin(self.kind)
 
     def told(self) -> dict[str, Any]:
-        """In plain numbers: slots and experts of all layers, bytes of memory, how the file is read, the sums by kind."""
+        """In plain numbers: slots and experts of all layers, bytes of memory, how the file is read, sums by kind."""
         tables = [table for slots in self.layers for table in slots.tables]
         return {
             "file": str(self.reader.path),

@@ -25,10 +25,9 @@ def refusal(vllm_config: Any) -> str | None:
 def warning(vllm_config: Any) -> str | None:
     """What offloading to the host's memory loses by the way that was chosen; None: nothing, or nothing is offloaded."""
     offload = getattr(vllm_config, "offload_config", None)
-    prefetch = getattr(offload, "prefetch", None)
-    if prefetch is None or not (offload.offload_backend == "prefetch" or prefetch.offload_group_size > 0):
+    if offload is None or offload.offload_backend == "uva":
         return None
-    if offload.offload_backend == "uva":
+    if offload.offload_backend != "prefetch" and not offload.prefetch.offload_group_size:
         return None
     return (
         "--offload-backend prefetch copies all experts of a layer in every step, whichever the step needs: a policy "

@@ -68,14 +68,14 @@ class Paged:
             raise ValueError(
                 "experts_resident: zentorch's kernel takes experts in a layout of its own; uninstall zentorch"
             )
-        padded, hidden = kernel._padded_intermediate_size(method.moe), loaded["w13_weight"].shape[2]
+        padded, hidden = int(kernel._padded_intermediate_size(method.moe)), loaded["w13_weight"].shape[2]
         if method.moe.has_bias and 2 * padded != loaded["w13_weight"].shape[1]:
             raise ValueError(
                 f"experts_resident: {layer.layer_name} has biases, and experts whose size has to be padded"
             )
         if not self.layers:
             self._open(kernel)
-        shapes = {"w13_weight": (2 * padded, hidden), "w2_weight": (hidden, padded)}
+        shapes: dict[str, tuple[int, ...]] = {"w13_weight": (2 * padded, hidden), "w2_weight": (hidden, padded)}
         size = sum(math.prod(shape) for shape in shapes.values()) * loaded["w13_weight"].element_size()
         paged = PagedLayer(layer=layer, shapes=shapes, experts=len(loaded["w13_weight"]), expert_bytes=size)
         self.layers.append(paged)
@@ -191,7 +191,7 @@ class Paged:
         told, reader = self.store.told(), self.reader
         how = "" if reader.direct else f", through the page cache, since {reader.indirect}"
         logger.info(
-            "%s: %d of %d experts fit into %.2f GiB of memory; read from %s%s",
+            "%s: %d of %d experts fit into %.3g GiB of memory, the others are read from %s%s",
             KEY,
             told["slots"],
             told["experts"],
