@@ -135,14 +135,16 @@ def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: An
 
 
 def _compute_hash(original: Callable[..., Any], vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
-    """Graphs know a layer by its number and nothing of our options, so one compiled graph serves them all."""
+    """Graphs know a layer by its number and nothing of our options but whether experts lie on a disk, and how many do
+    not: one compiled graph serves all others."""
     from lynx_moe.engines.vllm.launch.options import KEY
 
     extra = vllm_config.additional_config
     if not isinstance(extra, dict) or KEY not in extra:
         return original(vllm_config, *args, **kwargs)
     seen = copy.copy(vllm_config)
-    object.__setattr__(seen, "additional_config", {**extra, KEY: metadata.version("lynx-moe")})
+    ours = f"{metadata.version('lynx-moe')}, {extra[KEY].get('experts_resident')} experts resident"
+    object.__setattr__(seen, "additional_config", {**extra, KEY: ours})
     return original(seen, *args, **kwargs)
 
 

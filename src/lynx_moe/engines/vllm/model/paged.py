@@ -20,9 +20,9 @@ from lynx_moe.engines.disk.amount import GIB, Amount
 from lynx_moe.engines.disk.layout import BadFile
 from lynx_moe.engines.disk.making import Making, Region
 from lynx_moe.engines.disk.reader import Reader
-from lynx_moe.engines.disk.slots import Slots
 from lynx_moe.engines.disk.store import Store
 from lynx_moe.engines.vllm.launch.options import KEY
+from lynx_moe.engines.vllm.model.operator import paged_experts
 
 logger = init_logger(f"vllm.{KEY}")
 PARTS, BIASES = ("w13_weight", "w2_weight"), ("w13_bias", "w2_bias")
@@ -32,7 +32,8 @@ READ_FORMATS = ("auto", "hf", "safetensors", "pt")  # that load a checkpoint's f
 @dataclass(kw_only=True)
 class PagedLayer:
     """shapes: of one packed expert, by part. region: while the file is made. loads: how often the model asked a loader
-    to fill its experts. slots: of its memory. bias: of all experts, which stay in memory."""
+    to fill its experts. slots: of its memory. bias: of all experts, which stay in memory. kernel: vLLM's, on its slots;
+    there when all weights are loaded."""
 
     layer: Any
     shapes: dict[str, tuple[int, ...]]
@@ -43,6 +44,7 @@ class PagedLayer:
     packed: bool = False
     slots: int = 0
     bias: dict[str, Tensor] = field(default_factory=dict)
+    kernel: Callable[..., None] = lambda **given: None
 
 
 class Paged:
@@ -109,28 +111,26 @@ class Paged:
             self._serve()
 
     def apply(
-        self,
-        paged: PagedLayer,
-        slots: Slots,
-        kernel: Callable[..., None],
-        *,
-        output: Tensor,
-        hidden_states: Tensor,
-        topk_weights: Tensor,
-        topk_ids: Tensor,
-        **given: Any,
+        self, number: int, *, output: Tensor, hidden_states: Tensor, topk_weights: Tensor, topk_ids: Tensor, **_: Any
     ) -> None:
-        """In place of a kernel's apply: the step's experts are there when it runs."""
-        assert self.store is not None
+        """In place of a kernel's apply, of layer `number`: the step's experts are there when it runs. What else it is
+        given is the same in every step."""
+        fill = paged_experts if torch.compiler.is_compiling() else self.compute
+        fill(output, hidden_states, topk_weights, topk_ids, number)
 
-        def run(out: Tensor, hidden: Tensor, weights: Tensor, ids: Tensor) -> None:
+    def compute(self, output: Tensor, hidden: Tensor, weights: Tensor, ids: Tensor, number: int) -> None:
+        """Fills output [T, H] by the experts of layer `number`. Raises ReadError where one cannot be had."""
+        assert self.store is not None
+        paged, slots = self.layers[number], self.store.layers[number]
+
+        def run(output: Tensor, hidden: Tensor, weights: Tensor, ids: Tensor) -> None:
             for name, bias in paged.bias.items():
                 getattr(paged.layer, name).data = bias[torch.from_numpy(slots.expert_K)]
-            kernel(output=out, hidden_states=hidden, topk_weights=weights, topk_ids=ids, **given)
+            paged.kernel(output=output, hidden_states=hidden, topk_weights=weights, topk_ids=ids)
 
-        if given["apply_router_weight_on_input"]:  # they are in hidden_states
-            topk_weights = torch.ones_like(topk_weights)
-        turns.compute(slots, self.store.sums, run, output, hidden_states, topk_weights, topk_ids)
+        if paged.layer.apply_router_weight_on_input:  # they are in `hidden`
+            weights = torch.ones_like(weights)
+        turns.compute(slots, self.store.sums, run, output, hidden, weights.contiguous(), ids.contiguous())
 
     @property
     def target(self) -> Path | None:
@@ -187,7 +187,8 @@ class Paged:
                 getattr(paged.layer, name).weight_loader = _refuse
             paged.bias = {name: getattr(paged.layer, name).data for name in BIASES if hasattr(paged.layer, name)}
             experts = paged.layer.quant_method.moe_kernel.fused_experts
-            experts.apply = partial(self.apply, paged, slots, experts.apply)
+            paged.kernel = partial(experts.apply, w1=slots.tables[0], w2=slots.tables[1], **_unchanging(paged.layer))
+            experts.apply = partial(self.apply, slots.number)
         told, reader = self.store.told(), self.reader
         how = "" if reader.direct else f", through the page cache, since {reader.indirect}"
         logger.info(
@@ -205,6 +206,16 @@ class Paged:
         its = [(one.name, one.num_experts, [part.shape for part in one.parts]) for one in reader.layers]
         if mine != its:
             raise BadFile(f"{reader.path} holds other layers than the model has; delete it, and it is made again")
+
+
+def _unchanging(layer: Any) -> dict[str, Any]:
+    """What vLLM's kernel is given in every step; the CPU's have no use for most of it."""
+    nothing = ("expert_map", "a1q_scale", "a2_scale", "workspace13", "workspace2", "expert_tokens_meta")
+    return dict.fromkeys(nothing) | {
+        "activation": layer.activation,
+        "global_num_experts": layer.global_num_experts,
+        "apply_router_weight_on_input": layer.apply_router_weight_on_input,
+    }
 
 
 def _packed(experts: Any, parts: dict[str, Tensor]) -> list[Tensor]:
