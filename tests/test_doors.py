@@ -168,4 +168,5 @@ def _is_not_a_file(call: ast.Call) -> bool:
     return ast.unparse(call.func) in (
         "self.real.read_text",  # a distribution's metadata
         "opener.open",  # an address
+        "os.open",  # a descriptor, which knows no text
     )
