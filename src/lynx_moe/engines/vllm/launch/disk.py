@@ -5,7 +5,6 @@ from typing import Any
 
 def refusal(vllm_config: Any) -> str | None:
     """Why this engine's experts cannot lie on a disk; None: they can, as far as is known before it is built."""
-    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
     from vllm.platforms import current_platform
 
     parallel = vllm_config.parallel_config
@@ -15,11 +14,19 @@ def refusal(vllm_config: Any) -> str | None:
         f"serves from one process, and this engine has {parallel.world_size}; use tensor_parallel_size=1 and "
         "pipeline_parallel_size=1": parallel.world_size > 1,
         "cannot be combined with LoRA, whose kernels take all experts; leave out either": vllm_config.lora_config,
-        "needs vLLM 0.32, whose CPU kernels pack experts one by one": not hasattr(
-            UnquantizedFusedMoEMethod, "_init_moe_kernel"
-        ),
+        "needs vLLM 0.32, whose CPU kernels pack experts one by one": not _packs_one_by_one(),
     }
     return next((f"experts_resident {reason}" for reason, found in reasons.items() if found), None)
+
+
+def _packs_one_by_one() -> bool:
+    try:
+        from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+        from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+    except ImportError:
+        return False
+    ours = hasattr(UnquantizedFusedMoEMethod, "_init_moe_kernel")
+    return ours and hasattr(CPUUnquantizedExperts, "process_weights_after_loading")
 
 
 def warning(vllm_config: Any) -> str | None:

@@ -6,6 +6,8 @@ param.weight_loader              fills it, or passes by
 process_weights_after_loading    vLLM's own packing, an expert at a time, into the file; after the last layer the
                                  file is whole, and the parameters become the slots (`paged.py`)
 experts.apply                    sees that what the step asks for is in the slots
+
+Older versions of vLLM have not all of it: what is imported in functions here is there when somebody asks for it.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,26 +15,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
-from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
-
 from lynx_moe.engines.disk.amount import Amount
 from lynx_moe.engines.disk.origin import default_folder
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.launch.refusals import refusing
 from lynx_moe.engines.vllm.launch.wrap import wrap
-from lynx_moe.engines.vllm.model.paged import Paged
 
 MARK = "lynx_moe_paged"  # attribute of a layer's experts
-_building: list[Paged] = []
+_building: list[Any] = []  # the Paged of the model that is built
 
 
 @contextmanager
-def building(options: Options, vllm_config: Any) -> Iterator[Paged | None]:
-    """In here a model is built, whose experts lie on a disk if the options say so."""
+def building(options: Options, vllm_config: Any) -> Iterator[Any]:
+    """In here a model is built, whose experts lie on a disk if the options say so. Gives its `Paged`, or None."""
     if options.experts_resident is None:
         yield None
         return
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+    from lynx_moe.engines.vllm.model.paged import Paged
+
     wrap(UnquantizedFusedMoEMethod, "create_weights", _create)
     wrap(UnquantizedFusedMoEMethod, "process_weights_after_loading", _process)
     folder = default_folder() if options.experts_folder is None else Path(options.experts_folder).expanduser()
@@ -44,11 +46,13 @@ def building(options: Options, vllm_config: Any) -> Iterator[Paged | None]:
         _building.clear()
 
 
-def fit(paged: Paged | None, model: Any) -> None:
+def fit(paged: Any, model: Any) -> None:
     """The model is built, and no weight is loaded. Raises ValueError where some of its experts cannot lie on a disk, or
     the memory is too little."""
     if paged is None:
         return
+    from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+
     for module in model.modules():
         if isinstance(module, RoutedExperts) and not hasattr(module, MARK):
             raise ValueError(
@@ -76,7 +80,7 @@ def _process(original: Callable[..., Any], method: Any, layer: Any) -> Any:
 
 
 @contextmanager
-def _named(paged: Paged) -> Iterator[None]:
+def _named(paged: Any) -> Iterator[None]:
     """What a disk says, as a reason for a refusal."""
     try:
         yield
