@@ -20,7 +20,7 @@ from lynx_moe.lab.watch.dashboard import dashboard
 from lynx_moe.lab.watch.scrape import Scrape, scrape
 from lynx_moe.testbed import path, tasks
 
-OPTIONS = ("draft", "verified", "max_kl", "slo", "tuned")  # that other servers have
+OPTIONS = ("draft", "verified", "max_kl", "slo", "tuned", "expert")  # that other servers have
 NOT_HERE = tuple(f"lynx_moe_{name}" for name in OPTIONS)
 HARMFUL = "random:num_keep=4"
 GUARD = {

@@ -31,6 +31,13 @@ def serve(
         float | None, typer.Option(help="Milliseconds a token: prices are no higher than this needs.")
     ] = None,
     tuned: Annotated[str | None, typer.Option(help="File of `lynx-moe tune`: what acts at which batch size.")] = None,
+    experts_resident: Annotated[
+        str | None,
+        typer.Option(help="Experts that stay in memory, the others on a disk: 32 a layer, 25% of them, or 4GiB."),
+    ] = None,
+    experts_folder: Annotated[
+        str | None, typer.Option(help="Where experts on a disk lie (default: the cache).")
+    ] = None,
 ) -> None:
     """`vllm serve MODEL` with a policy on; all else on the line is vLLM's, see `vllm serve --help=all`."""
     if importlib.util.find_spec("vllm") is None:
@@ -40,5 +47,6 @@ def serve(
         )
     spec = None if policy is None else make_policy(policy).spec
     asked = {"policy": spec, "verify": verify, "max_kl": max_kl, "slo_tpot_ms": slo_tpot_ms, "tuned": tuned}
+    asked |= {"experts_resident": experts_resident, "experts_folder": experts_folder}
     ours = json.dumps({key: value for key, value in asked.items() if value is not None})
     os.execv(sys.executable, [sys.executable, "-m", SERVER, ours, *context.args])

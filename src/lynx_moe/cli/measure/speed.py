@@ -34,11 +34,15 @@ def bench(
         str,
         typer.Option(help="Requests verify drafts: between commas, the share of them accepted up to each depth."),
     ] = "",
+    experts_resident: Annotated[
+        str | None, typer.Option(help="Experts that stay in memory, as for serve; the others are read from a disk.")
+    ] = None,
+    experts_folder: Annotated[str | None, typer.Option(help="Where these lie (default: the cache).")] = None,
 ) -> None:
     """Time per output token of policies, interleaved in one engine, on a published layer shape with random weights."""
     from lynx_moe.lab.demo.measure import apart, run_speed, run_verification
     from lynx_moe.lab.shared import tables
-    from lynx_moe.lab.speed import verification
+    from lynx_moe.lab.speed import disk, verification
     from lynx_moe.lab.speed.measure import check
 
     specs = [make_policy(text).spec for text in policies.split()]
@@ -47,6 +51,8 @@ def bench(
     path = out / "speed.json"
     options: dict[str, Any] = {"shape": shape, "layers": layers, "policies": specs, "batch_sizes": batches}
     options["rounds"] = rounds
+    if drafts and experts_resident is not None:
+        raise ValueError("--drafts and --experts-resident are measured apart; leave out either")
     if drafts:
         path, options["acceptance"] = out / "verification.json", verification.rates(drafts)
         result = apart(run_verification, path, options)
@@ -54,8 +60,14 @@ def bench(
         tables.show(result["model"], verification.HEAD, rows, terminal.console(), verification.CAPTION)
         typer.echo(f"Record: {path}")
         return
-    result = apart(run_speed, path, options)
-    tables.show(result["model"], tables.SPEED_HEAD, tables.speed_rows(result["summary"]), terminal.console())
+    result = apart(run_speed, path, options | {"experts_resident": experts_resident, "experts_folder": experts_folder})
+    rows = tables.speed_rows(result["summary"])
+    if experts_resident is None:
+        tables.show(result["model"], tables.SPEED_HEAD, rows, terminal.console())
+    else:
+        head = (*tables.SPEED_HEAD, *disk.HEAD)
+        cells = [(*row, *disk.cells(line)) for row, line in zip(rows, result["summary"], strict=True)]
+        tables.show(f"{result['model']}, {experts_resident} in memory", head, cells, terminal.console(), disk.CAPTION)
     typer.echo(f"Record: {path}")
 
 

@@ -92,6 +92,28 @@ FAMILIES = {
         "counter", "As lynx_moe_distinct_experts_after, of its layers.", ("layers", "step"), ranks="own"
     ),
     "lynx_moe_drafter_policy_info": Family("gauge", "The policy of its layers.", ("policy",)),
+    "lynx_moe_experts_read": Family(
+        "counter", "Experts that were read from the disk, by kind of step.", ("kind",), stages="sum", ranks="own"
+    ),
+    "lynx_moe_experts_found": Family(
+        "counter", "Experts that a step needed and found in memory.", ("kind",), stages="sum", ranks="own"
+    ),
+    "lynx_moe_experts_read_bytes": Family(
+        "counter", "Bytes of the experts that were read.", ("kind",), stages="sum", ranks="own"
+    ),
+    "lynx_moe_experts_wait_seconds": Family(
+        "counter", "Time that steps waited for experts from the disk.", ("kind",), stages="sum", ranks="own"
+    ),
+    "lynx_moe_experts_rounds": Family(
+        "counter",
+        "Layers times steps whose experts were more than the slots, and came in turns.",
+        ("kind",),
+        stages="sum",
+        ranks="own",
+    ),
+    "lynx_moe_expert_slots": Family(
+        "gauge", "Experts that fit into memory, all layers together.", stages="sum", ranks="own"
+    ),
     "lynx_moe_steps": Family("counter", "Engine steps: decode, mixed, prefill, or single (one row alone).", ("kind",)),
     "lynx_moe_decision_seconds": Family(
         "summary",

@@ -84,8 +84,9 @@ class Stats:
     shadow steps measured since the start; None: there are none. bound: the prices
     that `max_kl` has come to; None: there is none. pace: the shares of the prices that a latency objective has come to;
     None: there is none. tuned: what acts at which batch size, and in how many steps it did;
-    None: `policy` always. verified: what became of drafts; None: nothing drafts.
-    drafter: the same of the model that drafts, whose steps are its passes; None: none does, or it has no MoE layers."""
+    None: `policy` always. disk: which experts were read from it; None: all stay in memory. verified: what became of
+    drafts; None: nothing drafts. drafter: the same of the model that drafts, whose steps are its passes; None: none
+    does, or it has no MoE layers."""
 
     policy: str
     steps: dict[str, int]
@@ -97,6 +98,7 @@ class Stats:
     bound: dict[str, Any] | None = None
     pace: dict[str, Any] | None = None
     tuned: dict[str, Any] | None = None
+    disk: dict[str, Any] | None = None
     verified: dict[str, Any] | None = None
     drafter: "Stats | None" = None
 

@@ -12,6 +12,7 @@ configuration asks for a policy:
     VllmConfig.compute_hash            leaves our options out of what compiled graphs are found by
     initialize_model                   makes the plan, while the model is built -> hooks.build, drafting.build
       fused_moe.layer.create_fused_moe_router    every MoE layer gets its router from here -> LynxRouter
+      UnquantizedFusedMoEMethod                  its experts lie on a disk, if they are to -> paging.py
       the model runner's input preparation       writes the masks of the step
       the model runner's forward pass            runs as often as shadow steps ask -> forward.py
 """
@@ -106,7 +107,7 @@ def _wrap_front_end() -> None:
 
 
 def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    from lynx_moe.engines.vllm.launch import refusals, speculation, tuned
+    from lynx_moe.engines.vllm.launch import disk, refusals, speculation, tuned
     from lynx_moe.engines.vllm.launch.options import KEY, Options, check_engine
 
     given = args[0]  # the EngineArgs
@@ -126,6 +127,8 @@ def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: An
         refusals.expect()
         _hand_on()
         _warn_of_connectors(vllm_config.kv_transfer_config)
+        if (loss := disk.warning(vllm_config)) is not None:
+            logger.warning("lynx_moe: %s", loss)
         _wrap_front_end()
         if options.metrics_every:
             from lynx_moe.engines.vllm.tell import collector
@@ -142,14 +145,16 @@ def _hand_on() -> None:
 
 
 def _compute_hash(original: Callable[..., Any], vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
-    """Graphs know a layer by its number and nothing of our options, so one compiled graph serves them all."""
+    """Graphs know a layer by its number and nothing of our options but whether experts lie on a disk, and how many do
+    not: one compiled graph serves all others."""
     from lynx_moe.engines.vllm.launch.options import KEY
 
     extra = vllm_config.additional_config
     if not isinstance(extra, dict) or KEY not in extra:
         return original(vllm_config, *args, **kwargs)
     seen = copy.copy(vllm_config)
-    object.__setattr__(seen, "additional_config", {**extra, KEY: metadata.version("lynx-moe")})
+    ours = f"{metadata.version('lynx-moe')}, {extra[KEY].get('experts_resident')} experts resident"
+    object.__setattr__(seen, "additional_config", {**extra, KEY: ours})
     return original(seen, *args, **kwargs)
 
 

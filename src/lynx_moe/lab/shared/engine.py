@@ -21,6 +21,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
+PLUGIN = ("verify", "shadow", "experts_resident", "experts_folder")
 THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")  # numba sets the other one's anew, as vLLM drafts n-grams by it
 
 
@@ -66,14 +67,14 @@ def import_vllm() -> Any:
 
 
 def open_engine(model: Path | str, policy: str | None = "vanilla", **options: Any) -> Any:
-    """A `vllm.LLM` with the plugin configured; policy None: without it. `verify` and `shadow` among the options are the
-    plugin's. Raises ValueError if vLLM is missing."""
+    """A `vllm.LLM` with the plugin configured; policy None: without it. Those among the options that PLUGIN names are
+    the plugin's. Raises ValueError if vLLM is missing."""
     vllm = import_vllm()
     if policy is not None:
         from lynx_moe.engines.vllm.plugin import register
 
         register()  # a clone that is not installed has no entry point
-        own = {name: options.pop(name) for name in ("verify", "shadow") if name in options}
+        own = {name: options.pop(name) for name in PLUGIN if name in options}
         options["additional_config"] = {"lynx_moe": {"policy": policy, "log_every": 0, "shadow": 0, **own}}
     return vllm.LLM(model=str(model), use_tqdm_on_load=False, **options)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from lynx_moe.lab.shared import record
 from lynx_moe.lab.shared.engine import open_engine, run_batch
+from lynx_moe.lab.speed import disk
 from lynx_moe.lab.speed.random_weights import LOAD_FORMAT, register_loader
 from lynx_moe.lab.speed.shapes import SHAPES, VOCABULARY, num_experts, write_config
 
@@ -24,18 +25,22 @@ def measure(
     policies: Sequence[str],
     batch_sizes: Sequence[int],
     rounds: int,
+    experts_resident: str | None = None,
+    experts_folder: str | None = None,
     advance: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """The record of an interleaved run: A B C, B C A, ... for `rounds` rounds at every batch size, after a warm-up of
     the same size. `advance` is called once per batch of requests: batch sizes x policies x (rounds + 1) times.
 
-    A round's TPOT is the median of its decode steps (milliseconds). Raises ValueError as `check` does.
+    A round's TPOT is the median of its decode steps (milliseconds). experts_resident: what stays in memory, the rest is
+    read from a disk (`disk.py`); None: all does. Raises ValueError as `check` does.
     """
     check(shape, batch_sizes)
     layers = layers or SHAPES[shape].layers
     from lynx_moe.engines import vllm as engine
 
-    llm = open_shape(shape, layers, max(batch_sizes))
+    paged = {} if experts_resident is None else {"experts_resident": experts_resident, "experts_folder": experts_folder}
+    llm = open_shape(shape, layers, max(batch_sizes), **paged)
     samples = interleaved(llm, engine.set_policy, policies, batch_sizes, rounds, advance)
     return {
         "kind": "speed",
@@ -48,6 +53,7 @@ def measure(
         "policies": list(policies),
         "batch_sizes": list(batch_sizes),
         "rounds": rounds,
+        "experts_resident": experts_resident,
         "samples": samples,
         "summary": summarise(samples, policies, batch_sizes),
     }
@@ -87,8 +93,10 @@ def one_round(
         advance(f"batch {len(prompts)}, {policy}")
         full_spec = use(policy)
         engine.reset_stats()
-        run = run_batch(llm, prompts, NEW_TOKENS)
-        samples.append(sample_of(len(prompts), number, policy, full_spec, run.step_seconds, engine.stats()))
+        read = disk.bytes_read()
+        run, stats = run_batch(llm, prompts, NEW_TOKENS), engine.stats()
+        sample = sample_of(len(prompts), number, policy, full_spec, run.step_seconds, stats)
+        samples.append(sample | disk.sample_of(stats, disk.bytes_read() - read))
     return samples
 
 
@@ -164,6 +172,7 @@ def summarise(
                     "before": _mean(s["before"] for s in mine),
                     "after": _mean(s["after"] for s in mine),
                     "decision_us": _median(s["decision_us"] for s in mine),
+                    **disk.summarise(mine),
                 }
             )
     return rows

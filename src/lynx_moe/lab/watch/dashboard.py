@@ -110,6 +110,23 @@ PANELS: list[tuple[str, str, int, str, list[tuple[str, str]]]] = [
         ],
     ),
     (
+        "Experts on a disk: needed by steps, per second",
+        "timeseries",
+        12,
+        "ops",
+        [
+            (_rate("experts_read_total", "kind"), "{{kind}}: read"),
+            (_rate("experts_found_total", "kind"), "{{kind}}: in memory"),
+        ],
+    ),
+    (
+        "Experts on a disk: waited for, per second",
+        "timeseries",
+        12,
+        "s",
+        [(_rate("experts_wait_seconds_total", "kind"), "{{kind}}")],
+    ),
+    (
         "Guard: figures and bounds",
         "timeseries",
         12,

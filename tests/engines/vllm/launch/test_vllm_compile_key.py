@@ -37,6 +37,13 @@ def test_no_option_is_part_of_the_key(plain: str) -> None:
     assert plain not in keys  # a graph without our operator
 
 
+def test_experts_on_a_disk_are(plain: str) -> None:
+    """Their graphs have another operator in the place of the kernel, and tables of so many slots."""
+    given = [{}, {"experts_resident": 8}, {"experts_resident": 16}]
+    keys = {key({"lynx_moe": {"policy": "lynx", **options}}) for options in given}
+    assert len({plain, *keys}) == 4
+
+
 def test_other_plugins_options_are(plain: str) -> None:
     ours = {"lynx_moe": {"policy": "lynx"}}
     assert len({plain, key({"other": 1}), key(ours), key({**ours, "other": 1}), key({**ours, "other": 2})}) == 5

@@ -33,7 +33,10 @@ if __name__ == "__main__":
         generate(llm, requests)
         guarded = lynx_vllm.stats()
     exact = [asked[i::4] == plain[i::4] for i in range(4)]
-    print(json.dumps([plain == vanilla, same.as_dict(), less.as_dict(), exact, guarded.as_dict()]))
+    on_disk = {"policy": "vanilla", "shadow": 0, "experts_resident": "100%", "experts_folder": sys.argv[2]}
+    with engine(sys.argv[1], additional_config={"lynx_moe": on_disk}, **mixed) as llm:
+        paged = tokens(generate(llm, requests)) == plain, lynx_vllm.stats().disk["steps"]["decode"]
+    print(json.dumps([plain == vanilla, same.as_dict(), less.as_dict(), exact, guarded.as_dict(), paged]))
 """
 REMOTE = """
 import json, sys
@@ -75,9 +78,11 @@ def run(script: str, folder: Path, *args: str, **env: str) -> subprocess.Complet
 
 
 def test_compiled_engines(model, tmp_path):
-    done = run(COMPILED, tmp_path, model)
+    done = run(COMPILED, tmp_path, model, str(tmp_path / "experts"))
     assert done.returncode == 0, done.stderr[-3000:]
-    identical, same, less, exact, guarded = json.loads(done.stdout.splitlines()[-1])
+    identical, same, less, exact, guarded, (alike, on_disk) = json.loads(done.stdout.splitlines()[-1])
+    assert alike
+    assert on_disk["hits"] > 100  # the compiled graph asked for them
     assert identical
     assert exact == [True, False, False, False]  # of the requests that ask to be exact, and of the others
     assert same["mean_after"] == same["mean_before"] > 0

@@ -3,14 +3,14 @@
 Everything here is checked before any weight is loaded. Every error names what was given, what is allowed, what to do.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 from lynx_moe.control.options import GuardOptions, is_number
 from lynx_moe.control.tuned import Tuned
-from lynx_moe.engines.vllm.launch import connectors, ranks, speculation, tuned, twice
+from lynx_moe.engines.disk.amount import Amount
+from lynx_moe.engines.vllm.launch import connectors, disk, presets, ranks, speculation, tuned, twice
 from lynx_moe.engines.vllm.launch.versions import SUPPORTED
 from lynx_moe.policies import DEFAULT, POLICIES, Policy, make_policy
 
@@ -42,6 +42,8 @@ class Options:
                the policy's. Their share then is the bound's too.
     slo_tpot_ms  rows ask the share of their prices that such steps need (`control/latency.py`); None: the whole.
     tuned      what acts at which batch size (`control/tuned.py`): a file, or what it holds, in place of a policy.
+    experts_resident  how many experts stay in memory (`engines/disk/amount.py`), the others on a disk; None: all do.
+    experts_folder    where their files lie; None: in the user's cache.
     """
 
     policy: str
@@ -56,6 +58,8 @@ class Options:
     max_kl: float | None = None
     slo_tpot_ms: float | None = None
     tuned: Tuned | None = None
+    experts_resident: int | str | None = None
+    experts_folder: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.policy, str):
@@ -81,7 +85,8 @@ class Options:
         if self.guard is not None and self.guard.max_kl is not None and self.shadow == 0:
             raise ValueError(f"{KEY}: guard: max_kl is measured in shadow steps, and shadow=0; leave out either")
         self.make_policy()
-        self._check_presets()
+        presets.check(self.presets, (EXACT, *POLICIES))
+        self._check_experts()
 
     @property
     def twice(self) -> str:
@@ -152,17 +157,13 @@ class Options:
         for other in (name for name, given in others.items() if given is not None):
             raise ValueError(f"{KEY}: tuned says which policy acts, and {other} would move it; leave out either")
 
-    def _check_presets(self) -> None:
-        example = f'{{"fast": "{FAST}"}}'
-        if not isinstance(self.presets, Mapping):
-            raise ValueError(f"{KEY}: presets={self.presets!r} must map names to spec strings, such as {example}")
-        for name, spec in self.presets.items():
-            if not isinstance(name, str) or not isinstance(spec, str):
-                raise ValueError(f"{KEY}: preset {name!r}: {spec!r} must be two strings, such as {example}")
-            if name == EXACT or name in POLICIES or not re.fullmatch(r"[\w-]+", name):
-                what = f"letters, digits, - and _, and neither {EXACT!r} nor a policy's name"
-                raise ValueError(f"{KEY}: preset {name!r} must be {what}; such as {example}")
-            make_policy(spec)
+    def _check_experts(self) -> None:
+        if self.experts_resident is not None:
+            Amount.of(self.experts_resident)
+        elif self.experts_folder is not None:
+            raise ValueError(
+                f"{KEY}: experts_folder={self.experts_folder!r} holds experts on a disk; say experts_resident"
+            )
 
     @classmethod
     def of(cls, vllm_config: Any) -> Self | None:
@@ -224,6 +225,7 @@ def check_engine(vllm_config: Any) -> None:
             "has the model that drafts, so they would not agree on a policy; use 1, or another verify"
         )
     reasons += [
+        disk.refusal(vllm_config) if options is not None and options.experts_resident is not None else None,
         speculation.refusal(vllm_config.speculative_config, verify),
         connectors.refusal(vllm_config.kv_transfer_config),
     ]

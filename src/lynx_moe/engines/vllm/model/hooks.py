@@ -15,7 +15,7 @@ from lynx_moe.engines.vllm.launch import ranks, twice
 from lynx_moe.engines.vllm.launch.options import KEY, Options, has_graphs
 from lynx_moe.engines.vllm.launch.refusals import refusing
 from lynx_moe.engines.vllm.launch.wrap import wrap
-from lynx_moe.engines.vllm.model import agreement, forward, lora, reached
+from lynx_moe.engines.vllm.model import agreement, forward, lora, paging, reached
 from lynx_moe.engines.vllm.model.forward import PLAN, plan_of
 from lynx_moe.engines.vllm.model.placement import placement_of
 from lynx_moe.engines.vllm.model.router import LynxRouter
@@ -53,9 +53,11 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
         num_drafts = getattr(vllm_config.speculative_config, "num_speculative_tokens", None) or 0
         shadow = twice.share(vllm_config, options.shadow, bounded=bool(options.twice))
         plan = Plan(options=options, num_drafts=num_drafts, shadow=shadow, **of_model(vllm_config))
-    model = make_for(plan, make_model)
+    with paging.building(options, vllm_config) as plan.paged:
+        model = make_for(plan, make_model)
     with refusing():
         reached.refuse_without_layers(plan, vllm_config)
+        paging.fit(plan.paged, model)
         _refuse_adapters(model, vllm_config)
         plan.seal()
     setattr(model, PLAN, plan)

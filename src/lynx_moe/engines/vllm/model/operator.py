@@ -1,4 +1,4 @@
-"""The operator that vLLM's graphs see: opaque to torch.compile, so that a step's state can be read inside.
+"""The operators that vLLM's graphs see: opaque to torch.compile, so that a step's state can be read inside.
 
 A model that drafts is built beside the one that verifies, with layers of the same numbers: `drafts` tells them apart.
 
@@ -48,3 +48,14 @@ def _(
     logits: Tensor, weights: Tensor, ids: Tensor, layer: int, hidden: Tensor | None = None, drafts: bool = False
 ) -> tuple[Tensor, Tensor]:
     return weights.new_empty(weights.shape, dtype=torch.float32), ids.new_empty(ids.shape)
+
+
+@torch.library.custom_op("lynx_moe::paged_experts", mutates_args=("output",))
+def paged_experts(output: Tensor, hidden: Tensor, weights: Tensor, ids: Tensor, layer: int) -> None:
+    """Fills output [T, H] by the experts of a layer that lie on a disk (`paged.py`); `layer` is its number there."""
+    active().paged.compute(output, hidden, weights, ids, layer)
+
+
+@paged_experts.register_fake
+def _(output: Tensor, hidden: Tensor, weights: Tensor, ids: Tensor, layer: int) -> None:
+    return None

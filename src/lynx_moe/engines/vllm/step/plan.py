@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lynx_moe.control.options import GuardOptions
+from lynx_moe.engines.disk.store import Store
 from lynx_moe.engines.shared.layers import fitted, tried_on
 from lynx_moe.engines.shared.metrics import Kind, Stats
 from lynx_moe.engines.shared.recorder import Recorder
@@ -54,6 +55,7 @@ class Plan(Deciding):
         self.recorder: Recorder | None = None
         self.runners: dict[int, Callable[[], Any]] = {}  # a layer's number -> vLLM's runner of it, while it lives
         self.figures: Figures | None = None
+        self.paged: Any = None  # the experts on a disk (`model/paged.py`), whose store is there once weights are loaded
         self.drafter: Any = None  # a DrafterPlan, whose class is made of this one
         self.attached: Any = None  # the scheduler's output as it came, where a runner passes on a copy of it
         self.policy_changes = {"operator": 0, "guard": 0}
@@ -135,6 +137,11 @@ class Plan(Deciding):
             "prices": {text(price): count for price, count in self.tiers.now.items()},
         }
 
+    @property
+    def store(self) -> Store | None:
+        """Where the model's experts are kept, if not all of them stay in memory."""
+        return None if self.paged is None else self.paged.store
+
     def model(self) -> Model:
         """What the front end may know of the layers."""
         recorded = None if self.recorded is None else self.recorded.spec
@@ -150,6 +157,8 @@ class Plan(Deciding):
         self.count(
             self.rows, acts=self.acts, known=all(policy.knows_prices or policy.is_identity for policy in self.deciding)
         )
+        if self.store is not None:
+            self.store.begin(kind.value)
         if self.watch is not None:
             self.watch.begin_step(acts=self.acts)
         if trials is not None and self.shadows is not None:  # not before: what a trial asks is not counted
@@ -197,6 +206,8 @@ class Plan(Deciding):
 
     def reset_stats(self) -> None:
         self.reset_sums()
+        if self.store is not None:
+            self.store.reset()
         if self.drafter is not None:
             self.drafter.reset_stats()
 
@@ -212,6 +223,7 @@ class Plan(Deciding):
             bound=None if self.bounded is None else self.bounded.state(),
             pace=None if self.pace is None else self.pace.state(),
             tuned=None if self.tuned is None else self.tuned.state(),
+            disk=None if self.store is None else self.store.told(),
             verified=self.verified.told() if self.rows.speculates else None,
             drafter=None if self.drafter is None else self.drafter.stats(),
         )

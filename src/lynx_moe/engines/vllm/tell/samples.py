@@ -7,7 +7,7 @@ import torch
 
 from lynx_moe.calibration.artifact import layer_number
 from lynx_moe.engines.shared.families import FAMILIES, groups
-from lynx_moe.engines.shared.metrics import COLUMNS, KINDS
+from lynx_moe.engines.shared.metrics import COLUMNS, KINDS, Kind
 from lynx_moe.engines.vllm.step.plan import Plan
 from lynx_moe.engines.vllm.step.shadows.sample import Sums
 from lynx_moe.engines.vllm.step.verified import DEPTHS, Verified
@@ -18,6 +18,7 @@ SUMS = {
     "changed_rows": "lynx_moe_rows_remapped",
     "unchanged_steps": "lynx_moe_unchanged_layer_steps",
 }
+FROM_DISK = {"loads": "read", "hits": "found", "bytes": "read_bytes", "seconds": "wait_seconds", "rounds": "rounds"}
 Sample = tuple[str, list[str], float]
 
 
@@ -39,6 +40,8 @@ def samples(plan: Plan) -> list[Sample]:
     if plan.tuned is not None:
         batches = plan.tuned.state()["batches"]
         found += [("lynx_moe_tuned_steps", [one["batch"], one["policy"]], one["steps"]) for one in batches]
+    if plan.store is not None:
+        found += _disk(plan.store.told())
     if plan.drafter is not None:
         found += _drafter(plan.drafter)
     if plan.device.type == "cpu":
@@ -111,6 +114,14 @@ def _paced(state: dict[str, Any]) -> list[Sample]:
         if one["step_ms"] is not None:
             found.append(("lynx_moe_slo_step_seconds", [batch], one["step_ms"] / 1e3))
         found += [("lynx_moe_slo_changes", [batch, way], count) for way, count in one["changes"].items()]
+    return found
+
+
+def _disk(told: dict[str, Any]) -> list[Sample]:
+    found: list[Sample] = [("lynx_moe_expert_slots", [], told["slots"])]
+    for kind, sums in told["steps"].items():
+        if kind != Kind.IDLE.value:
+            found += [(f"lynx_moe_experts_{FROM_DISK[name]}", [kind], value) for name, value in sums.items()]
     return found
 
 

@@ -1,0 +1,1 @@
+"""Experts that stay on a disk until a step needs them: no engine is known here."""

@@ -1,0 +1,41 @@
+"""The experts of a served model, all layers together: what engines talk to."""
+
+from dataclasses import asdict
+from typing import Any
+
+from lynx_moe.engines.disk.reader import Reader
+from lynx_moe.engines.disk.slots import Slots, Sums
+
+COLUMNS = tuple(asdict(Sums()))
+
+
+class Store:
+    """`slots` experts of each layer of the reader's file. `kind` is that of the step that runs, by which is counted."""
+
+    def __init__(self, reader: Reader, slots: list[int]) -> None:
+        self.reader = reader
+        self.layers = [Slots(reader, number, count) for number, count in enumerate(slots)]
+        self.by_kind: dict[str, Sums] = {}
+        self.begin("idle")
+
+    def begin(self, kind: str) -> None:
+        """A step of this kind begins."""
+        self.kind = kind
+        self.sums = self.by_kind.setdefault(kind, Sums())
+
+    def reset(self) -> None:
+        """All counts begin at zero; what is in memory stays."""
+        self.by_kind = {}
+        self.begin(self.kind)
+
+    def told(self) -> dict[str, Any]:
+        """In plain numbers: slots and experts of all layers, bytes of memory, how the file is read, sums by kind."""
+        tables = [table for slots in self.layers for table in slots.tables]
+        return {
+            "file": str(self.reader.path),
+            "direct": self.reader.direct,
+            "slots": sum(len(slots) for slots in self.layers),
+            "experts": sum(len(slots.slot_E) for slots in self.layers),
+            "slot_bytes": sum(table.numel() * table.element_size() for table in tables),
+            "steps": {kind: asdict(sums) for kind, sums in self.by_kind.items()},
+        }
