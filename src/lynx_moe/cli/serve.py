@@ -31,6 +31,11 @@ def serve(
         float | None, typer.Option(help="Milliseconds a token: prices are no higher than this needs.")
     ] = None,
     tuned: Annotated[str | None, typer.Option(help="File of `lynx-moe tune`: what acts at which batch size.")] = None,
+    doctor: Annotated[
+        str | None, typer.Option(help="doctor.json of `lynx-moe doctor`: batches that gain nothing are exact.")
+    ] = None,
+    act_from: Annotated[int | None, typer.Option(help="Batches of fewer requests are exact (default: 1).")] = None,
+    act_to: Annotated[int | None, typer.Option(help="Batches of more requests are exact (default: no limit).")] = None,
 ) -> None:
     """`vllm serve MODEL` with a policy on; all else on the line is vLLM's, see `vllm serve --help=all`."""
     if importlib.util.find_spec("vllm") is None:
@@ -40,5 +45,6 @@ def serve(
         )
     spec = None if policy is None else make_policy(policy).spec
     asked = {"policy": spec, "verify": verify, "max_kl": max_kl, "slo_tpot_ms": slo_tpot_ms, "tuned": tuned}
+    asked |= {"doctor": doctor, "act_from": act_from, "act_to": act_to}
     ours = json.dumps({key: value for key, value in asked.items() if value is not None})
     os.execv(sys.executable, [sys.executable, "-m", SERVER, ours, *context.args])

@@ -3,16 +3,15 @@
 Everything here is checked before any weight is loaded. Every error names what was given, what is allowed, what to do.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 from lynx_moe.control.options import GuardOptions, is_number
 from lynx_moe.control.tuned import Tuned
-from lynx_moe.engines.vllm.launch import connectors, speculation, tuned, twice
+from lynx_moe.engines.vllm.launch import acting, connectors, presets, speculation, tuned, twice
 from lynx_moe.engines.vllm.launch.versions import SUPPORTED
-from lynx_moe.policies import DEFAULT, POLICIES, Policy, make_policy
+from lynx_moe.policies import DEFAULT, Policy, make_policy
 
 KEY = "lynx_moe"
 TESTED = "0.30.0 to 0.32.0"
@@ -42,6 +41,7 @@ class Options:
                the policy's. Their share then is the bound's too.
     slo_tpot_ms  rows ask the share of their prices that such steps need (`control/latency.py`); None: the whole.
     tuned      what acts at which batch size (`control/tuned.py`): a file, or what it holds, in place of a policy.
+    act_from, act_to  rows that may be remapped: steps of fewer, or of more, are exact. act_to=0: all steps are.
     """
 
     policy: str
@@ -56,6 +56,8 @@ class Options:
     max_kl: float | None = None
     slo_tpot_ms: float | None = None
     tuned: Tuned | None = None
+    act_from: int = 1
+    act_to: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.policy, str):
@@ -81,7 +83,8 @@ class Options:
         if self.guard is not None and self.guard.max_kl is not None and self.shadow == 0:
             raise ValueError(f"{KEY}: guard: max_kl is measured in shadow steps, and shadow=0; leave out either")
         self.make_policy()
-        self._check_presets()
+        presets.check(KEY, self.presets, EXACT, FAST)
+        acting.check(KEY, self.act_from, self.act_to)
 
     @property
     def twice(self) -> str:
@@ -89,6 +92,10 @@ class Options:
         if self.max_kl is not None or (self.guard is not None and self.guard.max_kl is not None):
             return "max_kl"
         return f"shadow={self.shadow:g}" if self.shadow else ""
+
+    def acts_at(self, rows: int) -> bool:
+        """Whether a policy may act in a step of so many rows that may be remapped."""
+        return self.act_from <= rows and (self.act_to is None or rows <= self.act_to)
 
     @property
     def for_target(self) -> str:
@@ -151,18 +158,6 @@ class Options:
         others = {"max_kl": self.max_kl, "guard": self.guard, f"verify={DRAFT!r}": self.verify == DRAFT or None}
         for other in (name for name, given in others.items() if given is not None):
             raise ValueError(f"{KEY}: tuned says which policy acts, and {other} would move it; leave out either")
-
-    def _check_presets(self) -> None:
-        example = f'{{"fast": "{FAST}"}}'
-        if not isinstance(self.presets, Mapping):
-            raise ValueError(f"{KEY}: presets={self.presets!r} must map names to spec strings, such as {example}")
-        for name, spec in self.presets.items():
-            if not isinstance(name, str) or not isinstance(spec, str):
-                raise ValueError(f"{KEY}: preset {name!r}: {spec!r} must be two strings, such as {example}")
-            if name == EXACT or name in POLICIES or not re.fullmatch(r"[\w-]+", name):
-                what = f"letters, digits, - and _, and neither {EXACT!r} nor a policy's name"
-                raise ValueError(f"{KEY}: preset {name!r} must be {what}; such as {example}")
-            make_policy(spec)
 
     @classmethod
     def of(cls, vllm_config: Any) -> Self | None:
