@@ -1,6 +1,7 @@
 """The price that follows the measured KL, on simulated heavy tails: what it promises, and what it does not."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -211,16 +212,16 @@ def test_windows_are_of_the_newest_samples_and_grow_to_the_longest(samples):
     for rows, kl in samples:
         one.add(rows, kl)
     windows = list(one.newest())
-    counts = [window.count for window in windows]
+    counts = [window.num for window in windows]
     assert counts[0] == 1
-    assert all(before < after <= 3 * before for before, after in zip(counts, counts[1:], strict=False))
+    assert all(before < after <= 3 * before for before, after in pairwise(counts))
     assert counts[-1] == len(samples) or windows[-1].rows <= LONG < 4 * windows[-1].rows
     for window in windows:
-        taken = samples[-window.count :]
+        taken = samples[-window.num :]
         largest = max(taken, key=lambda sample: sample[1])
         assert window.rows == sum(rows for rows, _ in taken) <= LONG
         assert window.mean == pytest.approx(sum(kl for _, kl in taken) / window.rows)
-        if window.count > 3:
+        if window.num > 3:
             rest = sum(kl for _, kl in taken) - largest[1]
             rows = [window.rows - size for size, kl in taken if kl == largest[1]]
             assert any(window.rest == pytest.approx(rest / left, abs=1e-9) for left in rows)

@@ -12,9 +12,9 @@ and, in a trial that nobody's tokens come from, a higher one. What the rules pro
   (`tests/control/test_bound.py`). So a level may be taken wrongly; then what is measured in force takes it back.
 - Rows with a KL as large as any that was seen in force may be missed by a trial: it is assumed that they happen in
   UNSEEN of its rows. What was never seen, and happens in one of some thousand rows, is found out only in force.
-- A level in force is left when the mean of its last KEPT rows passes the bound. So that a workload that changes need not
-  fill these first, shorter windows are held against the bound too: the newest rows, from RECENT to LONG.
-  Without its largest sample, a window of n rows must have a mean of 1 + CUT / sqrt(n) bounds for the level to be left:
+- A level in force is left when the mean of its last KEPT rows passes the bound. So that a changed workload need not
+  fill these first, shorter windows of the newest rows, from RECENT to LONG, are held against it too. Without its
+  largest sample, a window of n rows must have a mean of 1 + CUT / sqrt(n) bounds for the level to be left:
   3 of 64 rows, 2 of 256, 1.25 of 4096. So the shorter it is the less is believed, and one row alone changes nothing.
 - From 1 + LOOK / sqrt(n) bounds on, the largest sample included and down to one sample, a window is a reason to look
   closer: steps are sampled densely until it is refuted or the level is left.

@@ -11,10 +11,10 @@ UNSEEN = 3.0  # what happens in 3 of n rows is missed by n rows once in twenty t
 
 
 class Window(NamedTuple):
-    """Samples that follow each other: how many, their rows and the sum of their KL; the rows and the KL of the one that
-    has the most."""
+    """Samples that follow each other: `num` of them, their rows and the sum of their KL; the rows and the KL of the one
+    that has the most."""
 
-    count: int
+    num: int
     rows: float
     kl: float
     most_rows: float
@@ -27,11 +27,11 @@ class Window(NamedTuple):
     @property
     def rest(self) -> float:
         """The mean without that sample, which alone says nothing; 0 where fewer than three are left."""
-        return (self.kl - self.most_kl) / (self.rows - self.most_rows) if self.count > 3 else 0.0
+        return (self.kl - self.most_kl) / (self.rows - self.most_rows) if self.num > 3 else 0.0
 
     def after(self, older: Self) -> "Window":
         most = max(self[3:], older[3:], key=lambda one: one[1])
-        return Window(self.count + older.count, self.rows + older.rows, self.kl + older.kl, *most)
+        return Window(self.num + older.num, self.rows + older.rows, self.kl + older.kl, *most)
 
 
 class Measured:

@@ -121,7 +121,13 @@ def test_how_drafts_are_verified_joins_them_and_is_checked(served, refused, mode
 def found(path: Path, **change: object) -> str:
     """A doctor's file of findings, of the parts that a server reads."""
     act = {"act_from": 2, "act_to": 27}
-    told = {"kind": "doctor findings", "settings": {"model": "here/model"}, "policy": POLICY, "verdict": "pays", "act": act}
+    told = {
+        "kind": "doctor findings",
+        "settings": {"model": "here/model"},
+        "policy": POLICY,
+        "verdict": "pays",
+        "act": act,
+    }
     path.write_text(json.dumps({**told, **change}), encoding="utf-8")
     return str(path)
 

@@ -213,7 +213,7 @@ class Plan(Deciding):
             policy=self.named,
             decision_us=1e6 * self.decision_seconds / self.decisions if timed else None,
             guard=None if self.watch is None else self.watch.state(),
-            shadows=None if self.shadows is None else self.shadows.sums.told(),
+            shadows=None if self.shadows is None else self.shadows.state(),
             bound=None if self.bounded is None else self.bounded.state(),
             pace=None if self.pace is None else self.pace.state(),
             tuned=None if self.tuned is None else self.tuned.state(),
