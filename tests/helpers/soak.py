@@ -1,7 +1,7 @@
 """A server under everything at once, for as long as is asked: `python tests/helpers/soak.py --minutes 30`.
 
-Clients with all kinds of wishes, some of which hang up; policies switched every few seconds, under a bound on the KL and
-a latency objective that begin anew each time; unknown specs, malformed bodies; the computing process killed now and
+Clients with all kinds of wishes, some of which hang up; policies switched every few seconds, under a bound on the KL
+and a latency objective that begin anew each time; unknown specs, malformed bodies; the computing process killed now and
 then, and the server restarted by its supervisor. What must hold: exact requests get the answers that the server gave
 before any of it, everything is answered, bad requests with 400, and memory stays flat. Loopback only; every loop ends.
 """

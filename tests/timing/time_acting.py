@@ -1,4 +1,4 @@
-"""How much longer a step is than `vanilla`'s, where the policy always acts and where a doctor says at which batch sizes:
+"""How much longer a step is than `vanilla`'s, where the policy always acts, and where a doctor says at which sizes:
 `OMP_NUM_THREADS=1 python tests/timing/time_acting.py MODEL ACT_FROM ACT_TO 1,2,4 RUNS`.
 
 One engine; from step to step of one batch it changes between the variants, so that every step is taken by each of them.
