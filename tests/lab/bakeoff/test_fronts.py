@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lynx_moe.lab.bakeoff.findings import all_comparisons, comparisons, front_tables
 from lynx_moe.lab.bakeoff.fronts import GAP, covering, fronts, lowest, pareto, ratios
-from lynx_moe.lab.bakeoff.grids import GRIDS, ORACLE, budgets, settings
+from lynx_moe.lab.bakeoff.grids import GRIDS, ORACLE, budgets, settings, short
 from lynx_moe.lab.bakeoff.refine import ROUNDS, between, refinements
 from lynx_moe.policies import POLICIES, make_policy
 from lynx_moe.routing import RouterSpec
@@ -284,3 +284,29 @@ def test_like_is_compared_with_like_and_with_the_oracle():
     (alone,) = comparisons({"results": [one for one in lines if one["policy"] in ("oea", ORACLE)]})
     assert "oea" in alone[2][0][1]
     assert "Best published" in alone[0]
+
+
+def test_a_policy_that_brings_its_data_is_compared_with_those_that_need_none():
+    base = noise(0)
+    ours = "priced:sensitive=true,data=/somewhere/c.safetensors"
+    lines = [line(method, kept, base * share) | {"split": "test", "kind": "bakeoff"} for method, share in
+             (("priced", 1), (ours, 0.5), ("oea", 2), (ORACLE, 0.25)) for kept in (0.3, 0.34)]  # fmt: skip
+    for one in lines:
+        one |= {"spec": one["method"]}
+    tables = comparisons({"results": lines}, ours)
+    rows = {title: row for title, _, (row,) in tables}
+    (best,) = (row for title, row in rows.items() if "best published method's, which was not" in title)
+    assert best[1].startswith("0.25")
+    assert best[1].endswith(" oea")
+    (oracle,) = (row for title, row in rows.items() if "oracle" in title)
+    assert oracle[1].startswith("2.00")
+    assert all("/somewhere" not in title for title in rows)
+    names = [row[0] for _, _, table in front_tables({"results": lines}) for row in table]
+    assert "priced:sensitive=true" in names
+
+
+def test_a_name_without_its_file():
+    assert short("priced:sensitive=true,data=/a/b.safetensors norm=mass") == "priced:sensitive=true norm=mass"
+    assert short("reap:data=/a/b.safetensors,num_keep=3") == "reap:num_keep=3"
+    assert short("exfold:data=/a/b.safetensors") == "exfold"
+    assert short("lynx:alpha=4,beta=2") == "lynx:alpha=4,beta=2"

@@ -21,10 +21,10 @@ def front_tables(whole: Line) -> list[Table]:
     tables: list[Table] = []
     for mine in _cells(found):
         name = name_of(mine[0]["batch_size"], mine[0]["mix"])
-        rows = [(one["method"], *(_kl(at) for at in one["at"].values())) for one in mine]
+        rows = [(short(one["method"]), *(_kl(at) for at in one["at"].values())) for one in mine]
         tables.append((f"KL in millinats, {name}", ("method", *SHARES), rows))
         if (exact := mine[0]["exact"]) is not None:
-            rows = [(one["method"], *(_gain(at) for at in one["at"].values())) for one in mine]
+            rows = [(short(one["method"]), *(_gain(at) for at in one["at"].values())) for one in mine]
             title = f"True token's log-likelihood against the exact model's, in millinats (perplexity), {name}"
             tables.append((f"{title}; the exact model's perplexity: {math.exp(-exact):.4g}", ("method", *SHARES), rows))
     return tables
@@ -34,26 +34,41 @@ def comparisons(whole: Line, ours: str = DEFAULT) -> list[Table]:
     """`ours` against the best published method that needs no calibration, calibrated against calibrated, and beside the
     oracle, as far as the record has them: KL, and the true token's log-likelihood. The best published methods alone
     where it lacks `ours`."""
-    found = fronts(tested(whole))
+    found, name = fronts(tested(whole)), short(ours)
     tables = []
     for words, calibrated in (("without calibration", False), ("with calibration", True)):
         group = [one for one in found if one["calibrated"] == calibrated]
-        rivals = [name for name in dict.fromkeys(one["policy"] for one in group) if is_published(name) and name != ours]
+        rivals = _published(group, ours)
         if rivals and any(one["policy"] == ours for one in group):
-            title = f"KL of {ours}, as a share of the best published method's, both {words}"
-            tables.append((title, ("batches", *SHARES), _against(group, ours, rivals, _ratio)))
-            if group[0]["exact"] is not None:
-                title = (
-                    f"True token's log-likelihood of {ours} above that of the same method, in millinats, both {words}"
-                )
-                tables.append((title, ("batches", *SHARES), _against(group, ours, rivals, _more)))
+            tables += _against_best(group, ours, rivals, f"of {name}", f", both {words}")
         elif rivals:
             title = f"Best published method {words}, KL in millinats"
             tables.append((title, ("batches", *SHARES), [_best_row(cell, rivals) for cell in _cells(group)]))
     free = [one for one in found if not one["calibrated"]]
-    if {ours, ORACLE} <= {one["policy"] for one in free}:
-        title = f"KL of {ours} without calibration, as a multiple of the oracle's"
-        tables.append((title, ("batches", *SHARES), _against(free, ours, [ORACLE], _ratio)))
+    mine = [one for one in found if one["policy"] == ours] if all(one["policy"] != ours for one in free) else []
+    if (
+        mine
+        and not _published([one for one in found if one["calibrated"]], ours)
+        and (rivals := _published(free, ours))
+    ):
+        tables += _against_best(free + mine, ours, rivals, f"of {name}, calibrated", ", which was not")
+    if ORACLE in {one["policy"] for one in free} and any(one["policy"] == ours for one in free + mine):
+        words = "" if mine else " without calibration"
+        title = f"KL of {name}{words}, as a multiple of the oracle's"
+        tables.append((title, ("batches", *SHARES), _against(free + mine, ours, [ORACLE], _ratio)))
+    return tables
+
+
+def _published(group: Sequence[Line], ours: str) -> list[str]:
+    return [name for name in dict.fromkeys(one["policy"] for one in group) if is_published(name) and name != ours]
+
+
+def _against_best(group: Sequence[Line], ours: str, rivals: Sequence[str], whose: str, words: str) -> list[Table]:
+    title = f"KL {whose}, as a share of the best published method's{words}"
+    tables = [(title, ("batches", *SHARES), _against(group, ours, rivals, _ratio))]
+    if group[0]["exact"] is not None:
+        title = f"True token's log-likelihood {whose}, above that of the same method{words}, in millinats"
+        tables.append((title, ("batches", *SHARES), _against(group, ours, rivals, _more)))
     return tables
 
 
@@ -93,7 +108,7 @@ def settings_table(whole: Line) -> Table:
 def cost_table(whole: Line) -> Table:
     rows: list[tuple[str, ...]] = [
         (
-            line["policy"],
+            short(line["policy"]),
             short(line["spec"]),
             f"{line['decision_us']:.0f} [{line['quartiles_us'][0]:.0f}, {line['quartiles_us'][1]:.0f}]",
         )

@@ -1,5 +1,6 @@
 """The knob settings that each policy is tried with: one line per policy, from the router's E experts and K = top_k."""
 
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import product
 from typing import NamedTuple
@@ -100,10 +101,8 @@ def is_published(name: str) -> bool:
 
 
 def short(spec: str) -> str:
-    """A spec without the path of its calibration file."""
-    name, _, rest = spec.partition(":")
-    kept = ",".join(part for part in rest.split(",") if not part.startswith("data="))
-    return f"{name}:{kept}" if kept else name
+    """A spec, or a method's name, without the path of its calibration file."""
+    return re.sub(r"[:,]data=[^, ]*", "", re.sub(r":data=[^, ]*,", ":", spec))
 
 
 def _calibrations(name: str, file: str | None) -> list[list[str]]:

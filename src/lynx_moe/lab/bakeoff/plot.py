@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lynx_moe.lab.bakeoff.fronts import fronts
+from lynx_moe.lab.bakeoff.grids import short
 from lynx_moe.lab.bakeoff.measure import name_of, tested
 from lynx_moe.lab.shared.plots import save
 
@@ -42,7 +43,7 @@ def _picture(whole: Line, found: Sequence[Line], path: Path, panel: Any) -> Path
         for axes, size in zip(row, sizes, strict=True):
             panel(axes, [one for one in found if (one["batch_size"], one["mix"]) == (size, mix)], styles)
             axes.set_title(name_of(size, mix), fontsize=10)
-    handles = [grid[0][0].plot([], [], label=name, **style)[0] for name, style in styles.items()]
+    handles = [grid[0][0].plot([], [], label=short(name), **style)[0] for name, style in styles.items()]
     variants = sorted({one["method"].partition(" ")[2] for one in found} - {""})
     if variants:
         words = (("k-", "as it comes"), ("k:", " or ".join(variants)))
@@ -92,7 +93,9 @@ def _half(axes: Any, found: Sequence[Line], styles: dict[str, Line]) -> None:
         face = "white" if " " in one["method"] else style["color"]
         axes.errorbar(value, place, None, [[max(0, value - low)], [max(0, high - value)]], fmt=style["marker"],
                       color=style["color"], markerfacecolor=face, capsize=2, markersize=5)  # fmt: skip
-        axes.annotate(one["method"], (high, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=7)
+        axes.annotate(
+            short(one["method"]), (high, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=7
+        )
     axes.set_xscale("log")
     axes.margins(x=0.25)
     axes.set_yticks([])

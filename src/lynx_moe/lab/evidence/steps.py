@@ -116,6 +116,16 @@ def steps() -> list[Step]:
             f"lynx-moe replay {{out}}/text/recording.safetensors --slots 16 --policies '{OF_A_CACHE} "
             "cache-prior:weight=0.1 cache-prior:weight=0.3' > {out}/text/cache.txt",
         ), "models/text/model.safetensors"),
+        Step("bakeoff of text", "text.md", 45, tuple(
+            command
+            for name, sizes, sequences in ((1, "1", 24), (16, "4,16", 64), (64, "64", 128))
+            for command in (
+                f"lynx-moe bakeoff text {OF_TEXT} --batch-sizes {sizes} --mixes mixed --norms model --sequences "
+                f"{sequences} --prefix 32 --steps 16 --policies 'priced priced:{MEASURED} lynx oea xshare alloc topk "
+                f"naee min-p oracle' --out {{out}}/text/bakeoff-{name}",
+                f"lynx-moe table {{out}}/text/bakeoff-{name}/bakeoff.jsonl > {{out}}/text/bakeoff-{name}.md",
+            )
+        ), "models/text/model.safetensors"),
         Step("what max_kl keeps", "max-kl.md", 150, (
             "python tests/timing/measure_max_kl.py",
             *(f"python tests/timing/follow_max_kl.py qwen3-moe priced 16{way}" for way in ("", " back")),
