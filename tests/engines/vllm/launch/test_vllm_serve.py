@@ -123,7 +123,7 @@ def found(path: Path, **change: object) -> str:
     act = {"act_from": 2, "act_to": 27}
     told = {
         "kind": "doctor findings",
-        "settings": {"model": "here/model"},
+        "settings": {"model": "here/model", "beside": ["vanilla"]},
         "policy": POLICY,
         "verdict": "pays",
         "act": act,
@@ -143,6 +143,9 @@ def test_a_doctor_s_findings_say_where_the_policy_acts(served, refused, model: s
     for content, says in (
         ({"kind": "tune"}, "holds no doctor's findings"),
         ({"act": None}, "holds no doctor's findings"),
+        ({"settings": None}, "holds no doctor's findings"),
+        ({"policy": 3}, "holds no doctor's findings"),
+        ({"settings": {"model": "model", "beside": ["lynx"]}}, "compares with lynx"),
         ({"act": {"act_from": 2, "to": 3}}, "unknown key 'to'"),
         ({"act": {"act_from": 3, "act_to": 2}}, "act_from=3 is above act_to=2"),
     ):

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +41,19 @@ def read(file: str, policy: str, model: str) -> tuple[dict[str, int], str]:
         raise ValueError(f"doctor={file!r} cannot be read ({error.strerror}); {AGAIN}") from None
     except (UnicodeDecodeError, json.JSONDecodeError):
         raise ValueError(f"doctor={file!r} is no JSON, so no doctor's findings; {AGAIN}") from None
-    if not isinstance(found, Mapping) or found.get("kind") != KIND or not isinstance(found.get("act"), Mapping):
+    try:
+        kind, act, verdict = found["kind"], dict(found["act"]), found["verdict"]
+        asked, then = make_policy(found["policy"]).spec, Path(found["settings"]["model"]).name
+        baseline = make_policy(found["settings"]["beside"][0])
+    except (KeyError, TypeError, AttributeError):
+        kind = None
+    if kind != KIND:
         raise ValueError(f"doctor={file!r} holds no doctor's findings with `act`; name its doctor.json, or {AGAIN}")
-    asked, served = make_policy(found["policy"]).spec, make_policy(policy).spec
+    if not baseline.is_identity:
+        raise ValueError(f"doctor={file!r} compares with {baseline.spec}; doctor it with `vanilla` first in --beside")
+    served = make_policy(policy).spec
     if asked != served:
         raise ValueError(f"doctor={file!r} is about {asked}, and the server's policy is {served}; doctor that one")
-    then = Path(str(found["settings"]["model"])).name
     if then != Path(model).name:
         logger.warning("lynx_moe: the doctor's findings are of %s; if %s has other experts, ask it anew", then, model)
-    return dict(found["act"]), str(found["verdict"])
+    return act, str(verdict)
