@@ -144,7 +144,7 @@ def test_a_doctor_s_findings_say_where_the_policy_acts(served, refused, model: s
         ({"kind": "tune"}, "holds no doctor's findings"),
         ({"act": None}, "holds no doctor's findings"),
         ({"settings": None}, "holds no doctor's findings"),
-        ({"policy": 3}, "holds no doctor's findings"),
+        ({"policy": 3}, "a policy is named by a spec string"),
         ({"settings": {"model": "model", "beside": ["lynx"]}}, "compares with lynx"),
         ({"act": {"act_from": 2, "to": 3}}, "unknown key 'to'"),
         ({"act": {"act_from": 3, "act_to": 2}}, "act_from=3 is above act_to=2"),
