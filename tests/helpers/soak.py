@@ -1,9 +1,9 @@
 """A server under everything at once, for as long as is asked: `python tests/helpers/soak.py --minutes 30`.
 
-Clients with all kinds of wishes, some of which hang up; policies switched every few seconds; unknown specs, malformed
-bodies; the computing process killed now and then, and the server restarted by its supervisor. What must hold: exact
-requests get the answers that the server gave before any of it, everything is answered, bad requests with 400, and
-memory stays flat. Loopback only; every loop ends.
+Clients with all kinds of wishes, some of which hang up; policies switched every few seconds, under a bound on the KL
+and a latency objective that begin anew each time; unknown specs, malformed bodies; the computing process killed now and
+then, and the server restarted by its supervisor. What must hold: exact requests get the answers that the server gave
+before any of it, everything is answered, bad requests with 400, and memory stays flat. Loopback only; every loop ends.
 """
 
 import argparse
@@ -169,7 +169,7 @@ def _thirds(sizes: list[int]) -> list[int]:
 
 
 def soak(log: Path, seconds: float, kills: int, model: str = "qwen3-moe") -> dict[str, Any]:
-    supervisor = Supervisor(log, str(path(model)), "--policy", "lynx", "--max-kl", "0.01")
+    supervisor = Supervisor(log, str(path(model)), "--policy", "lynx", "--max-kl", "0.01", "--slo-tpot-ms", "15")
     try:
         supervisor.start()
         return Soak(supervisor, seconds, kills).run()

@@ -1,12 +1,17 @@
-"""`lynx-moe load` on a real server that runs already, with a key and a name of its own."""
+"""A real server with tuned settings and a key: what acts in it, and `lynx-moe load` on it."""
 
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import running
+from openai import OpenAI
 
+from lynx_moe.control.tuned import Tuned
 from lynx_moe.lab.load import measure
+from lynx_moe.lab.load.server import Server
 from lynx_moe.lab.shared import lines
 from lynx_moe.testbed import path
 
@@ -14,29 +19,64 @@ KEY = "open-sesame"
 SHADOW = {"lynx_moe": {"shadow": 0.5}}  # with KL measured, gauges below 0 stand among the counters
 
 
+TUNED = Tuned(model={"experts": 64}, max_kl=0.01, batches={"1": "vanilla", "2-4": "priced:price=0.3"})
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder: Path = tmp_path_factory.mktemp("server")
+    (folder / "tuned.json").write_text(json.dumps(TUNED.told()))
+    args = ("--tuned", str(folder / "tuned.json"), "--api-key", KEY, "--additional-config", json.dumps(SHADOW))
+    with running.server(folder / "log.txt", running.OURS, str(path("qwen3-moe")), *args) as url:
+        yield url
+
+
+def test_a_server_acts_as_it_was_tuned(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+    client, server = OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0), Server(url, settle=0)
+
+    def ask(number: int) -> str:
+        given = {"max_tokens": 40, "temperature": 0, "extra_body": {"ignore_eos": True}}
+        return client.completions.create(model="testbed", prompt=f"copy {number}", **given).choices[0].text
+
+    def steps() -> dict[str, tuple[str, int]]:
+        told = json.loads(server.ask("/lynx_moe/policy"))
+        assert told["policy"] == "tuned"
+        return {one["batch"]: (one["policy"], one["steps"]) for one in told["tuned"]["batches"]}
+
+    assert ask(0)
+    alone = steps()
+    assert alone["1"][0] == "vanilla"
+    assert alone["1"][1] > 30
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(ask, range(4)))
+    together = steps()["2-4"]
+    assert together[0] == "priced:price=0.3"
+    assert together[1] > alone["2-4"][1]
+
+
 def test_each_run_is_counted_by_itself_and_all_requests_are_answered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Switching the policy ends the tuned settings."""
     model, rows = str(path("qwen3-moe")), []
     for number in range(8):
         rows.append({"timestamp": 10 * number, "input_length": 512, "output_length": 1000, "hash_ids": [number]})
     trace = tmp_path / "trace.jsonl"
     trace.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    args = ("--api-key", KEY, "--additional-config", json.dumps(SHADOW))
     monkeypatch.setenv("VLLM_API_KEY", KEY)
-    with running.server(tmp_path / "log.txt", running.OURS, model, *args) as url:
-        settings = measure.Settings(
-            model=model,
-            trace=trace,
-            policies=("vanilla", "priced:price=0.3"),
-            rates=(100.0,),
-            rounds=2,
-            requests=8,
-            prompt_scale=0.05,
-            answer_scale=0.03,
-            url=url,
-        )
-        whole = measure.measure(settings, tmp_path / "out" / "load.jsonl", lambda text: None)
+    settings = measure.Settings(
+        model=model,
+        trace=trace,
+        policies=("vanilla", "priced:price=0.3"),
+        rates=(100.0,),
+        rounds=2,
+        requests=8,
+        prompt_scale=0.05,
+        answer_scale=0.03,
+        url=url,
+    )
+    whole = measure.measure(settings, tmp_path / "out" / "load.jsonl", lambda text: None)
     assert lines.load(tmp_path / "out" / "load.jsonl", "load")["results"] == whole["results"]
     assert [one["policy"] for one in whole["results"]] == [*settings.policies, *reversed(settings.policies)]
     for one in whole["results"]:

@@ -19,7 +19,7 @@ from measure_max_kl import steps
 from lynx_moe.lab.shared import engine
 
 OUT = Path("out/follow-max-kl.jsonl")
-MOST, SEARCH, AFTER, WINDOW, PROMPT = 0.01, 4000, 9000, 50, 24
+MOST, SEARCH, AFTER, WINDOW, PROMPT = 0.01, 4000, 4000, 200, 24
 
 
 def main() -> None:

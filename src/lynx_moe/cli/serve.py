@@ -38,6 +38,11 @@ def serve(
     experts_folder: Annotated[
         str | None, typer.Option(help="Where experts on a disk lie (default: the cache).")
     ] = None,
+    doctor: Annotated[
+        str | None, typer.Option(help="doctor.json of `lynx-moe doctor`: batches that gain nothing are exact.")
+    ] = None,
+    act_from: Annotated[int | None, typer.Option(help="Batches of fewer requests are exact (default: 1).")] = None,
+    act_to: Annotated[int | None, typer.Option(help="Batches of more requests are exact (default: no limit).")] = None,
 ) -> None:
     """`vllm serve MODEL` with a policy on; all else on the line is vLLM's, see `vllm serve --help=all`."""
     if importlib.util.find_spec("vllm") is None:
@@ -48,5 +53,6 @@ def serve(
     spec = None if policy is None else make_policy(policy).spec
     asked = {"policy": spec, "verify": verify, "max_kl": max_kl, "slo_tpot_ms": slo_tpot_ms, "tuned": tuned}
     asked |= {"experts_resident": experts_resident, "experts_folder": experts_folder}
+    asked |= {"doctor": doctor, "act_from": act_from, "act_to": act_to}
     ours = json.dumps({key: value for key, value in asked.items() if value is not None})
     os.execv(sys.executable, [sys.executable, "-m", SERVER, ours, *context.args])

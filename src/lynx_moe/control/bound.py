@@ -12,25 +12,28 @@ and, in a trial that nobody's tokens come from, a higher one. What the rules pro
   (`tests/control/test_bound.py`). So a level may be taken wrongly; then what is measured in force takes it back.
 - Rows with a KL as large as any that was seen in force may be missed by a trial: it is assumed that they happen in
   UNSEEN of its rows. What was never seen, and happens in one of some thousand rows, is found out only in force.
-- A level in force is left when the mean of its last KEPT rows passes the bound, or that of the last RECENT rows without
-  the largest sample four times the bound. KL that rises less than that, or in fewer rows, is not seen.
+- A level in force is left when the mean of its last KEPT rows passes the bound. So that a changed workload need not
+  fill these first, shorter windows of the newest rows, from RECENT to LONG, are held against it too. Without its
+  largest sample, a window of n rows must have a mean of 1 + CUT / sqrt(n) bounds for the level to be left:
+  3 of 64 rows, 2 of 256, 1.25 of 4096. So the shorter it is the less is believed, and one row alone changes nothing.
+- From 1 + LOOK / sqrt(n) bounds on, the largest sample included and down to one sample, a window is a reason to look
+  closer: steps are sampled densely until it is refuted or the level is left.
 
 Where the least price cannot be held, the bucket is exact, and the trials go on.
 """
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lynx_moe.control.measured import ENOUGH, GROUPS, KEPT, UNSEEN, Measured
 from lynx_moe.control.sampling import bucket
 
 LEAST, STEP, MOST = 1e-4, 2**0.25, 2.0  # prices that are tried; a price of 2 loads what rows cannot do without
-GROUPS, T_99 = 8, 2.998  # Student's t, one-sided, with GROUPS - 1 degrees of freedom
-RECENT, FEW, ENOUGH, KEPT = 64, 256, 1024, 8192  # rows
-UNSEEN = 3.0  # what happens in 3 of n rows is missed by n rows once in twenty times
-RAISE, FAR, SUSPICIOUS = 0.9, 4.0, 1.5  # of the bound
+RECENT, FEW = 64, 256  # rows
+RAISE = 0.9  # of the bound
+CUT, LOOK = 16.0, 2.0  # bounds above the bound, of a mean of one row; of n rows by their root less
 # shares of the steps that are shadow steps: while a level is sought, while it is confirmed in force, and after
 DENSE, CONFIRMING, SPARSE = 1 / 4, 1 / 32, 1 / 512
 LONGEST = 8  # levels that are skipped at once
@@ -44,57 +47,6 @@ def price_list(*, knows_prices: bool) -> list[float]:
     while found[-1] * STEP <= MOST:
         found.append(found[-1] * STEP)
     return found
-
-
-class Measured:
-    """Samples of one level: rows and the sum of their KL, of each shadow step; the newest KEPT rows."""
-
-    def __init__(self) -> None:
-        self.samples: deque[tuple[float, float]] = deque()
-        self.rows = self.kl = 0.0
-
-    def add(self, rows: float, kl: float) -> None:
-        self.samples.append((rows, kl))
-        self.rows, self.kl = self.rows + rows, self.kl + kl
-        while self.rows - self.samples[0][0] >= KEPT:
-            old_rows, old_kl = self.samples.popleft()
-            self.rows, self.kl = self.rows - old_rows, self.kl - old_kl
-
-    @property
-    def mean(self) -> float:
-        return self.kl / self.rows if self.rows else 0.0
-
-    @property
-    def margin(self) -> float:
-        """From the mean to either confidence bound; infinite while there are too few samples."""
-        count = len(self.samples)
-        if count < GROUPS:
-            return float("inf")
-        samples, means = list(self.samples), []
-        for group in range(GROUPS):
-            part = samples[count * group // GROUPS : count * (group + 1) // GROUPS]
-            means.append(sum(kl for _, kl in part) / sum(rows for rows, _ in part))
-        middle = sum(means) / GROUPS
-        return T_99 * math.sqrt(sum((mean - middle) ** 2 for mean in means) / (GROUPS - 1) / GROUPS)
-
-    def upper(self, spike: float) -> float:
-        """The upper confidence bound, where rows of up to `spike` nats are known. Of fewer than ENOUGH rows it is taken
-        the larger, as their tail is unseen."""
-        rows = max(self.rows, 1.0)
-        return (self.mean + self.margin) * math.sqrt(max(1.0, ENOUGH / rows)) + UNSEEN * spike / rows
-
-    def recent(self) -> float:
-        """The mean of the newest RECENT rows, of four samples at least, without the largest sample: one row alone says
-        nothing. 0 while there are fewer."""
-        taken: list[tuple[float, float]] = []
-        rows = 0.0
-        for sample in reversed(self.samples):
-            taken.append(sample)
-            rows += sample[0]
-            if rows >= RECENT and len(taken) > 3:
-                taken.remove(max(taken, key=lambda one: one[1]))
-                return sum(kl for _, kl in taken) / sum(rows for rows, _ in taken)
-        return 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +67,7 @@ class Bucket:
         self.level, self.jump = 0, LONGEST
         self.now, self.above = Measured(), Measured()
         self.settled, self.credit = False, 1.0
+        self.looks = False  # something in force asks to be looked at closely
         self.spike = 0.0  # the largest sum of a sample in force, forgotten over some thousand samples
         self.changes = {"raise": 0, "lower": 0}
 
@@ -130,7 +83,7 @@ class Bucket:
     @property
     def share(self) -> float:
         """Of the steps of this bucket that are shadow steps."""
-        if not self.settled or self.now.recent() > SUSPICIOUS * self.most:
+        if not self.settled or self.looks:
             return DENSE
         return CONFIRMING if self.level > 0 and self.now.rows < KEPT / 2 else SPARSE
 
@@ -150,9 +103,9 @@ class Bucket:
         self.spike = max(self.spike * (1 - 1 / KEPT), now[1])
         if level and now[0]:
             self.now.add(*now)
-            for value, enough in ((self.now.mean, self.now.rows >= FEW), (self.now.recent() / FAR, True)):
-                if enough and value > self.most:
-                    return self._lower(max(self.now.mean, self.now.recent()))
+            found = self._judged()
+            if found is not None:
+                return self._lower(*found)
         if above is None or not above[0] or trial != self.trial or trial == level:
             self.settled = self.settled or trial == level
             return None
@@ -167,6 +120,19 @@ class Bucket:
             self.above = Measured()
         return None
 
+    def _judged(self) -> tuple[float, float] | None:
+        """The level in force: (mean, rows) of what the bound does not hold for, None where it does."""
+        windows = list(self.now.newest())
+        self.looks = any(one.mean > self.most * (1 + LOOK / math.sqrt(one.rows)) for one in windows)
+        found = [
+            (one.rest, one.rows)
+            for one in windows
+            if one.rows >= RECENT and one.rest > self.most * (1 + CUT / math.sqrt(one.rows))
+        ]
+        if self.now.rows >= FEW and self.now.mean > self.most:
+            found.append((self.now.mean, self.now.rows))
+        return max(found, default=None)
+
     def _raise(self) -> Change:
         why = f"{self.above.upper(self.spike):.3g} nats at the most in {self.above.rows:.0f} rows of trials"
         was, self.level = self.price, self.trial
@@ -174,13 +140,13 @@ class Bucket:
         self.jump, self.settled = min(2 * self.jump, LONGEST), False
         return self._changed("raise", was, why)
 
-    def _lower(self, found: float) -> Change:
+    def _lower(self, found: float, rows: float) -> Change:
         """To where the bound would hold if KL rose as the price: it rises faster."""
-        why = f"{found:.3g} nats in the last {self.now.rows:.0f} rows"
+        why = f"{found:.3g} nats in the last {rows:.0f} rows"
         was, reach = self.price, self.price * RAISE * self.most / found
         self.level = max(place for place in range(self.level) if place == 0 or self.prices[place] <= reach)
         self.now, self.above = Measured(), Measured()
-        self.jump, self.settled = 1, False
+        self.jump, self.settled, self.looks = 1, False, False
         return self._changed("lower", was, why)
 
     def _changed(self, direction: str, was: float, why: str) -> Change:

@@ -11,6 +11,7 @@ from tiny_vllm import save_model
 from typer.testing import CliRunner
 
 from lynx_moe.cli import app
+from lynx_moe.engines.vllm.launch import acting
 from lynx_moe.lab.doctor import measure, show
 from lynx_moe.lab.doctor.findings import findings, of_record
 from lynx_moe.lab.doctor.measure import LEAST_ROUNDS, MOST_ROUNDS, Settings
@@ -56,17 +57,25 @@ def filled(step, settings, path, clock=lambda: 0.0):
 
 
 @pytest.mark.parametrize(
-    ("step", "says"),
+    ("step", "says", "act"),
     [
-        (memory_bound, "pays from batch 2 to 32, the largest tried: about 1.8x at 32"),
-        (turning, "pays from batch 2 to 27: about 1.6x at 4; compute-bound from batch 29 to 32, the largest tried"),
-        (host_bound, "does not pay here: steps are host-bound"),
-        (lambda rows, experts: 2.0 * rows, "does not pay here: steps are compute-bound"),
+        (memory_bound, "pays from batch 2 to 32, the largest tried: about 1.8x at 32", (2, 32)),
+        (
+            turning,
+            "pays from batch 2 to 27: about 1.6x at 4; compute-bound from batch 29 to 32, the largest tried",
+            (2, 27),
+        ),
+        (host_bound, "does not pay here: steps are host-bound", (1, 0)),
+        (lambda rows, experts: 2.0 * rows, "does not pay here: steps are compute-bound", (1, 0)),
     ],
 )
-def test_the_verdict_is_one_plain_line(step, says, settings, tmp_path):
+def test_the_verdict_is_one_plain_line_and_a_server_acts_as_it_says(step, says, act, settings, tmp_path):
     whole, _ = filled(step, settings, tmp_path / "doctor.jsonl")
-    assert of_record(whole)["verdict"] == says
+    found = of_record(whole)
+    assert found["verdict"] == says
+    assert found["act"] == dict(zip(("act_from", "act_to"), act, strict=True))
+    told = show.save_findings(whole, tmp_path / "doctor.json")
+    assert acting.read(str(told), "priced", "qwen3-30b") == (found["act"], says)
 
 
 def test_a_policy_whose_decisions_eat_the_gain_does_not_pay():

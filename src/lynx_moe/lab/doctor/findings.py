@@ -1,6 +1,6 @@
 """What a fit says: what steps wait for, from which batch size to which a policy pays, and how much."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -35,6 +35,8 @@ def findings(samples: Sequence[Line], asked: str, baseline: str) -> Line:
              times (`held_out`; None where nothing else is left to fit), and as `measured`, with its range.
     waits    what the baseline's steps wait for: [what, from batch, to batch], for all sizes within those measured.
     pays     [from, to] of every range of batch sizes in which the policy pays.
+    act      the one of these ranges in which most is gained, as a server takes it (`act_from`, `act_to`); act_to is 0
+             where it pays nowhere. Beyond the sizes that were measured nothing is known, and nothing acts.
     verdict  the same in one line.
 
     Raises ValueError for samples that do not tell loads from rows.
@@ -57,6 +59,7 @@ def findings(samples: Sequence[Line], asked: str, baseline: str) -> Line:
     paying = [value >= PAYS and what == LOADS for value, what in zip(faster, waiting, strict=True)]
     waits, pays = _ranges(sizes, waiting), [[low, high] for yes, low, high in _ranges(sizes, paying) if yes]
     found = {"fit": asdict(whole), "lines": lines, "waits": waits, "pays": pays, "faster": faster}
+    found["act"] = _acting(pays, dict(zip(sizes, faster, strict=True)))
     return {"policy": asked, **found, "verdict": verdict(lines, waits, pays)}
 
 
@@ -92,6 +95,14 @@ def verdict(lines: Sequence[Line], waits: Sequence[tuple[str, int, int]], pays: 
     rest = [f"{BOUND[what]} {_range(low, high, last)}" for what, low, high in waits if what != LOADS]
     much = f"{best['predicted']:.{1 if best['predicted'] >= 1.1 else 2}f}x"
     return "; ".join([f"pays {ranges}: about {much} at {best['batch']}", *rest])
+
+
+def _acting(pays: Sequence[Sequence[int]], faster: Mapping[int, float]) -> dict[str, int]:
+    """The range in which the largest gain lies."""
+    if not pays:
+        return {"act_from": 1, "act_to": 0}
+    low, high = max(pays, key=lambda ends: max(faster[size] for size in range(ends[0], ends[1] + 1)))
+    return {"act_from": low, "act_to": high}
 
 
 def _line(whole: Fit, blind: Fit | None, cell: Cell, idle_ms: float) -> Line:

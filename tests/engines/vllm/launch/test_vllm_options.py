@@ -61,12 +61,29 @@ def test_options_have_defaults():
         ({"policy": "lynx", "presets": {"topk": "topk:k=1"}}, "preset 'topk' must be"),
         ({"policy": "lynx", "presets": {"a:b": "lynx"}}, "preset 'a:b' must be"),
         ({"policy": "lynx", "presets": {"mine": "lnyx"}}, "did you mean 'lynx'"),
+        ({"policy": "lynx", "act_from": 0}, "act_from=0 must be a whole number of rows, 1 or more"),
+        ({"policy": "lynx", "act_from": None}, "act_from=None must be a whole number"),
+        ({"policy": "lynx", "act_from": 2.5}, "act_from=2.5 must be a whole number"),
+        ({"policy": "lynx", "act_to": -1}, "act_to=-1 must be a whole number of rows, 0 or more"),
+        ({"policy": "lynx", "act_to": True}, "act_to=True must be a whole number"),
+        ({"policy": "lynx", "act_from": 9, "act_to": 8}, "act_from=9 is above act_to=8; swap them"),
     ],
 )
 def test_bad_options_are_refused(given, message):
     with pytest.raises(ValueError, match=message) as caught:
         Options.of(config({"lynx_moe": given}))
     assert "\n" not in str(caught.value)
+
+
+def test_the_batch_sizes_in_which_a_policy_acts():
+    def sizes(**given):
+        options = Options(policy="lynx", **given)
+        return [rows for rows in range(10) if options.acts_at(rows)]
+
+    assert sizes() == list(range(1, 10))
+    assert sizes(act_from=4) == list(range(4, 10))
+    assert sizes(act_from=2, act_to=4) == [2, 3, 4]
+    assert sizes(act_to=0) == []
 
 
 @pytest.mark.parametrize(

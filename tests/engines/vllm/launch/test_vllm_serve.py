@@ -118,6 +118,43 @@ def test_how_drafts_are_verified_joins_them_and_is_checked(served, refused, mode
     assert "verify='remp' must be one of 'exact', 'remap', 'draft'" in refused(model, "--port", "0", verify="remp")
 
 
+def found(path: Path, **change: object) -> str:
+    """A doctor's file of findings, of the parts that a server reads."""
+    act = {"act_from": 2, "act_to": 27}
+    told = {
+        "kind": "doctor findings",
+        "settings": {"model": "here/model", "beside": ["vanilla"]},
+        "policy": POLICY,
+        "verdict": "pays",
+        "act": act,
+    }
+    path.write_text(json.dumps({**told, **change}), encoding="utf-8")
+    return str(path)
+
+
+def test_a_doctor_s_findings_say_where_the_policy_acts(served, refused, model: str, tmp_path: Path, caplog) -> None:
+    file = found(tmp_path / "doctor.json")
+    ours = served(model, "--port", "0", doctor=file).additional_config["lynx_moe"]
+    assert ours == {"policy": POLICY, "act_from": 2, "act_to": 27}
+    ours = served(model, "--port", "0", act_to=8).additional_config["lynx_moe"]
+    assert ours == {"policy": POLICY, "act_to": 8}
+    assert "so does act_from; leave out either" in refused(model, "--port", "0", doctor=file, act_from=2)
+    assert f"the server's policy is {DEFAULT}" in refused(model, "--port", "0", doctor=file, policy="")
+    for content, says in (
+        ({"kind": "tune"}, "holds no doctor's findings"),
+        ({"act": None}, "holds no doctor's findings"),
+        ({"settings": None}, "holds no doctor's findings"),
+        ({"policy": 3}, "a policy is named by a spec string"),
+        ({"settings": {"model": "model", "beside": ["lynx"]}}, "compares with lynx"),
+        ({"act": {"act_from": 2, "to": 3}}, "unknown key 'to'"),
+        ({"act": {"act_from": 3, "act_to": 2}}, "act_from=3 is above act_to=2"),
+    ):
+        assert says in refused(model, "--port", "0", doctor=found(tmp_path / "bad.json", **content))
+    (tmp_path / "bad.json").write_text("{", encoding="utf-8")
+    assert "is no JSON" in refused(model, "--port", "0", doctor=str(tmp_path / "bad.json"))
+    assert "cannot be read" in refused(model, "--port", "0", doctor=str(tmp_path / "nowhere.json"))
+
+
 def test_a_config_file_is_read_as_vllm_reads_it(served, model: str, tmp_path: Path) -> None:
     file = tmp_path / "vllm.yaml"
     file.write_text("port: 0\nadditional-config:\n  other: 2\n  lynx_moe:\n    log_every: 5\n", encoding="utf-8")

@@ -13,6 +13,9 @@ def refusal(vllm_config: Any) -> str | None:
         "--cpu-offload-gb GIB --cpu-offload-params experts": not current_platform.is_cpu(),
         f"serves from one process, and this engine has {parallel.world_size}; use tensor_parallel_size=1 and "
         "pipeline_parallel_size=1": parallel.world_size > 1,
+        f"serves from one engine, and here are {parallel.data_parallel_size}; use data_parallel_size=1": (
+            parallel.data_parallel_size > 1
+        ),
         "cannot be combined with LoRA, whose kernels take all experts; leave out either": vllm_config.lora_config,
         "needs vLLM 0.32, whose CPU kernels pack experts one by one": not _packs_one_by_one(),
     }

@@ -10,9 +10,9 @@ from typing import Any, Self
 from lynx_moe.control.options import GuardOptions, is_number
 from lynx_moe.control.tuned import Tuned
 from lynx_moe.engines.disk.amount import Amount
-from lynx_moe.engines.vllm.launch import connectors, disk, presets, ranks, speculation, tuned, twice
+from lynx_moe.engines.vllm.launch import acting, connectors, disk, presets, ranks, speculation, tuned, twice
 from lynx_moe.engines.vllm.launch.versions import SUPPORTED
-from lynx_moe.policies import DEFAULT, POLICIES, Policy, make_policy
+from lynx_moe.policies import DEFAULT, Policy, make_policy
 
 KEY = "lynx_moe"
 TESTED = "0.30.0 to 0.32.0"
@@ -44,6 +44,7 @@ class Options:
     tuned      what acts at which batch size (`control/tuned.py`): a file, or what it holds, in place of a policy.
     experts_resident  how many experts stay in memory (`engines/disk/amount.py`), the others on a disk; None: all do.
     experts_folder    where their files lie; None: in the user's cache.
+    act_from, act_to  rows that may be remapped: steps of fewer, or of more, are exact. act_to=0: all steps are.
     """
 
     policy: str
@@ -60,6 +61,8 @@ class Options:
     tuned: Tuned | None = None
     experts_resident: int | str | None = None
     experts_folder: str | None = None
+    act_from: int = 1
+    act_to: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.policy, str):
@@ -85,8 +88,9 @@ class Options:
         if self.guard is not None and self.guard.max_kl is not None and self.shadow == 0:
             raise ValueError(f"{KEY}: guard: max_kl is measured in shadow steps, and shadow=0; leave out either")
         self.make_policy()
-        presets.check(self.presets, (EXACT, *POLICIES))
         self._check_experts()
+        presets.check(KEY, self.presets, EXACT, FAST)
+        acting.check(KEY, self.act_from, self.act_to)
 
     @property
     def twice(self) -> str:
@@ -94,6 +98,10 @@ class Options:
         if self.max_kl is not None or (self.guard is not None and self.guard.max_kl is not None):
             return "max_kl"
         return f"shadow={self.shadow:g}" if self.shadow else ""
+
+    def acts_at(self, rows: int) -> bool:
+        """Whether a policy may act in a step of so many rows that may be remapped."""
+        return self.act_from <= rows and (self.act_to is None or rows <= self.act_to)
 
     @property
     def for_target(self) -> str:

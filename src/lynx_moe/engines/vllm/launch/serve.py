@@ -7,6 +7,7 @@ before weights load.
 """
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,10 +18,11 @@ from typing import Any, NoReturn
 
 from lynx_moe.calibration import artifact
 from lynx_moe.engines.shared import config
-from lynx_moe.engines.vllm.launch import address, command, ranks
+from lynx_moe.engines.vllm.launch import acting, address, command, ranks
 from lynx_moe.engines.vllm.launch.options import KEY, Options
 from lynx_moe.policies import DEFAULT, Policy
 
+logger = logging.getLogger("vllm.lynx_moe")
 ALLOWED = "VLLM_PLUGINS"
 ENDPOINTS = "vllm.endpoint_plugins"
 LOADED = tuple(f"vllm.{kind}_plugins" for kind in ("general", "io_processor", "platform", "stat_logger"))
@@ -82,7 +84,11 @@ def prepare(args: Any, asked: Mapping[str, Any]) -> None:
     """
     if args.config is not None:
         raise ValueError(f"vLLM reads a config file only as `--config FILE`, in full; {args.config} would be ignored")
+    asked = dict(asked)
+    findings = asked.pop("doctor", None)
     args.additional_config = with_ours(args.additional_config, asked, ranks.default(args.data_parallel_size))
+    if findings is not None:
+        _as_found(args, findings)
     options = Options.of(SimpleNamespace(additional_config=args.additional_config))
     assert options is not None  # with_ours has named one
     for made in options.policies:
@@ -108,6 +114,17 @@ def with_ours(given: Any, asked: Mapping[str, Any], default: str = DEFAULT) -> d
             flag = f"--{key.replace('_', '-')}"
             raise ValueError(f"--additional-config names {key} {ours[key]!r}, {flag} {value!r}; leave one of them out")
     return {**given, KEY: ours}
+
+
+def _as_found(args: Any, findings: str) -> None:
+    """Puts the batch sizes in which the policy acts, by a doctor's findings, into the additional config."""
+    ours = args.additional_config[KEY]
+    for other in ("act_from", "act_to", "tuned"):
+        if other in ours:
+            raise ValueError(f"doctor says at which batch sizes a policy acts, and so does {other}; leave out either")
+    found, verdict = acting.read(findings, ours["policy"], args.model_tag or args.model)
+    ours |= found
+    logger.info("%s: doctor: %s %s", KEY, ours["policy"], verdict)
 
 
 def check_model(args: Any, policy: Policy) -> None:

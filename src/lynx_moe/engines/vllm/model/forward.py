@@ -18,7 +18,7 @@ import torch
 from vllm.forward_context import get_forward_context
 
 from lynx_moe.engines.vllm.step.plan import Plan
-from lynx_moe.engines.vllm.step.shadows.passes import LAG, Shadows
+from lynx_moe.engines.vllm.step.shadows.passes import LAG, STAYS, Shadows
 from lynx_moe.engines.vllm.step.shadows.sample import TIMES, TOLD
 
 PLAN = "lynx_moe_plan"  # attribute of the model
@@ -61,7 +61,7 @@ def forward(original: Callable[..., Any], runner: Any, *args: Any, **given: Any)
             for own, tensor in shadows.received.get(name, {}).items():
                 into = given["intermediate_tensors"][own]
                 into.copy_(tensor[: len(into)])
-            output = original(runner, *args, **given)
+            output = _timed(shadows, name, original, runner, *args, **given)
             _from_the_first_layer()
             if hasattr(output, "tensors"):  # an earlier stage's
                 beside |= {f"{BESIDE}{name}/{own}": tensor.clone() for own, tensor in output.tensors.items()}
@@ -69,7 +69,7 @@ def forward(original: Callable[..., Any], runner: Any, *args: Any, **given: Any)
                 hidden = output[0] if runner.use_aux_hidden_state_outputs else output
                 shadows.logits[name] = runner.model.compute_logits(hidden[shadows.indices])
     shadows.seconds = time.perf_counter() - start
-    output = original(runner, *args, **given)
+    output = _timed(shadows, STAYS, original, runner, *args, **given)
     if beside:
         output.tensors.update(beside)
     return output
@@ -101,6 +101,13 @@ def sample(original: Callable[..., Any], runner: Any, *args: Any, **given: Any) 
         for name, found in ((name, one.told()) for name, one in told.items() if one is not None):
             if found:
                 setattr(getattr(output, "_model_runner_output", output), name, found)
+    return output
+
+
+def _timed(shadows: Shadows, name: str, original: Callable[..., Any], *args: Any, **given: Any) -> Any:
+    start = time.perf_counter()
+    output = original(*args, **given)
+    shadows.times[name] = time.perf_counter() - start
     return output
 
 

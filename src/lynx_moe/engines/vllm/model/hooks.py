@@ -11,7 +11,7 @@ from vllm.logger import init_logger
 
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.vllm.front import worker
-from lynx_moe.engines.vllm.launch import ranks, twice
+from lynx_moe.engines.vllm.launch import acting, ranks, twice
 from lynx_moe.engines.vllm.launch.options import KEY, Options, has_graphs
 from lynx_moe.engines.vllm.launch.refusals import refusing
 from lynx_moe.engines.vllm.launch.wrap import wrap
@@ -68,6 +68,8 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
     logger.info(
         "%s: policy %s on %d MoE layers of %s", KEY, plan.named, len(plan.layers), vllm_config.model_config.model
     )
+    if told := acting.text(options.act_from, options.act_to):
+        logger.info("%s: %s", KEY, told)
     return model
 
 

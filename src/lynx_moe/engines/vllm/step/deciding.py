@@ -1,5 +1,6 @@
 """What a plan decides with in the current step: the layers, the rows, whose policies they follow, and a trial's."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,8 @@ from lynx_moe.engines.vllm.step.watch import Watch
 from lynx_moe.policies import Policy
 from lynx_moe.policies.contract.groups import decide_groups
 from lynx_moe.routing import Routing, Rows
+
+logger = logging.getLogger("vllm.lynx_moe")
 
 
 class Deciding(Counted):
@@ -132,6 +135,8 @@ class Deciding(Counted):
         if self.shadows is not None:
             for sample in getattr(scheduler_output, TOLD, ()):
                 self.shadows.sums.add(sample)
+                if line := self.shadows.gains.add(sample):
+                    logger.info(line)
                 if self.bounded is not None:
                     self.bounded.hear(sample)
                 elif self.watch is not None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -131,6 +132,8 @@ class Plan(Deciding):
             "policy": self.governed.named,
             "tuned": None if self.tuned is None else self.tuned.state(),
             "verify": self.options.verify,
+            "act_from": self.options.act_from,
+            "act_to": self.options.act_to,
             "presets": named,
             "switchable": not self.graphs,
             "recorded": None if self.recorded is None else self.recorded.spec,
@@ -151,8 +154,11 @@ class Plan(Deciding):
         """The masks of `rows` are those of the step that comes next."""
         if not self.drafts:
             activate(self)
-        kind = self.rows.kind
-        self.acts = kind.acts and (kind is not Kind.SINGLE or any(policy.acts_alone for policy in self.deciding))
+        kind, within = self.rows.kind, self.options.acts_at(self.rows.num_decode_rows)
+        if kind.acts and not within:  # what graphs have recorded acts in every step
+            self.rows.ask(np.zeros_like(self.rows.price_T))
+        alone = kind is Kind.SINGLE and not any(policy.acts_alone for policy in self.deciding)
+        self.acts = kind.acts and within and not alone
         trials = self.shadow_step()
         self.count(
             self.rows, acts=self.acts, known=all(policy.knows_prices or policy.is_identity for policy in self.deciding)
@@ -219,7 +225,7 @@ class Plan(Deciding):
             policy=self.named,
             decision_us=1e6 * self.decision_seconds / self.decisions if timed else None,
             guard=None if self.watch is None else self.watch.state(),
-            shadows=None if self.shadows is None else self.shadows.sums.told(),
+            shadows=None if self.shadows is None else self.shadows.state(),
             bound=None if self.bounded is None else self.bounded.state(),
             pace=None if self.pace is None else self.pace.state(),
             tuned=None if self.tuned is None else self.tuned.state(),

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from lynx_moe.control import sampling
 from lynx_moe.engines.shared.late import Late
+from lynx_moe.engines.vllm.step.shadows.gain import Gains
 from lynx_moe.engines.vllm.step.shadows.sample import Effect, Sample, Sums, effects
 from lynx_moe.policies import Policy
 
-EXACT, ABOVE = "exact", "above"
+EXACT, ABOVE, STAYS = "exact", "above", "stays"
 LAG = 8  # steps that a sample may take from a GPU to the host
 
 
@@ -46,12 +47,14 @@ class Shadows:
         self.received: dict[str, dict[str, Tensor]] = {}  # from the stage before: what each pass goes on from
         self.logits: dict[str, Tensor] = {}  # [N, V], of this step's passes
         self.seconds = 0.0
+        self.times: dict[str, float] = {}  # of this step's passes, in seconds
+        self.gains = Gains()
         self.travelling: deque[tuple[int, Late, dict[str, Any]]] = deque()
 
     def begin_step(self, *, acts: bool, batch: int, due: bool | None = None) -> bool:
         """A step comes, and with it is decided whether it is one; acts: some row may be remapped in it. due: who has a
         share of their own says it."""
-        self.trials, self.logits, self.received, self.seconds = {}, {}, {}, 0.0
+        self.trials, self.logits, self.received, self.seconds, self.times = {}, {}, {}, 0.0, {}
         self.batch = batch
         self.step += acts
         return acts and (sampling.due(self.step, self.share) > 0 if due is None else due)
@@ -73,7 +76,14 @@ class Shadows:
             parts.append(effects(truth_NV, logits[ABOVE], server_N))
         late = Late(torch.cat(parts).flatten())
         self.seconds += time.perf_counter() - start
-        self.travelling.append((self.step + lag, late, {"batch": self.batch, "at": self.at, "seconds": self.seconds}))
+        timed = EXACT in self.times and policy_NV.device.type == "cpu"
+        passes = (self.times[EXACT], self.times[STAYS]) if timed else None
+        known = {"batch": self.batch, "at": self.at, "seconds": self.seconds, "passes": passes}
+        self.travelling.append((self.step + lag, late, known))
+
+    def state(self) -> dict[str, Any]:
+        """What was measured so far, in plain numbers."""
+        return {**self.sums.told(), "gains": self.gains.state()}
 
     def told(self) -> list[Sample]:
         """Samples that the host has by now."""

@@ -50,7 +50,8 @@ class Effect(NamedTuple):
 class Sample:
     """One shadow step. batch: its rows that may be remapped. at: what stood when it ran, as who asked for the trial
     knows it. server: rows that follow the server's policy; request: those that bring their own; above: the former
-    again, in a trial of another setting. seconds: what it cost the host."""
+    again, in a trial of another setting. seconds: what it cost the host. passes: seconds of the exact forward pass and
+    of the one that stayed; None where the host does not wait for them."""
 
     batch: int
     at: Any
@@ -58,6 +59,7 @@ class Sample:
     request: Effect
     above: Effect | None
     seconds: float
+    passes: tuple[float, float] | None = None
 
 
 def effects(truth_NV: Tensor, policy_NV: Tensor, *rows: Tensor) -> Tensor:
