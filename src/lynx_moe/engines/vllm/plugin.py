@@ -24,7 +24,7 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-from lynx_moe.engines.vllm.launch.wrap import wrap
+from lynx_moe.engines.shared.wrap import wrap
 
 logger = logging.getLogger("vllm.lynx_moe")
 BUILDERS = (

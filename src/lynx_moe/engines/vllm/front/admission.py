@@ -10,9 +10,9 @@ from typing import Any
 
 from vllm import exceptions
 
+from lynx_moe.engines.shared.step import wishes
 from lynx_moe.engines.vllm.front import control
 from lynx_moe.engines.vllm.launch.options import EXACT, KEY, Options
-from lynx_moe.engines.vllm.step import wishes
 from lynx_moe.engines.vllm.step.built import ASK, Model
 from lynx_moe.policies import Policy, make_policy
 from lynx_moe.policies.contract.trial import tried
@@ -123,12 +123,7 @@ class Admission:
             )
 
     def _refusal(self, reason: str) -> Unwelcome:
-        own = (
-            ", a price such as 0.05, or a policy's spec such as lynx:alpha=3,beta=2"
-            if self.options.max_policies
-            else ""
-        )
-        return Unwelcome(f"{KEY}: {reason}; allowed: {', '.join((EXACT, *self.options.named))}{own}")
+        return Unwelcome(f"{KEY}: {reason}; allowed: {wishes.allowed(self.options)}")
 
 
 def together(spec: str, policy: Policy) -> bool:
