@@ -11,6 +11,10 @@ from lynx_moe.policies.contract.trial import tried
 from lynx_moe.routing import RouterSpec
 
 
+class Bypass(Exception):
+    """This router keeps the engine's own routing; the message says why."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
     """A remapped MoE layer: the engine's name of it, its router's rule, which rank has which expert (None: a load

@@ -82,8 +82,8 @@ def _wrap_front_end() -> None:
     import vllm.v1.engine.llm_engine as llm_engine
     import vllm.v1.engine.utils as engine_utils
 
+    from lynx_moe.engines.shared import refusals
     from lynx_moe.engines.vllm.front import admission, bodies
-    from lynx_moe.engines.vllm.launch import refusals
 
     wrap(engine_utils, "wait_for_engine_startup", refusals.wait_for_engine_startup)
     wrap(async_llm.AsyncLLM, "get_supported_tasks", admission.get_supported_tasks)
@@ -104,7 +104,8 @@ def _wrap_front_end() -> None:
 
 
 def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    from lynx_moe.engines.vllm.launch import refusals, speculation, tuned
+    from lynx_moe.engines.shared import refusals
+    from lynx_moe.engines.vllm.launch import speculation, tuned
     from lynx_moe.engines.vllm.launch.options import KEY, Options, check_engine
 
     given = args[0]  # the EngineArgs
@@ -155,7 +156,7 @@ def _warn_of_connectors(transfer: Any) -> None:
 
 
 def _initialize_model(original: Callable[..., Any], vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
-    from lynx_moe.engines.vllm.launch import refusals
+    from lynx_moe.engines.shared import refusals
     from lynx_moe.engines.vllm.launch.options import Options, check_engine
 
     options = Options.of(vllm_config)

@@ -9,10 +9,11 @@ A request asks by the key "lynx_moe" among the arguments that engines hand on fo
 import difflib
 import logging
 import re
+from collections.abc import Collection
 from typing import Any
 
 from lynx_moe.engines.shared.options import DRAFT, EXACT, KEY, REMAP, Serving
-from lynx_moe.policies import DEFAULT, make_policy
+from lynx_moe.policies import DEFAULT, Policy, make_policy
 
 VERIFY_KEY = f"{KEY}_verify"
 KEYS = (KEY, VERIFY_KEY)
@@ -111,6 +112,29 @@ def understood(sampling_params: Any, options: Serving, *, aloud: bool = True) ->
         if aloud:
             logger.warning("%s: a request stays exact: %s", KEY, str(error).partition("\n")[0])
         return EXACT
+
+
+def brings(wish: Any, policy: Policy, options: Serving) -> bool:
+    """Whether a wish, which means this policy, is one of the `max_policies` that running requests may bring: it is none
+    by name, and not decided together with the server's at a price of its own."""
+    if (isinstance(wish, str) and wish in options.named) or policy.is_identity:
+        return False
+    return not (options.max_policies and policy.knows_prices and together(options.policy, policy))
+
+
+def too_many(wish: Any, others: Collection[str], options: Serving) -> str | None:
+    """Why a wish that brings a policy is one too many beside the specs that others have brought; None: it is not."""
+    if len(others) < options.max_policies:
+        return None
+    return (
+        f"{wish!r}: the running requests may bring max_policies={options.max_policies} specs of their own, and bring "
+        f"{', '.join(sorted(others)) or 'none'}"
+    )
+
+
+def together(spec: str, policy: Policy) -> bool:
+    """Whether a policy and that of the spec are the same but for their prices."""
+    return make_policy(spec).without_price() == policy.without_price()
 
 
 def allowed(options: Serving) -> str:

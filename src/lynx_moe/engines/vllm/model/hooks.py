@@ -10,19 +10,19 @@ import vllm.model_executor.layers.fused_moe.layer as moe_layer
 from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-from lynx_moe.engines.shared.layers import Layer, built_shape, without_kernel
+from lynx_moe.engines.shared.layers import Bypass, Layer, built_shape, without_kernel
+from lynx_moe.engines.shared.refusals import refusing
 from lynx_moe.engines.shared.step.rows import EXACT_ROW
 from lynx_moe.engines.shared.tell.log import log_line
 from lynx_moe.engines.shared.wrap import wrap
 from lynx_moe.engines.vllm.front import worker
 from lynx_moe.engines.vllm.launch import twice
 from lynx_moe.engines.vllm.launch.options import KEY, Options, has_graphs
-from lynx_moe.engines.vllm.launch.refusals import refusing
 from lynx_moe.engines.vllm.model import forward, lora
 from lynx_moe.engines.vllm.model.forward import PLAN, plan_of
 from lynx_moe.engines.vllm.model.placement import placement_of
 from lynx_moe.engines.vllm.model.router import LynxRouter
-from lynx_moe.engines.vllm.model.specs import Bypass, spec_of
+from lynx_moe.engines.vllm.model.specs import spec_of
 from lynx_moe.engines.vllm.step.built import configured_shape
 from lynx_moe.engines.vllm.step.plan import Plan, activate
 from lynx_moe.engines.vllm.step.rows import drafts_of, from_v1_runner, from_v2_batch, take_up

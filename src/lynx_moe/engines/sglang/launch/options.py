@@ -1,0 +1,46 @@
+"""What an operator asks of SGLang with us: a JSON object in the environment variable LYNX_MOE_SGLANG.
+
+SGLang starts its schedulers as processes of their own, and what plug-ins are told must reach all of them: they inherit
+the variable. Its own arguments have no place for a plug-in's.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Self
+
+from lynx_moe.calibration import artifact
+from lynx_moe.engines.shared.options import EXAMPLE, KEY, Serving
+
+VARIABLE = "LYNX_MOE_SGLANG"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Serving):
+    """As `Serving` says; of what vLLM has besides (guard, drafts, shadow steps, prices that move) SGLang has nothing.
+    Raises ValueError."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        artifact.require(self.make_policy())
+        self.check_presets()
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """The options that a JSON object says. Raises ValueError."""
+        example = f"set {VARIABLE}='{EXAMPLE}'"
+        try:
+            given = json.loads(text)
+        except ValueError:
+            raise ValueError(f"{KEY}: {VARIABLE}={text!r} is no JSON; {example}") from None
+        known = cls.known(given, example)
+        if "policy" not in known:
+            raise ValueError(f"{KEY}: no policy is named; {example}")
+        return cls(**known)
+
+    @classmethod
+    def asked(cls) -> Self | None:
+        """The options that this process was started with; None: none, so the plug-in does nothing at all. Raises
+        ValueError."""
+        text = os.environ.get(VARIABLE)
+        return None if text is None else cls.of(text)
