@@ -10,7 +10,7 @@ Without the environment variable LYNX_MOE_SGLANG it does nothing. With it, it ho
     Scheduler._add_request_to_queue         refuses bad wishes -> admission.py
     UnifiedRadixCache.checkpoint            what may be shared -> cache.py
     Scheduler.get_internal_state, set_internal_state   the policy is told and switched -> control.py
-    add_prometheus_middleware, Scheduler.get_init_info   metrics -> metrics.py
+    add_prometheus_middleware, Scheduler.get_init_info   metrics, and the routes of endpoint.py -> metrics.py
 
 SGLang goes on without a plug-in that raises here, so what is wrong is said where it checks its arguments.
 """
@@ -42,7 +42,6 @@ def register() -> None:
     from lynx_moe.engines.sglang.model import hooks
     from lynx_moe.engines.sglang.step import cache
 
-    options = Options.asked()
     before: dict[str, Callable[..., Any]] = {
         "sglang.srt.model_executor.model_runner.ModelRunner.forward": hooks.begin,
         f"{TOPK}.select_experts": hooks.choose,
@@ -56,10 +55,9 @@ def register() -> None:
         f"{TOPK}.precomputed_topk_postprocess_is_noop": hooks.never,
         f"{SCHEDULER}.get_internal_state": control.get_internal_state,
         f"{SCHEDULER}.set_internal_state": control.set_internal_state,
+        "sglang.srt.utils.common.add_prometheus_middleware": metrics.add_prometheus_middleware,
     }
-    if options is not None and options.metrics_every:
-        collector.place()
-        around["sglang.srt.utils.common.add_prometheus_middleware"] = metrics.add_prometheus_middleware
+    collector.place()
     for target, hook in before.items():
         HookRegistry.register(target, hook, HookType.BEFORE)
     for target, hook in around.items():

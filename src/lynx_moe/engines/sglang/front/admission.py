@@ -6,6 +6,8 @@ from lynx_moe.engines.sglang.step.plan import SPEC, Plan, active
 from lynx_moe.engines.shared.options import EXACT, KEY
 from lynx_moe.engines.shared.step import wishes
 
+BROUGHT = "lynx_moe_brought"  # attribute of SGLang's Req: the spec that it brings of its own
+
 
 def arrive(scheduler: Any, req: Any, *_: Any, **__: Any) -> None:
     """Before Scheduler._add_request_to_queue, for new requests and retracted ones."""
@@ -32,26 +34,22 @@ def refusal(plan: Plan, req: Any) -> str | None:
     if wish is None:
         return None
     try:
-        return _unfit(plan, req, wish)
+        _admit(plan, req, wish)
     except ValueError as error:
         return f"{error}; allowed: {wishes.allowed(plan.options)}"
+    return None
 
 
-def _unfit(plan: Plan, req: Any, wish: Any) -> str | None:
-    """Raises ValueError for a wish that is none, or does not fit the model."""
+def _admit(plan: Plan, req: Any, wish: Any) -> None:
+    """Raises ValueError for a wish that is none, does not fit the model, or brings one policy too many."""
     spec = wishes.spec_of(wish, plan.options)
     if spec is None or spec == EXACT:
-        return None
+        return
     policy, _ = plan.check(spec)
     if not wishes.brings(wish, policy, plan.options):
-        return None
-    others = {
-        brought
-        for other in list(plan.known.values())
-        if other is not req and not other.finished() and (brought := getattr(other, SPEC, None)) is not None
-        if wishes.brings(wishes.asked(other.sampling_params), plan.check(brought)[0], plan.options)
-    }
-    reason = wishes.too_many(wish, others - {spec}, plan.options)
+        return
+    others = {getattr(other, BROUGHT, spec) for other in plan.known.values() if not other.finished()} - {spec}
+    reason = wishes.too_many(wish, others, plan.options)
     if reason is not None:
         raise ValueError(reason)
-    return None
+    setattr(req, BROUGHT, spec)

@@ -13,8 +13,12 @@ from lynx_moe.engines.shared.tell.samples import Sample, samples
 
 
 def add_prometheus_middleware(original: Callable[..., Any], app: Any) -> Any:
-    """Around SGLang's function of this name, which makes the registry of /metrics."""
+    """Around SGLang's function of this name, which makes the registry of /metrics; beside it come our routes."""
     import prometheus_client
+
+    from lynx_moe.engines.sglang.front import endpoint
+
+    endpoint.attach(app)
 
     made = prometheus_client.CollectorRegistry
 

@@ -52,9 +52,7 @@ def refusal(args: Any) -> str | None:
     if args.moe_runner_backend in BYPASSING:
         reasons.append(f"--moe-runner-backend {args.moe_runner_backend} routes by itself; use triton")
     if args.disaggregation_mode != "null":
-        reasons.append(
-            f"--disaggregation-mode {args.disaggregation_mode} hands on KV, never tried here; leave it out"
-        )
+        reasons.append(f"--disaggregation-mode {args.disaggregation_mode} hands on KV, never tried here; leave it out")
     if args.speculative_algorithm is not None:
         reasons.append(
             f"--speculative-algorithm {args.speculative_algorithm} was never tried beside a policy; leave it out"

@@ -53,20 +53,16 @@ def prepare(asked: dict[str, Any]) -> None:
 
 
 def serve(args: list[str]) -> None:
-    """`sglang serve`, with /metrics on it and the routes of the policy."""
+    """`sglang serve`, with /metrics on it, and with it the routes of the policy."""
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
     from sglang.launch_server import run_server
-    from sglang.srt.entrypoints import http_server
     from sglang.srt.server_args import prepare_server_args
-
-    from lynx_moe.engines.sglang.front import endpoint
 
     line = ["--model-path", *args] if args and not args[0].startswith("-") else args
     server_args = prepare_server_args(["--enable-metrics", *line])
     check_model(server_args)
-    endpoint.attach(http_server.app)
     server_args.custom_sigquit_handler = child_failed
     run_server(server_args)
 
