@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.error
@@ -116,6 +117,14 @@ def test_a_client_that_leaves_disturbs_nobody(server: str) -> None:
             stream.readline()
         answers = [other.result()["output_ids"] for other in others]
     assert answers == [generate(server, item.prompt, "exact")["output_ids"] for item in ITEMS[:3]]
+
+
+def test_structured_output_is_what_it_should_be(server: str) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        others = [pool.submit(generate, server, item.prompt, "fast") for item in ITEMS[:6]]
+        answers = [generate(server, ITEMS[0].prompt, wish, 16, regex="[0-9]{3}")["text"] for wish in ("exact", "fast")]
+        assert all(other.result() for other in others)
+    assert all(re.fullmatch("[0-9]{3}", answer.strip()) for answer in answers), answers
 
 
 def test_the_policy_is_switched_while_requests_run(server: str) -> None:

@@ -7,7 +7,7 @@ the variable. Its own arguments have no place for a plug-in's.
 import json
 import os
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from lynx_moe.calibration import artifact
 from lynx_moe.engines.shared.options import EXAMPLE, KEY, Serving
@@ -26,16 +26,20 @@ class Options(Serving):
         self.check_presets()
 
     @classmethod
-    def of(cls, text: str) -> Self:
-        """The options that a JSON object says. Raises ValueError."""
+    def read(cls, text: str) -> dict[str, Any]:
+        """What a JSON object says of options. Raises ValueError."""
         example = f"set {VARIABLE}='{EXAMPLE}'"
         try:
-            given = json.loads(text)
-        except ValueError:
+            return cls.known(json.loads(text), example)
+        except json.JSONDecodeError:
             raise ValueError(f"{KEY}: {VARIABLE}={text!r} is no JSON; {example}") from None
-        known = cls.known(given, example)
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """The options that it says. Raises ValueError."""
+        known = cls.read(text)
         if "policy" not in known:
-            raise ValueError(f"{KEY}: no policy is named; {example}")
+            raise ValueError(f"{KEY}: no policy is named; set {VARIABLE}='{EXAMPLE}'")
         return cls(**known)
 
     @classmethod

@@ -43,7 +43,7 @@ def prepare(asked: dict[str, Any]) -> None:
     reason = versions.refusal()
     if reason is not None:
         raise ValueError(reason)
-    given = json.loads(os.environ.get(VARIABLE, "{}"))
+    given = Options.read(os.environ.get(VARIABLE, "{}"))
     for key, value in asked.items():
         if given.get(key, value) != value:
             raise ValueError(f"{VARIABLE} names {key} {given[key]!r}, --{key} {value!r}; leave one of them out")

@@ -14,7 +14,7 @@ from lynx_moe.engines.shared.layers import Bypass, Layer, built_shape, without_k
 from lynx_moe.engines.shared.options import KEY
 from lynx_moe.engines.shared.refusals import refusing
 from lynx_moe.engines.shared.tell.log import log_line
-from lynx_moe.policies import ModelShape
+from lynx_moe.policies import ONE_RANK, ModelShape, Placement
 from lynx_moe.routing import Routing
 
 SMALLEST = 16384  # rows that a plan has room for, at the least; a larger step is a prompt's
@@ -33,7 +33,7 @@ def build(original: Callable[..., Any], model_config: Any, *args: Any, **kwargs:
         resolved = _arguments()
         device = torch.empty(0).device  # models are built under their target device
         plan = Plan(options, _shape(model_config), _most_rows(resolved), device, graphs=_has_graphs(resolved))
-        _take_layers(plan, model)
+        _take_layers(plan, model, _placement(resolved))
         if set(plan.bypassed) >= {layer.name for layer in plan.layers}:
             raise ValueError(_without_layers(plan, model_config))
         plan.shape = built_shape(plan.shape, plan.layers)
@@ -98,7 +98,7 @@ def _number(given: dict[str, Any]) -> int | None:
     return None if number is None or plan.layers[number].name in plan.bypassed else number
 
 
-def _take_layers(plan: Plan, model: Any) -> None:
+def _take_layers(plan: Plan, model: Any, placement: Placement | None) -> None:
     """Gives the plan the model's routers. Raises ValueError where one passes the policy by as it is configured."""
     from sglang.srt.layers.moe.topk import TopK
 
@@ -118,7 +118,7 @@ def _take_layers(plan: Plan, model: Any) -> None:
             plan.bypass(layer, str(bypass))
             continue
         plan.numbers[id(module.topk_config)] = len(plan.layers)
-        plan.layers.append(Layer(name=layer, spec=spec))
+        plan.layers.append(Layer(name=layer, spec=spec, placement=placement))
 
 
 def _num_experts(block: Any) -> int:
@@ -156,6 +156,11 @@ def _arguments() -> dict[str, Any]:
 
     resolved: dict[str, Any] = get_context().resolved_server_args_dict()
     return resolved
+
+
+def _placement(args: dict[str, Any]) -> Placement | None:
+    """All experts are here, or it is not known on which rank each one is."""
+    return ONE_RANK if args["ep_size"] == 1 and not args["enable_eplb"] else None
 
 
 def _most_rows(args: dict[str, Any]) -> int:
