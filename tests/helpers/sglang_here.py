@@ -14,7 +14,7 @@ ARGUMENTS = {
     "sampling_backend": "pytorch",
     "disable_cuda_graph": True,
     "max_total_tokens": 8192,
-    "mem_fraction_static": 0.1,
+    "mem_fraction_static": 0.8,
     "dtype": "float32",
 }
 ENV = {"SGLANG_USE_CPU_ENGINE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}

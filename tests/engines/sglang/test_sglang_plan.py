@@ -104,6 +104,22 @@ def test_the_same_experts_as_on_vllm_for_the_same_logits(policy: str, recorded: 
         assert all(len(row.unique()) == K for row in found.ids), "an id twice in a row is miscounted"
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_no_id_comes_twice_where_a_step_loads_fewer_than_k(count: int) -> None:
+    plan = make("topk:k=1")
+    decode(plan, [Req(str(number)) for number in range(count)])
+    logits = 2 * torch.randn(count, E)
+    own = select(logits, SPEC)
+    final = plan.reroute(0, logits, own)
+    assert final is not None
+    assert [len(row.unique()) for row in final.ids] == [K] * count
+    assert ((final.weights != 0).sum(-1) == 1).all()
+    live = final.ids[final.weights != 0]
+    assert torch.equal(live, own.ids[:, 0])
+    (stats,) = plan.stats().layers
+    assert stats.alike.after == len(final.ids.unique()) <= stats.alike.before
+
+
 def test_each_request_has_what_it_asks_for() -> None:
     plan = make("vanilla")
     logits, wishes = 2 * torch.randn(6, E), ["exact", "fast", None, 0.05, "lynx:alpha=3,beta=2", "balanced"]

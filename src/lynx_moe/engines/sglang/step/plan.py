@@ -16,6 +16,7 @@ from lynx_moe.engines.shared.options import EXACT, KEY
 from lynx_moe.engines.shared.step import wishes
 from lynx_moe.engines.shared.step.deciding import Deciding
 from lynx_moe.policies import ModelShape, make_policy
+from lynx_moe.policies.contract.fillers import without_repeats
 from lynx_moe.routing import Routing
 
 SPEC = "lynx_moe_spec"  # attribute of SGLang's Req: what it asks for, None: the server's policy
@@ -109,6 +110,14 @@ class Plan(Deciding):
             return None
         final = self.settled(layer, logits_TE, own)
         return None if final is own else final
+
+    def fit_for_kernels(self, final: Routing, own: Routing) -> Routing:
+        """SGLang's torch-native experts end on an id that a row has twice; a step that loads fewer than K has some."""
+        if final is own or not any(policy.drops_slots for policy in self.deciding):
+            return final
+        if isinstance(final.counts, tuple) and final.counts[1] >= final.ids.shape[-1]:
+            return final
+        return Routing(without_repeats(final.ids, final.weights, own.ids), final.weights)
 
     def describe(self) -> dict[str, Any]:
         """What is told of the policy and of what it did, in plain values."""

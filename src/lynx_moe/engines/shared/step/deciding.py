@@ -120,11 +120,15 @@ class Deciding(Counted):
         if self.recorder is not None:
             self.recorder.add(layer, logits_TE, own, masks)
         valid_T = masks.valid if masks else None
-        final = own if self.is_idle else self.decided(layer, logits_TE, own, masks)
+        final = own if self.is_idle else self.fit_for_kernels(self.decided(layer, logits_TE, own, masks), own)
         if self.options.stats:
             self.counters.add(layer, own, final, spec.num_experts, valid_T, self.layers[layer].here_E)
         self.decisions += 1
         self.decision_seconds += time.perf_counter() - start
+        return final
+
+    def fit_for_kernels(self, final: Routing, own: Routing) -> Routing:
+        """What this engine's expert kernels can take of a decision."""
         return final
 
     def decided(
