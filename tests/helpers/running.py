@@ -48,8 +48,16 @@ def server(
 
 
 @contextmanager
-def serving(log: Path, command: tuple[str, str], model: str, *args: str, env: Mapping[str, str]) -> Iterator[str]:
-    """The base URL of a server that is started by this command with these arguments, in this environment."""
+def serving(
+    log: Path,
+    command: tuple[str, str],
+    model: str,
+    *args: str,
+    env: Mapping[str, str],
+    end: signal.Signals = signal.SIGINT,
+) -> Iterator[str]:
+    """The base URL of a server that is started by this command with these arguments, in this environment, and ends by
+    this signal."""
     port = free_port()
     line = [sys.executable, "-m", *command, model, *args, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("w") as out, subprocess.Popen(line, stdout=out, stderr=subprocess.STDOUT, env=env) as process:
@@ -65,5 +73,5 @@ def serving(log: Path, command: tuple[str, str], model: str, *args: str, env: Ma
                     time.sleep(1)
             yield url
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(end)
             process.wait(60)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -30,7 +31,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("server") / "log.txt"
     given = ["--engine", "sglang", "--policy", POLICY, *sglang_here.flags(), *MIXED, "--log-level", "warning"]
     env = {"LYNX_MOE_SGLANG": json.dumps({"log_every": 1, "metrics_every": 0.2})}
-    with running.serving(log, running.OURS, str(path("qwen3-moe")), *given, env={**os.environ, **env}) as url:
+    with running.serving(
+        log, running.OURS, str(path("qwen3-moe")), *given, env={**os.environ, **env}, end=signal.SIGTERM
+    ) as url:
         yield url
 
 
