@@ -4,7 +4,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from lynx_moe.cli import app
 from lynx_moe.engines.sglang.launch import arguments, serve, versions
 from lynx_moe.engines.sglang.launch.options import VARIABLE, Options
 
@@ -99,3 +101,31 @@ def test_without_sglang_the_command_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(versions.metadata, "version", absent)
     with pytest.raises(ValueError, match="SGLang is not installed"):
         serve.prepare({})
+
+
+def test_the_command_hands_on_sglang_s_own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr("os.execv", lambda _, command: ran.append(command[2:]))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
+    CliRunner().invoke(app, ["serve", "MODEL", "--engine", "sglang", "--policy", "lynx", "--tp-size", "2"])
+    assert ran == [["lynx_moe.engines.sglang.launch.serve", '{"policy": "lynx"}', "MODEL", "--tp-size", "2"]]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["--engine", "sglang", "--max-kl", "0.01"], "--max-kl is known on vLLM only"),
+        (["--engine", "sglang", "--tuned", "file"], "--tuned is known on vLLM only"),
+        (["--engine", "tgi"], "allowed: vllm, sglang"),
+    ],
+)
+def test_what_the_command_does_not_know_is_refused(line: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
+    result = CliRunner().invoke(app, ["serve", "MODEL", *line])
+    assert said in str(result.exception)
+
+
+def test_an_engine_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    result = CliRunner().invoke(app, ["serve", "MODEL", "--engine", "sglang"])
+    assert "SGLang is not installed here" in str(result.exception)
