@@ -15,9 +15,11 @@ _switching = asyncio.Lock()
 
 
 def attach(app: FastAPI) -> None:
-    """Gives SGLang's server the two routes."""
+    """Gives SGLang's server the two routes. Where it has a key for operators, a switch asks for that one."""
+    from sglang.srt.utils.auth import AuthLevel, auth_level
+
     app.add_api_route(PATH, tell, methods=["GET"])
-    app.add_api_route(PATH, switch, methods=["POST"])
+    app.add_api_route(PATH, auth_level(AuthLevel.ADMIN_OPTIONAL)(switch), methods=["POST"])
 
 
 async def tell() -> JSONResponse:
