@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 STUBS = Path(__file__).parent.parent / "stubs_sglang"
-HAS_SGLANG = importlib.util.find_spec("sglang") is not None
+_sglang = importlib.util.find_spec("sglang")
+HAS_SGLANG = _sglang is not None and _sglang.origin is not None  # tests/engines/sglang has that name too
 WITHOUT = "SGLang is not installed; `make test-sglang` sets up an environment that has it"
 ARGUMENTS = {
     "device": "cpu",
