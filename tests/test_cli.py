@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from lynx_moe import cli
 from lynx_moe.cli import app, main
 from lynx_moe.cli.shared import errors, version
-from lynx_moe.engines.vllm.launch.options import FAST
+from lynx_moe.engines.shared.options import FAST
 from lynx_moe.lab.demo import measure as demo
 from lynx_moe.policies import DEFAULT, POLICIES, make_policy
 

@@ -18,8 +18,9 @@ MAY_USE |= {"": {"routing", "policies", "engines"}}  # offers their public names
 MAY_USE["lab"] |= {"testbed"}
 MAY_USE["cli"] |= {"testbed"}
 INSIDE = {  # lowest first: each may use what stands before it, and rooms of one set do not know one another
-    "engines": [{"shared", "disk"}, {"transformers", "vllm"}, {""}],
+    "engines": [{"shared", "disk"}, {"transformers", "vllm", "sglang"}, {""}],
     "engines.vllm": [{"launch"}, {"step"}, {"tell"}, {"front"}, {"model"}, {"plugin", ""}],
+    "engines.sglang": [{"launch"}, {"step"}, {"front", "model"}, {"plugin", ""}],
     "lab": [
         {"shared"},
         {"speed", "evaluation", "fidelity", "speculation", "watch"},

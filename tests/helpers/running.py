@@ -42,11 +42,25 @@ def server(
 ) -> Iterator[str]:
     """The base URL of `lynx-moe serve` (OURS) or `vllm serve` (VLLMS) on a model, whose name is `testbed`; eager, 512
     tokens at most. `env` is added to the environment."""
+    more = ("--served-model-name", "testbed", "--enforce-eager", "--max-model-len", "512")
+    with serving(log, command, model, *args, *more, env={**ENV, **env}) as url:
+        yield url
+
+
+@contextmanager
+def serving(
+    log: Path,
+    command: tuple[str, str],
+    model: str,
+    *args: str,
+    env: Mapping[str, str],
+    end: signal.Signals = signal.SIGINT,
+) -> Iterator[str]:
+    """The base URL of a server that is started by this command with these arguments, in this environment, and ends by
+    this signal."""
     port = free_port()
     line = [sys.executable, "-m", *command, model, *args, "--host", "127.0.0.1", "--port", str(port)]
-    line += ["--served-model-name", "testbed", "--enforce-eager", "--max-model-len", "512"]
-    given = {**ENV, **env}
-    with log.open("w") as out, subprocess.Popen(line, stdout=out, stderr=subprocess.STDOUT, env=given) as process:
+    with log.open("w") as out, subprocess.Popen(line, stdout=out, stderr=subprocess.STDOUT, env=env) as process:
         url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
         try:
             while True:
@@ -59,5 +73,5 @@ def server(
                     time.sleep(1)
             yield url
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(end)
             process.wait(60)

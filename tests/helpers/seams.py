@@ -1,6 +1,7 @@
-"""What the plugin touches inside vLLM, looked up in the sources of any version without importing them.
+"""What the plugins touch inside vLLM and SGLang, looked up in the sources of any version without importing them.
 
-`python tests/helpers/seams.py WHEEL...` says for each wheel (or folder that holds `vllm/`) what is missing there.
+`python tests/helpers/seams.py WHEEL...` says for each wheel (or folder that holds `vllm/` or `sglang/`) what is missing
+there.
 """
 
 import ast
@@ -69,6 +70,37 @@ SEAMS: dict[str, tuple[str, ...]] = {  # file -> names; "Class.method", "Class",
     "vllm/v1/core/kv_cache_utils.py": ("generate_block_hash_extra_keys",),
     "vllm/entrypoints/serve/middleware/authenticate.py": ("AuthenticationMiddleware",),
 }
+SRT = "sglang/srt"
+SGLANG: dict[str, tuple[str, ...]] = {
+    f"{SRT}/plugins/__init__.py": ("load_plugins",),
+    f"{SRT}/plugins/hook_registry.py": ("HookRegistry.register", "HookType"),
+    f"{SRT}/server_args.py": ("ServerArgs.check_server_args", "prepare_server_args"),
+    f"{SRT}/runtime_context.py": (
+        "RuntimeContext.resolved_server_args_dict",
+        "get_context",
+        "get_parallel",
+        "get_serving",
+    ),
+    f"{SRT}/layers/moe/topk.py": (
+        "TopK",
+        "TopKConfig",
+        "select_experts",
+        "_post_process_topk_ids",
+        "precomputed_topk_postprocess_is_noop",
+    ),
+    f"{SRT}/model_loader/loader.py": ("_initialize_model",),
+    f"{SRT}/model_executor/model_runner.py": ("ModelRunner.forward",),
+    f"{SRT}/managers/scheduler.py": (
+        "Scheduler._add_request_to_queue",
+        "Scheduler.get_init_info",
+        "Scheduler.get_internal_state",
+        "Scheduler.set_internal_state",
+    ),
+    f"{SRT}/managers/schedule_batch.py": ("Req.set_finish_with_abort",),
+    f"{SRT}/mem_cache/unified_radix_cache.py": ("UnifiedRadixCache.checkpoint",),
+    f"{SRT}/utils/common.py": ("add_prometheus_middleware", "kill_process_tree"),
+    "sglang/launch_server.py": ("run_server",),
+}
 
 
 def names(source: str) -> set[str]:
@@ -85,10 +117,10 @@ def names(source: str) -> set[str]:
     return found
 
 
-def missing(read: Callable[[str], str]) -> list[str]:
+def missing(read: Callable[[str], str], seams: dict[str, tuple[str, ...]] = SEAMS) -> list[str]:
     """The seams that are not there; `read` gives a file's text or raises KeyError or OSError."""
     lost = []
-    for file, wanted in SEAMS.items():
+    for file, wanted in seams.items():
         try:
             there = names(read(file))
         except (KeyError, OSError):
@@ -99,15 +131,15 @@ def missing(read: Callable[[str], str]) -> list[str]:
 
 
 def reader(place: Path) -> Callable[[str], str]:
-    """Of a wheel, or of a folder that holds `vllm/`."""
+    """Of a wheel, or of a folder that holds the package."""
     if place.is_dir():
         return lambda file: (place / file).read_text()
     wheel = zipfile.ZipFile(place)
     return lambda file: wheel.read(file).decode()
 
 
-def installed() -> Path:
-    spec = find_spec("vllm")
+def installed(package: str = "vllm") -> Path:
+    spec = find_spec(package)
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).parent.parent
@@ -115,5 +147,6 @@ def installed() -> Path:
 
 if __name__ == "__main__":
     for given in sys.argv[1:]:
-        lost = missing(reader(Path(given)))
+        read = reader(Path(given))
+        lost = missing(read, SGLANG if not missing(read, {"sglang/version.py": ()}) else SEAMS)
         print(f"{Path(given).name}: {'all there' if not lost else '; '.join(lost)}")

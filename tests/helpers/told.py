@@ -7,10 +7,11 @@ import torch
 from prometheus_client import CollectorRegistry, generate_latest
 
 from lynx_moe.engines.shared.layers import Layer
+from lynx_moe.engines.shared.tell import collector
+from lynx_moe.engines.shared.tell.exporter import Teller, Writer
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step.plan import Plan
-from lynx_moe.engines.vllm.tell import collector
-from lynx_moe.engines.vllm.tell.exporter import Teller, Writer
+from lynx_moe.engines.vllm.tell.samples import samples
 from lynx_moe.lab.watch.scrape import Scrape, parse
 from lynx_moe.policies import ModelShape
 from lynx_moe.routing import RouterSpec, select
@@ -44,7 +45,7 @@ def step(plan: Plan, past_prompt: list[bool], scheduled: list[int]) -> None:
 
 
 def writer(plan: Plan, instance: str = "i", since: float = 1.0, every: float = 0.01, **labels: str) -> Writer:
-    return Writer(plan, Teller(labels=LABELS | labels, instance=instance, since=since, every=every))
+    return Writer(plan, Teller(labels=LABELS | labels, instance=instance, since=since, every=every), samples)
 
 
 def text() -> str:

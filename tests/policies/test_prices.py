@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 
 from lynx_moe import RouterSpec, Routing, Rows, make_policy
 from lynx_moe.policies import Placement, Policy
-from lynx_moe.policies.contract.fillers import fill_slots
+from lynx_moe.policies.contract.fillers import fill_slots, without_repeats
 from lynx_moe.policies.contract.step import Step, make_step
 from lynx_moe.policies.priced import ALONE, ROUNDS, STEEP, Priced
 from lynx_moe.routing import select
@@ -210,3 +210,10 @@ def test_slots_left_over_hold_what_is_loaded_first_of_all_what_the_row_had_not_c
     expected = [[5, 1, 2], [1, 7, 2], [0, 4, 6], [1, 2, 7]]
     assert fill_slots(ids, own, 8, valid).tolist() == expected
     assert fill_slots(torch.tensor([[-1, 4, -1]]), torch.tensor([[3, 4, 5]]), 8, None).tolist() == [[4, 4, 4]]
+
+
+def test_repeated_ids_give_way_to_the_row_s_own_and_live_slots_stay() -> None:
+    own = torch.tensor([[3, 4, 5], [5, 6, 7], [1, 2, 3]])
+    ids = torch.tensor([[4, 4, 4], [5, 9, 5], [1, 2, 9]])
+    weights = torch.tensor([[0.0, 0.9, 0.0], [0.5, 0.0, 0.0], [0.3, 0.3, 0.0]])
+    assert without_repeats(ids, weights, own).tolist() == [[3, 4, 5], [5, 9, 6], [1, 2, 9]]

@@ -1,4 +1,4 @@
-"""`lynx-moe serve`: `vllm serve` with a policy on."""
+"""`lynx-moe serve`: `vllm serve`, or `sglang serve`, with a policy on."""
 
 import importlib.util
 import json
@@ -11,12 +11,16 @@ import typer
 from lynx_moe.policies import DEFAULT, make_policy
 
 app = typer.Typer()
-SERVER = "lynx_moe.engines.vllm.launch.serve"
+ENGINES = {
+    "vllm": "vLLM is not installed here; install vllm, or on a machine without GPU, in a clone of "
+    "lynx-moe: pip install '.[cpu]'",
+    "sglang": "SGLang is not installed here; install sglang",
+}
 
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    options_metavar="MODEL [OPTIONS] [OPTIONS OF VLLM SERVE]",
+    options_metavar="MODEL [OPTIONS] [OPTIONS OF THE ENGINE]",
 )
 def serve(
     context: typer.Context,
@@ -43,16 +47,21 @@ def serve(
     ] = None,
     act_from: Annotated[int | None, typer.Option(help="Batches of fewer requests are exact (default: 1).")] = None,
     act_to: Annotated[int | None, typer.Option(help="Batches of more requests are exact (default: no limit).")] = None,
+    engine: Annotated[str, typer.Option(help="vllm, or sglang, which takes no option above but the policy.")] = "vllm",
 ) -> None:
-    """`vllm serve MODEL` with a policy on; all else on the line is vLLM's, see `vllm serve --help=all`."""
-    if importlib.util.find_spec("vllm") is None:
-        raise ValueError(
-            "vLLM is not installed here; install vllm, or on a machine without GPU, in a clone of "
-            "lynx-moe: pip install '.[cpu]'"
-        )
+    """`vllm serve MODEL` (`sglang serve MODEL`) with a policy on; all else on the line is the engine's own, see
+    `vllm serve --help=all`, `sglang serve --help`."""
+    if engine not in ENGINES:
+        raise ValueError(f"--engine {engine!r} is unknown; allowed: {', '.join(ENGINES)}")
+    if importlib.util.find_spec(engine) is None:
+        raise ValueError(ENGINES[engine])
     spec = None if policy is None else make_policy(policy).spec
     asked = {"policy": spec, "verify": verify, "max_kl": max_kl, "slo_tpot_ms": slo_tpot_ms, "tuned": tuned}
     asked |= {"experts_resident": experts_resident, "experts_folder": experts_folder}
     asked |= {"doctor": doctor, "act_from": act_from, "act_to": act_to}
-    ours = json.dumps({key: value for key, value in asked.items() if value is not None})
-    os.execv(sys.executable, [sys.executable, "-m", SERVER, ours, *context.args])
+    asked = {key: value for key, value in asked.items() if value is not None}
+    more = [f"--{key.replace('_', '-')}" for key in asked if key != "policy"]
+    if more and engine != "vllm":
+        raise ValueError(f"{more[0]} is known on vLLM only; leave it out, or --engine {engine}")
+    server = f"lynx_moe.engines.{engine}.launch.serve"
+    os.execv(sys.executable, [sys.executable, "-m", server, json.dumps(asked), *context.args])

@@ -1,14 +1,18 @@
 """A MoE layer as an engine knows it, and a policy made to fit all of them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from lynx_moe.calibration.artifact import attach, layer_number
-from lynx_moe.policies import ONE_RANK, Placement, Policy
+from lynx_moe.policies import ONE_RANK, ModelShape, Placement, Policy
 from lynx_moe.policies.contract.trial import tried
 from lynx_moe.routing import RouterSpec
+
+
+class Bypass(Exception):
+    """This router keeps the engine's own routing; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,3 +51,26 @@ def tried_on(by_layer: Sequence[Policy], layers: Sequence[Layer], device: torch.
         firsts = {(layer.spec.num_experts, layer.spec.top_k): number for number, layer in enumerate(layers)}
         for number in firsts.values():
             tried(by_layer[number], layers[number].spec)
+
+
+def built_shape(configured: ModelShape, layers: Sequence[Layer]) -> ModelShape:
+    """The same with the numbers of the layers that there are: the largest, where they differ."""
+    if not layers:
+        return configured
+    return replace(
+        configured,
+        num_experts=max(spec.num_experts for spec in _specs(layers)),
+        top_k=max(spec.top_k for spec in _specs(layers)),
+    )
+
+
+def without_kernel(layers: Sequence[Layer], by_layer: Sequence[Policy], device: torch.device) -> list[str]:
+    """Where decisions take the plain-torch definition although a GPU has kernels, each reason once."""
+    if device.type != "cuda":
+        return []
+    reasons = (policy.without_kernel(layer.spec) for policy, layer in zip(by_layer, layers, strict=True))
+    return sorted({reason for reason in reasons if reason})
+
+
+def _specs(layers: Sequence[Layer]) -> Iterator[RouterSpec]:
+    return (layer.spec for layer in layers)

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-from lynx_moe.engines.vllm.launch.wrap import wrap
+from lynx_moe.engines.shared.wrap import wrap
 
 logger = logging.getLogger("vllm.lynx_moe")
 RAY_PREFIXES, OURS = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY", "LYNX_MOE_"
@@ -85,8 +85,8 @@ def _wrap_front_end() -> None:
     import vllm.v1.engine.llm_engine as llm_engine
     import vllm.v1.engine.utils as engine_utils
 
+    from lynx_moe.engines.shared import refusals
     from lynx_moe.engines.vllm.front import admission, bodies
-    from lynx_moe.engines.vllm.launch import refusals
 
     wrap(engine_utils, "wait_for_engine_startup", refusals.wait_for_engine_startup)
     wrap(async_llm.AsyncLLM, "get_supported_tasks", admission.get_supported_tasks)
@@ -107,7 +107,8 @@ def _wrap_front_end() -> None:
 
 
 def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    from lynx_moe.engines.vllm.launch import disk, refusals, speculation, tuned
+    from lynx_moe.engines.shared import refusals
+    from lynx_moe.engines.vllm.launch import disk, speculation, tuned
     from lynx_moe.engines.vllm.launch.options import KEY, Options, check_engine
 
     given = args[0]  # the EngineArgs
@@ -170,7 +171,7 @@ def _warn_of_connectors(transfer: Any) -> None:
 
 
 def _initialize_model(original: Callable[..., Any], vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
-    from lynx_moe.engines.vllm.launch import refusals
+    from lynx_moe.engines.shared import refusals
     from lynx_moe.engines.vllm.launch.options import Options, check_engine
 
     options = Options.of(vllm_config)

@@ -29,3 +29,17 @@ def fill_slots(ids_TK: Tensor, own_TK: Tensor, num_experts: int, valid_T: Tensor
     lowest_T1 = ids_TK.where(~is_empty_TK, num_experts - 1).amin(-1, keepdim=True)
     filler_TK = torch.where(filler_TK < 2 * num_experts, filler_TK % num_experts, lowest_T1)
     return torch.where(is_empty_TK, filler_TK, ids_TK)
+
+
+def without_repeats(ids_TK: Tensor, weights_TK: Tensor, own_TK: Tensor) -> Tensor:
+    """ids_TK, where slots of weight 0 that repeat an id of their row hold other ones of own_TK instead, in its order.
+
+    For kernels that miscount a repeated id. Such a step loads at least K experts, and none that own_TK would not.
+    """
+    same_TKK = ids_TK[:, :, None] == ids_TK[:, None, :]
+    first_TKK = same_TKK.tril(-1) | (same_TKK & (weights_TK != 0)[:, None, :])  # slots that keep the id instead
+    again_TK = (weights_TK == 0) & first_TKK.any(-1)
+    taken_TK = (own_TK[:, :, None] == ids_TK[:, None, :]).any(-1)
+    spare_TK = own_TK.gather(-1, taken_TK.to(torch.int8).argsort(dim=-1, stable=True))
+    filler_TK = spare_TK.gather(-1, (again_TK.cumsum(-1) - 1).clamp(min=0))
+    return torch.where(again_TK, filler_TK.to(ids_TK.dtype), ids_TK)

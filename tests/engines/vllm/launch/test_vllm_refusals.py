@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from lynx_moe.engines.shared import refusals
+from lynx_moe.engines.shared.refusals import Refusal
 from lynx_moe.engines.vllm import plugin
-from lynx_moe.engines.vllm.launch import command, refusals, speculation
-from lynx_moe.engines.vllm.launch.refusals import Refusal
+from lynx_moe.engines.vllm.launch import command, speculation
 
 
 @pytest.fixture(autouse=True)

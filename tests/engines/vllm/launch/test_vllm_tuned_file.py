@@ -7,9 +7,9 @@ import pytest
 import transformers
 
 from lynx_moe.control.tuned import KEY
+from lynx_moe.engines.shared.refusals import Refusal
 from lynx_moe.engines.vllm.launch import tuned
 from lynx_moe.engines.vllm.launch.options import Options
-from lynx_moe.engines.vllm.launch.refusals import Refusal
 from lynx_moe.engines.vllm.plugin import register
 
 BATCHES = {"1": "vanilla", "2-4": "priced:price=0.005"}

@@ -6,9 +6,9 @@ import pytest
 import transformers
 
 from lynx_moe.control.options import GuardOptions
+from lynx_moe.engines.shared.refusals import Refusal
 from lynx_moe.engines.vllm.launch import twice
 from lynx_moe.engines.vllm.launch.options import Options
-from lynx_moe.engines.vllm.launch.refusals import Refusal
 from lynx_moe.engines.vllm.plugin import register
 
 SMALL = {

@@ -5,13 +5,12 @@ import pytest
 import torch
 
 from lynx_moe.calibration.artifact import Artifact, Provenance, save
-from lynx_moe.engines.shared.layers import Layer
+from lynx_moe.engines.shared.layers import Layer, without_kernel
 from lynx_moe.engines.shared.metrics import Counters, HostCounters
+from lynx_moe.engines.shared.tell.log import log_line
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.model.operator import decided, reroute
-from lynx_moe.engines.vllm.step.built import without_kernel
 from lynx_moe.engines.vllm.step.plan import Plan
-from lynx_moe.engines.vllm.tell.log import log_line
 from lynx_moe.policies import ModelShape, make_policy
 from lynx_moe.routing import RouterSpec, Routing, Rows, select
 

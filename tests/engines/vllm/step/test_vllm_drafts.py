@@ -20,7 +20,7 @@ from vllm.sampling_params import StructuredOutputsParams
 from lynx_moe.control import latency
 from lynx_moe.engines import vllm as lynx_vllm
 from lynx_moe.engines.shared.metrics import Kind
-from lynx_moe.engines.vllm.launch.refusals import Refusal
+from lynx_moe.engines.shared.refusals import Refusal
 from lynx_moe.engines.vllm.step.plan import Plan, active
 from lynx_moe.engines.vllm.step.verified import PRIOR
 from lynx_moe.testbed import path, tasks

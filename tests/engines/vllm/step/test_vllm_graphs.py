@@ -17,9 +17,9 @@ from recording import recorded
 
 from lynx_moe.control.guard import Guard
 from lynx_moe.control.options import GuardOptions
-from lynx_moe.engines.vllm.step import tiers
+from lynx_moe.engines.shared.step import tiers
+from lynx_moe.engines.shared.step.rows import StepRows
 from lynx_moe.engines.vllm.step.plan import Plan
-from lynx_moe.engines.vllm.step.rows import StepRows
 from lynx_moe.kernels import fused
 from lynx_moe.lab.gpu.checks import prices
 from lynx_moe.policies import make_policy

@@ -9,11 +9,12 @@ import torch
 
 from lynx_moe.control.loss import mass_lost
 from lynx_moe.engines.shared.layers import Layer
+from lynx_moe.engines.shared.step.rows import EXACT_ROW
+from lynx_moe.engines.shared.step.wishes import spec_of
 from lynx_moe.engines.vllm.launch.options import EXACT, Options
 from lynx_moe.engines.vllm.model.operator import decided
 from lynx_moe.engines.vllm.step.plan import Plan
-from lynx_moe.engines.vllm.step.rows import EXACT_ROW
-from lynx_moe.engines.vllm.step.wishes import spec_of
+from lynx_moe.engines.vllm.step.rows import take_up
 from lynx_moe.engines.vllm.tell.samples import samples
 from lynx_moe.policies import ModelShape, make_policy
 from lynx_moe.routing import RouterSpec, Routing, Rows, select
@@ -38,7 +39,7 @@ def ask(made: Plan, wishes: list[Any]) -> list[str]:
         SimpleNamespace(req_id=name, sampling_params=SimpleNamespace(extra_args={"lynx_moe": wish} if wish else None))
         for name, wish in zip(names, wishes, strict=True)
     ]
-    made.requests.update(SimpleNamespace(scheduled_new_reqs=new, finished_req_ids=set()))
+    take_up(made.requests, SimpleNamespace(scheduled_new_reqs=new, finished_req_ids=set()))
     return names
 
 

@@ -12,13 +12,15 @@ from hypothesis import HealthCheck, given, settings
 
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.shared.metrics import Kind
+from lynx_moe.engines.shared.step import wishes
+from lynx_moe.engines.shared.step.rows import EXACT_ROW, OWN_ROW
 from lynx_moe.engines.vllm.front import admission
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.model.operator import reroute
-from lynx_moe.engines.vllm.step import plan, wishes
+from lynx_moe.engines.vllm.step import plan
 from lynx_moe.engines.vllm.step.built import Model
 from lynx_moe.engines.vllm.step.plan import Plan
-from lynx_moe.engines.vllm.step.rows import EXACT_ROW, OWN_ROW
+from lynx_moe.engines.vllm.step.rows import take_up
 from lynx_moe.policies import POLICIES, ModelShape, knobs, make_policy
 from lynx_moe.policies.contract.groups import decide_groups
 from lynx_moe.routing import RouterSpec, Routing, Rows, select
@@ -67,22 +69,22 @@ def step(made: Plan, names: str) -> tuple[torch.Tensor, torch.Tensor, Routing]:
 
 def test_choices_follow_requests_from_arrival_to_end():
     requests = make_plan(max_policies=2).requests
-    requests.update(scheduled(a=None, b=None))
+    take_up(requests, scheduled(a=None, b=None))
     assert requests.choices("ab") is None
-    requests.update(scheduled(c="exact", d=OEA, e="balanced", f="vanilla"))
+    take_up(requests, scheduled(c="exact", d=OEA, e="balanced", f="vanilla"))
     assert requests.choices("abcdef").tolist() == [0, 0, EXACT_ROW, 1, 0, EXACT_ROW]
     assert [policy.spec for policy, _ in requests.step] == [LYNX, OEA]
     assert requests.choices("dca").tolist() == [1, EXACT_ROW, 0]
-    requests.update(scheduled(finished=("c", "d", "e", "f")))
+    take_up(requests, scheduled(finished=("c", "d", "e", "f")))
     assert requests.choices("ab") is None
-    requests.update(scheduled(g="exact"))
-    requests.update(scheduled(g=None))  # the name again, of another request, while nobody said that the first ended
+    take_up(requests, scheduled(g="exact"))
+    take_up(requests, scheduled(g=None))  # the name again, of another request, while nobody said that the first ended
     assert requests.choices("ag") is None
 
 
 def test_the_server_s_policy_is_looked_up_at_each_step_and_equal_policies_are_one_group():
     made = make_plan()
-    made.requests.update(scheduled(a=None, b="balanced", c=OEA))
+    take_up(made.requests, scheduled(a=None, b="balanced", c=OEA))
     made.set_policy(OEA)
     assert made.requests.choices("abc").tolist() == [0, 0, 0]
     assert [policy.spec for policy, _ in made.requests.step] == [OEA]
@@ -94,14 +96,14 @@ def test_the_server_s_policy_is_looked_up_at_each_step_and_equal_policies_are_on
 
 def test_a_policy_that_fits_no_layer_leaves_its_request_exact(caplog):
     requests = make_plan().requests
-    requests.update(scheduled(a="oea:k0=9"))
+    take_up(requests, scheduled(a="oea:k0=9"))
     assert requests.choices("ab").tolist() == [EXACT_ROW, 0]
     assert "stay exact: oea: k0=9" in caplog.text
 
 
 def test_each_group_is_decided_by_its_policy_and_exact_rows_donate():
     made = make_plan()
-    made.requests.update(scheduled(**dict.fromkeys("abc", "exact"), **dict.fromkeys("fghij", OEA)))
+    take_up(made.requests, scheduled(**dict.fromkeys("abc", "exact"), **dict.fromkeys("fghij", OEA)))
     logits, final, own = step(made, "abcdefghij")
     assert torch.equal(final[:3], own.ids[:3])
     place = torch.arange(10)
@@ -115,7 +117,7 @@ def test_each_group_is_decided_by_its_policy_and_exact_rows_donate():
 
 def test_one_policy_beside_exact_rows_is_that_policy_with_donors():
     made = make_plan("vanilla")
-    made.requests.update(scheduled(a="exact", c=LYNX, d=LYNX))
+    take_up(made.requests, scheduled(a="exact", c=LYNX, d=LYNX))
     logits, final, own = step(made, "abcd")
     rows = Rows(remap=torch.tensor([False, False, True, True]))
     assert torch.equal(final, make_policy(LYNX).decide(logits, SPEC, rows, own).ids)
@@ -124,7 +126,7 @@ def test_one_policy_beside_exact_rows_is_that_policy_with_donors():
 @pytest.mark.parametrize("names", ["a", "ab"])
 def test_steps_of_exact_requests_alone_are_the_model_s_own(names):
     made = make_plan("topk:k=1")
-    made.requests.update(scheduled(a="exact", b="exact"))
+    take_up(made.requests, scheduled(a="exact", b="exact"))
     _, final, own = step(made, names)
     assert torch.equal(final, own.ids)
     assert made.rows.kind is (Kind.SINGLE if names == "a" else Kind.DECODE)
@@ -133,7 +135,7 @@ def test_steps_of_exact_requests_alone_are_the_model_s_own(names):
 
 def test_a_policy_per_token_acts_on_a_single_row_that_asks_for_it():
     made = make_plan("vanilla")
-    made.requests.update(scheduled(a="topk:k=1"))
+    take_up(made.requests, scheduled(a="topk:k=1"))
     assert len(step(made, "a")[1].unique()) == 1
     assert len(step(made, "b")[1].unique()) == K
 
@@ -193,7 +195,7 @@ def test_whatever_is_let_in_decides_a_step(door, wish):
         assert len(refusal) < 1500
         return
     plan = make_plan("vanilla")
-    plan.requests.update(scheduled(**dict.fromkeys("ab", wish)))
+    take_up(plan.requests, scheduled(**dict.fromkeys("ab", wish)))
     _, final, own = step(plan, "abcd")
     assert torch.equal(final[2:], own.ids[2:])
     assert final.min() >= 0

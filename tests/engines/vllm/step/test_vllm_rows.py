@@ -8,14 +8,8 @@ import pytest
 import torch
 
 from lynx_moe.engines.shared.metrics import Kind
-from lynx_moe.engines.vllm.step.rows import (
-    EXACT_ROW,
-    Asked,
-    StepRows,
-    drafts_of,
-    from_v1_runner,
-    from_v2_batch,
-)
+from lynx_moe.engines.shared.step.rows import EXACT_ROW, Asked, StepRows
+from lynx_moe.engines.vllm.step.rows import drafts_of, from_v1_runner, from_v2_batch
 
 
 def filled(past_prompt: list[bool], scheduled: list[int]) -> StepRows:

@@ -6,7 +6,7 @@ from tiny_vllm import engine, tokens
 
 from lynx_moe.control.tuned import KEY
 from lynx_moe.engines import vllm as lynx_vllm
-from lynx_moe.engines.vllm.launch.refusals import Refusal
+from lynx_moe.engines.shared.refusals import Refusal
 from lynx_moe.engines.vllm.step.plan import active
 from lynx_moe.engines.vllm.tell.samples import samples
 

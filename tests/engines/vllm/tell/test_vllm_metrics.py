@@ -16,9 +16,9 @@ from vllm.entrypoints.serve.instrumentator.metrics import attach_router
 
 from lynx_moe.engines.shared.families import FAMILIES
 from lynx_moe.engines.shared.layers import Layer
+from lynx_moe.engines.shared.step.rows import Asked
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step.drafter import DrafterPlan
-from lynx_moe.engines.vllm.step.rows import Asked
 from lynx_moe.engines.vllm.step.shadows.passes import Shadows
 from lynx_moe.engines.vllm.step.shadows.sample import TOLD as SHADOWED
 from lynx_moe.engines.vllm.step.shadows.sample import Effect, Sample

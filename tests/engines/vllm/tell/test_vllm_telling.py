@@ -133,7 +133,7 @@ def test_no_error_ends_the_telling(monkeypatch: pytest.MonkeyPatch, caplog: pyte
         raise RuntimeError("dictionary changed size during iteration")
 
     with monkeypatch.context() as racing, caplog.at_level(logging.WARNING, "vllm.lynx_moe"):
-        racing.setattr(exporter, "samples", changed)
+        racing.setattr(one, "samples", changed)
         one.tell()
         one.tell()
     assert len(caplog.messages) == 1

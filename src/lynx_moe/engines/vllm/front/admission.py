@@ -10,9 +10,9 @@ from typing import Any
 
 from vllm import exceptions
 
+from lynx_moe.engines.shared.step import wishes
 from lynx_moe.engines.vllm.front import control
 from lynx_moe.engines.vllm.launch.options import EXACT, KEY, Options
-from lynx_moe.engines.vllm.step import wishes
 from lynx_moe.engines.vllm.step.built import ASK, Model
 from lynx_moe.policies import Policy, make_policy
 from lynx_moe.policies.contract.trial import tried
@@ -52,19 +52,15 @@ class Admission:
         except ValueError as error:
             raise self._refusal(f"{wish!r}: {error}") from None
         recorded = None if self.model is None else self.model.recorded
-        if recorded is not None and not policy.is_identity and not together(recorded, policy):
+        if recorded is not None and not policy.is_identity and not wishes.together(recorded, policy):
             raise Unwelcome(
                 f"{KEY}: {wish!r}: CUDA graphs have recorded {recorded!r}; allowed: {EXACT}, that policy (at any "
                 "price, if it knows prices), or an engine with enforce_eager=True"
             )
-        if not own or policy.is_identity or (self.options.max_policies and self._joins(policy)):
+        if not wishes.brings(wish, policy, self.options):
             return None
         self._count(policy.spec, wish)
         return policy.spec
-
-    def _joins(self, policy: Policy) -> bool:
-        """Whether it is decided together with the server's, at a price of its own."""
-        return policy.knows_prices and together(self.options.policy, policy)
 
     def _fitting(self, spec: str, *, own: bool) -> Policy:
         """The policy of a spec, as the model's routers would have it. Raises ValueError."""
@@ -116,24 +112,12 @@ class Admission:
         alive = self.processor.external_req_ids
         self.running = {name: brought for name, brought in self.running.items() if name in alive}
         others = ({*self.running.values()} | set(+self.arriving)) - {spec}
-        if len(others) >= self.options.max_policies:
-            raise self._refusal(
-                f"{wish!r}: the running requests may bring max_policies={self.options.max_policies} specs of "
-                f"their own, and bring {', '.join(sorted(others)) or 'none'}"
-            )
+        reason = wishes.too_many(wish, others, self.options)
+        if reason is not None:
+            raise self._refusal(reason)
 
     def _refusal(self, reason: str) -> Unwelcome:
-        own = (
-            ", a price such as 0.05, or a policy's spec such as lynx:alpha=3,beta=2"
-            if self.options.max_policies
-            else ""
-        )
-        return Unwelcome(f"{KEY}: {reason}; allowed: {', '.join((EXACT, *self.options.named))}{own}")
-
-
-def together(spec: str, policy: Policy) -> bool:
-    """Whether a policy and that of the spec are the same but for their prices."""
-    return make_policy(spec).without_price() == policy.without_price()
+        return Unwelcome(f"{KEY}: {reason}; allowed: {wishes.allowed(self.options)}")
 
 
 def of(engine: Any) -> Admission | None:

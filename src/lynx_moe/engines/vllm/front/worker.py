@@ -6,9 +6,9 @@ from typing import Any
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
 from lynx_moe.control.options import GuardOptions
+from lynx_moe.engines.shared.step.tiers import Recorded
 from lynx_moe.engines.vllm.front import control
 from lynx_moe.engines.vllm.step.plan import active
-from lynx_moe.engines.vllm.step.tiers import Recorded
 
 
 class WorkerExtension:

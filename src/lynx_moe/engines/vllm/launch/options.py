@@ -4,36 +4,29 @@ Everything here is checked before any weight is loaded. Every error names what w
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from lynx_moe.control.options import GuardOptions, is_number
 from lynx_moe.control.tuned import Tuned
 from lynx_moe.engines.disk.amount import Amount
-from lynx_moe.engines.vllm.launch import acting, connectors, disk, presets, ranks, speculation, tuned, twice
+from lynx_moe.engines.shared.options import DRAFT, EXACT, EXAMPLE, KEY, REMAP, VANILLA, Serving
+from lynx_moe.engines.vllm.launch import acting, connectors, disk, ranks, speculation, tuned, twice
 from lynx_moe.engines.vllm.launch.versions import SUPPORTED
-from lynx_moe.policies import DEFAULT, Policy, make_policy
+from lynx_moe.policies import Policy, make_policy
 
-KEY = "lynx_moe"
+__all__ = ["DRAFT", "EXACT", "KEY", "REMAP", "VANILLA", "Options", "check_engine", "has_graphs"]
+
 TESTED = "0.30.0 to 0.32.0"
-EXACT = "exact"  # what a request says that must not be remapped
-VANILLA = "vanilla"
-BALANCED = "balanced"  # the server's policy, unless the operator gives it another meaning
-FAST = f"{DEFAULT}:price=0.1"
-REMAP, DRAFT = "remap", "draft"
 SMALLEST, LARGEST = 1e-5, 1.0  # nats: KL of less is rounding, and of more another model
 VERIFY = (EXACT, REMAP, DRAFT)  # how drafts are verified: `Options.verify`
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """policy     spec string, such as "priced:price=0.01"; "vanilla" changes nothing, but counts.
-    stats      count distinct experts (a few tensor operations per layer and step).
-    log_every  seconds between log lines; 0: none.
-    metrics_every  seconds between the numbers for /metrics; 0: none.
+class Options(Serving):
+    """What any engine may be asked (`Serving`), and:
+
     guard      the quality guard's options (`control/options.py`), a dictionary in JSON; None: no guard.
-    presets    name -> spec: what requests may ask for by name, besides "exact", "balanced" and "fast".
-    max_policies  how many specs of their own the running requests may bring at a time; 0: names only.
     verify     "exact": rows that verify a draft keep the model's routing; "remap": they may be remapped as rows that
                decode; "draft": the policy acts on the MoE layers of the model that drafts, and on no others.
     shadow     share of the steps that the model runs twice, to measure the KL (`step/shadows/`); 0: none; None: as
@@ -47,13 +40,7 @@ class Options:
     act_from, act_to  rows that may be remapped: steps of fewer, or of more, are exact. act_to=0: all steps are.
     """
 
-    policy: str
-    stats: bool = True
-    log_every: float = 60.0
-    metrics_every: float = 1.0
     guard: GuardOptions | None = None
-    presets: Mapping[str, str] = field(default_factory=dict)
-    max_policies: int = 4
     verify: str = EXACT
     shadow: float | None = None
     max_kl: float | None = None
@@ -65,17 +52,7 @@ class Options:
     act_to: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.policy, str):
-            raise ValueError(f'{KEY}: policy={self.policy!r} must be a spec string, such as "{DEFAULT}"')
-        if not isinstance(self.stats, bool):
-            raise ValueError(f"{KEY}: stats={self.stats!r} must be true or false")
-        for name, what in (("log_every", "log line"), ("metrics_every", "metrics")):
-            every = getattr(self, name)
-            if not is_number(every) or every < 0:
-                raise ValueError(f"{KEY}: {name}={every!r} must be a number of seconds, or 0 for no {what}")
-        most = self.max_policies
-        if isinstance(most, bool) or not isinstance(most, int) or most < 0:
-            raise ValueError(f"{KEY}: max_policies={most!r} must be a whole number, or 0 to allow named policies only")
+        super().__post_init__()
         if self.verify not in VERIFY:
             raise ValueError(f"{KEY}: verify={self.verify!r} must be one of {', '.join(map(repr, VERIFY))}")
         if self.verify == DRAFT and self.guard is not None:
@@ -88,8 +65,8 @@ class Options:
         if self.guard is not None and self.guard.max_kl is not None and self.shadow == 0:
             raise ValueError(f"{KEY}: guard: max_kl is measured in shadow steps, and shadow=0; leave out either")
         self.make_policy()
+        self.check_presets()
         self._check_experts()
-        presets.check(KEY, self.presets, EXACT, FAST)
         acting.check(KEY, self.act_from, self.act_to)
 
     @property
@@ -114,18 +91,14 @@ class Options:
         policy = self.policy if self.verify == DRAFT else VANILLA
         return replace(self, policy=policy, verify=EXACT, guard=None, max_kl=None, slo_tpot_ms=None, tuned=None)
 
-    def make_policy(self) -> Policy:
-        return make_policy(self.policy)
+    @property
+    def remaps_drafts(self) -> bool:
+        return self.verify == REMAP
 
     @property
     def policies(self) -> list[Policy]:
         """All that may act where requests ask for nothing."""
         return [self.make_policy()] if self.tuned is None else [make_policy(spec) for spec in self.tuned.specs]
-
-    @property
-    def named(self) -> dict[str, str | None]:
-        """What requests may ask for by name -> its spec; None: whatever the server's policy is at the time."""
-        return {BALANCED: None, "fast": FAST, **self.presets}
 
     def _check_max_kl(self) -> None:
         most = self.max_kl
@@ -179,14 +152,10 @@ class Options:
         extra = vllm_config.additional_config
         if not isinstance(extra, dict) or KEY not in extra:
             return None
-        given, allowed = extra[KEY], [f.name for f in fields(cls)]
-        example = f'{{"{KEY}": {{"policy": "{DEFAULT}"}}}}'
-        if not isinstance(given, dict):
-            raise ValueError(f"{KEY}: got {given!r}, expected a dictionary; pass additional_config={example}")
-        unknown = sorted(set(given) - set(allowed))
-        if unknown:
-            raise ValueError(f"{KEY}: unknown key {', '.join(map(repr, unknown))}; allowed: {', '.join(allowed)}")
-        named, guard, settings = dict(given), given.get("guard"), given.get("tuned")
+        example = f'pass additional_config={{"{KEY}": {EXAMPLE}}}'
+        given = extra[KEY]
+        named = cls.known(given, example)
+        guard, settings = given.get("guard"), given.get("tuned")
         if guard is not None:
             named["guard"] = GuardOptions.of(guard)
         if settings is not None:
@@ -196,7 +165,7 @@ class Options:
             named["tuned"] = tuned.read(settings)
             named["policy"] = named["tuned"].specs[0]
         if "policy" not in named:
-            raise ValueError(f"{KEY}: no policy is named; pass additional_config={example}")
+            raise ValueError(f"{KEY}: no policy is named; {example}")
         return cls(**named)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from vllm.logger import init_logger
 
+from lynx_moe.engines.shared.refusals import refusing
+from lynx_moe.engines.shared.wrap import wrap
 from lynx_moe.engines.vllm.launch.options import DRAFT, KEY, Options, has_graphs
-from lynx_moe.engines.vllm.launch.refusals import refusing
-from lynx_moe.engines.vllm.launch.wrap import wrap
 from lynx_moe.engines.vllm.model import hooks
 from lynx_moe.engines.vllm.step.drafter import DrafterPlan
 from lynx_moe.engines.vllm.step.plan import active

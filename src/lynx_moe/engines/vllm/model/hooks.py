@@ -9,22 +9,23 @@ import torch
 import vllm.model_executor.layers.fused_moe.layer as moe_layer
 from vllm.logger import init_logger
 
-from lynx_moe.engines.shared.layers import Layer
+from lynx_moe.engines.shared.layers import Bypass, Layer, built_shape, without_kernel
+from lynx_moe.engines.shared.refusals import refusing
+from lynx_moe.engines.shared.step.rows import EXACT_ROW
+from lynx_moe.engines.shared.tell.log import log_line
+from lynx_moe.engines.shared.wrap import wrap
 from lynx_moe.engines.vllm.front import worker
 from lynx_moe.engines.vllm.launch import acting, ranks, twice
 from lynx_moe.engines.vllm.launch.options import KEY, Options, has_graphs
-from lynx_moe.engines.vllm.launch.refusals import refusing
-from lynx_moe.engines.vllm.launch.wrap import wrap
 from lynx_moe.engines.vllm.model import agreement, forward, lora, paging, reached
 from lynx_moe.engines.vllm.model.forward import PLAN, plan_of
 from lynx_moe.engines.vllm.model.placement import placement_of
 from lynx_moe.engines.vllm.model.router import LynxRouter
-from lynx_moe.engines.vllm.model.specs import Bypass, spec_of
-from lynx_moe.engines.vllm.step.built import built_shape, configured_shape, without_kernel
+from lynx_moe.engines.vllm.model.specs import spec_of
+from lynx_moe.engines.vllm.step.built import configured_shape
 from lynx_moe.engines.vllm.step.plan import Plan, activate
-from lynx_moe.engines.vllm.step.rows import EXACT_ROW, drafts_of, from_v1_runner, from_v2_batch
+from lynx_moe.engines.vllm.step.rows import drafts_of, from_v1_runner, from_v2_batch, take_up
 from lynx_moe.engines.vllm.tell import exporter
-from lynx_moe.engines.vllm.tell.log import log_line
 
 logger = init_logger(f"vllm.{KEY}")  # vLLM configures handlers for its own name only
 
@@ -179,7 +180,7 @@ def _begin_step(
     reached.note_loaded(plan, runner.get_model())
     plan.hear(scheduler_output if plan.attached is None else plan.attached)
     plan.attached = None
-    plan.requests.update(scheduler_output)
+    take_up(plan.requests, scheduler_output)
     past_prompt_R, scheduled_R = requests()
     drafts_R = drafts_of(scheduler_output, req_ids)
     plan.begin_batch(past_prompt_R, scheduled_R, drafts_R, req_ids)

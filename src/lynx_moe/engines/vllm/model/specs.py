@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from lynx_moe.engines.shared.layers import Bypass
 from lynx_moe.engines.vllm.launch.versions import image_bias
 from lynx_moe.routing import RouterSpec
 
@@ -31,10 +32,6 @@ REASONS = {
     "ZeroExpertRouter": "the router has zero experts (copies of the input), which batch-aware routing does not model",
     "AiterSharedRoutedFusedMoERouter": "shared experts are fused into the routed ones",
 }
-
-
-class Bypass(Exception):
-    """This router keeps vLLM's own routing; the message says why."""
 
 
 def spec_of(router: Any, num_experts: int) -> RouterSpec:

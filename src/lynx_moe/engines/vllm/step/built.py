@@ -3,15 +3,13 @@
 vLLM's configuration says it for some models, and nothing or something else for others; the layers never err.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Self
-
-import torch
 
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.vllm.launch.versions import experts_per_token
-from lynx_moe.policies import ModelShape, Policy
+from lynx_moe.policies import ModelShape
 from lynx_moe.routing import RouterSpec
 
 ASK = "lynx_model"  # the workers' method
@@ -47,7 +45,8 @@ class Model:
 
 def routers_of(layers: Sequence[Layer]) -> tuple[RouterSpec, ...]:
     """One router of each size that these layers have."""
-    return tuple({(spec.num_experts, spec.top_k, spec.groups): spec for spec in _specs(layers)}.values())
+    specs = (layer.spec for layer in layers)
+    return tuple({(spec.num_experts, spec.top_k, spec.groups): spec for spec in specs}.values())
 
 
 def configured_shape(model_config: Any) -> ModelShape:
@@ -59,29 +58,6 @@ def configured_shape(model_config: Any) -> ModelShape:
         top_k=_number(experts_per_token(model_config)),
         name=str(model_config.model),
     )
-
-
-def built_shape(configured: ModelShape, layers: Sequence[Layer]) -> ModelShape:
-    """The same with the numbers of the layers that there are: the largest, where they differ."""
-    if not layers:
-        return configured
-    return replace(
-        configured,
-        num_experts=max(spec.num_experts for spec in _specs(layers)),
-        top_k=max(spec.top_k for spec in _specs(layers)),
-    )
-
-
-def without_kernel(layers: Sequence[Layer], by_layer: Sequence[Policy], device: torch.device) -> list[str]:
-    """Where decisions take the plain-torch definition although a GPU has kernels, each reason once."""
-    if device.type != "cuda":
-        return []
-    reasons = (policy.without_kernel(layer.spec) for policy, layer in zip(by_layer, layers, strict=True))
-    return sorted({reason for reason in reasons if reason})
-
-
-def _specs(layers: Sequence[Layer]) -> Iterator[RouterSpec]:
-    return (layer.spec for layer in layers)
 
 
 def _size(num_experts: int, top_k: int, groups: Sequence[int] | None) -> tuple[int, int, tuple[int, int] | None]:

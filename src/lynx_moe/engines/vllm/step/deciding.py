@@ -1,4 +1,5 @@
-"""What a plan decides with in the current step: the layers, the rows, whose policies they follow, and a trial's."""
+"""What a plan decides with in the current step, beyond what engines share: drafts, shadow steps, trials, prices that
+move."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -10,35 +11,33 @@ import torch
 from torch import Tensor
 
 from lynx_moe.control.tuned import ByBatch
-from lynx_moe.engines.shared.layers import Layer
+from lynx_moe.engines.shared.metrics import Kind
 from lynx_moe.engines.shared.pace import Pace
+from lynx_moe.engines.shared.step import deciding as shared
+from lynx_moe.engines.shared.step.requests import Fitted
+from lynx_moe.engines.shared.step.rows import StepRows, decoding
+from lynx_moe.engines.shared.step.tiers import Recorded
 from lynx_moe.engines.vllm.launch.options import Options
-from lynx_moe.engines.vllm.step.counting import Counted
-from lynx_moe.engines.vllm.step.requests import Fitted, Requests
-from lynx_moe.engines.vllm.step.rows import StepRows, decoding
 from lynx_moe.engines.vllm.step.shadows.follow import Follow
 from lynx_moe.engines.vllm.step.shadows.passes import EXACT, Shadows, Trial
 from lynx_moe.engines.vllm.step.shadows.sample import TIMES, TOLD
-from lynx_moe.engines.vllm.step.tiers import Recorded
+from lynx_moe.engines.vllm.step.verified import Verified
 from lynx_moe.engines.vllm.step.watch import Watch
-from lynx_moe.policies import Policy
-from lynx_moe.policies.contract.groups import decide_groups
-from lynx_moe.routing import Routing, Rows
+from lynx_moe.policies import ModelShape
+from lynx_moe.routing import Routing
 
 logger = logging.getLogger("vllm.lynx_moe")
 
 
-class Deciding(Counted):
-    """policy, by_layer: the server's, and each layer's."""
+class Deciding(shared.Deciding):
+    """num_drafts: the most tokens that are drafted for a request. shadow: the share of shadow steps."""
 
-    policy: Policy
-    by_layer: list[Policy]
-
-    acts: bool  # whether the policy can do something in this step
+    options: Options
 
     def __init__(
         self,
         options: Options,
+        shape: ModelShape,
         max_rows: int,
         device: torch.device,
         *,
@@ -46,11 +45,8 @@ class Deciding(Counted):
         num_drafts: int,
         shadow: float,
     ) -> None:
-        super().__init__(num_drafts)
-        self.options, self.device, self.graphs = options, device, graphs
-        self.layers: list[Layer] = []
-        self.rows = StepRows(max_rows, device, graphs=graphs, speculates=num_drafts > 0)
-        self.requests = Requests(options, self.check, lambda: (self.policy, self.by_layer))
+        self.verified = Verified(num_drafts)
+        super().__init__(options, shape, max_rows, device, graphs=graphs, speculates=num_drafts > 0)
         self.shadows = Shadows(shadow) if shadow else None
         self.bounded: Follow | None = None  # where `max_kl` says the prices
         self.pace: Pace | None = None  # where a latency objective says which share of the prices
@@ -59,30 +55,14 @@ class Deciding(Counted):
         self.watch: Watch | None = None
         self.trial: Trial | None = None  # what decides instead, in a pass that does not stay
 
-    def check(self, spec: str) -> Fitted:
-        """What a request gets that asks for a spec. Raises ValueError."""
-        raise NotImplementedError
+    def count(self, rows: StepRows, *, acts: bool, known: bool) -> None:
+        super().count(rows, acts=acts, known=known)
+        if rows.kind is not Kind.IDLE:
+            self.verified.count(rows)
 
-    def put(self, policy: Policy, by_layer: list[Policy]) -> None:
-        """From the next step on the server's policy is this one."""
-        raise NotImplementedError
-
-    @property
-    def deciding(self) -> list[Policy]:
-        """The policies of the current step, in turn."""
-        return [policy for policy, _ in self.requests.step] or [self.policy]
-
-    def decided(
-        self, layer: int, logits_TE: Tensor, own: Routing, masks: Rows | None, first: list[Policy] | None = None
-    ) -> Routing:
-        """By the policies of the step; `first` instead of the server's."""
-        spec, step = self.layers[layer].spec, self.requests.step
-        server = first or (step[0][1] if step else self.by_layer)
-        if len(step) > 1:
-            fits = [server, *(fits for _, fits in step[1:])]
-            parts = [(one[layer], mask[: len(logits_TE)]) for one, mask in zip(fits, self.rows.groups, strict=True)]
-            return decide_groups(parts, logits_TE, spec, own, masks)
-        return server[layer].decide(logits_TE, spec, masks, own)
+    def reset_sums(self) -> None:
+        super().reset_sums()
+        self.verified.reset()
 
     def tried(self, trial: Trial, layer: int, logits_TE: Tensor, own: Routing) -> Routing | None:
         """In a pass that does not stay: nothing is counted, sampled or recorded."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from lynx_moe.engines.shared.step.rows import EXACT_ROW, Asked
 from lynx_moe.engines.vllm.step.plan import Plan
-from lynx_moe.engines.vllm.step.rows import EXACT_ROW, Asked
 
 
 class DrafterPlan(Plan):

@@ -4,7 +4,6 @@ A plan is made while the model is built, and becomes the active one whenever its
 operator in the model's graph knows its layer only by number, so that compiled graphs are the same in every process.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,17 +13,15 @@ from torch import Tensor
 
 from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.disk.store import Store
-from lynx_moe.engines.shared.layers import fitted, tried_on
-from lynx_moe.engines.shared.metrics import Kind, Stats
-from lynx_moe.engines.shared.recorder import Recorder
+from lynx_moe.engines.shared.metrics import Stats
+from lynx_moe.engines.shared.step.tiers import text
 from lynx_moe.engines.vllm.launch.options import DRAFT, Options
 from lynx_moe.engines.vllm.step import cache
 from lynx_moe.engines.vllm.step.built import Model, routers_of
 from lynx_moe.engines.vllm.step.deciding import Deciding
 from lynx_moe.engines.vllm.step.figures import Figures
-from lynx_moe.engines.vllm.step.tiers import reach, text
 from lynx_moe.engines.vllm.step.watch import Watch
-from lynx_moe.policies import ModelShape, Policy, make_policy
+from lynx_moe.policies import ModelShape
 from lynx_moe.routing import Routing
 
 _active: list["Plan"] = []
@@ -49,18 +46,13 @@ class Plan(Deciding):
         shadow: float = 0.0,
         meets: bool = False,
     ) -> None:
-        super().__init__(options, max_rows, device, graphs=graphs, num_drafts=num_drafts, shadow=shadow)
-        self.shape, self.meets = shape, meets
-        self.bypassed: dict[str, str] = {}
-        self.recorded: Policy | None = None
-        self.recorder: Recorder | None = None
+        super().__init__(options, shape, max_rows, device, graphs=graphs, num_drafts=num_drafts, shadow=shadow)
+        self.meets = meets
         self.runners: dict[int, Callable[[], Any]] = {}  # a layer's number -> vLLM's runner of it, while it lives
         self.figures: Figures | None = None
         self.paged: Any = None  # the experts on a disk (`model/paged.py`), whose store is there once weights are loaded
         self.drafter: Any = None  # a DrafterPlan, whose class is made of this one
         self.attached: Any = None  # the scheduler's output as it came, where a runner passes on a copy of it
-        self.policy_changes = {"operator": 0, "guard": 0}
-        self.has_begun = self.acts = False
         self.seal()
         if not self.drafts:
             cache.switched(self.policy.is_identity)
@@ -68,32 +60,13 @@ class Plan(Deciding):
     def seal(self) -> None:
         """All layers, and with them `shape`, are known: counting starts. Raises ValueError if the policy does not fit
         one of them."""
-        self.policy = make_policy(self.options.for_target).for_model(self.shape)
-        self.recorded = self.policy if self.graphs else None
-        self.by_layer = fitted(self.policy, self.layers, self.shape.name, self.device)
-        tried_on(self.by_layer, self.layers, self.device)
-        self.count_on(len(self.layers), self.device)
+        self.fit()
         if self.graphs:
             self.figures = Figures.of(self.options.guard, len(self.layers), len(self.rows.valid), self.device)
         self.set_guard(self.options.guard)
         self.bound_anew(self.policy_changes["operator"])
         self.tune()
         self.reset_stats()
-
-    def check(self, spec: str) -> tuple[Policy, list[Policy]]:
-        """What `set_policy` would switch to, or a request gets that asks for it: the policy, and each layer's. Raises
-        ValueError where it cannot, and changes nothing; Recorded is the one that no other spec would mend."""
-        policy = make_policy(spec).for_model(self.shape)
-        by_layer = fitted(policy, self.layers, self.shape.name, self.device)
-        tried_on(by_layer, self.layers, self.device)
-        reach(self.recorded, policy, spec)
-        return policy, by_layer
-
-    def put(self, policy: Policy, by_layer: list[Policy]) -> None:
-        """From the next step on. What graphs have recorded stays: rows then ask what the new policy does."""
-        self.policy = policy
-        if self.recorded is None:
-            self.by_layer = by_layer
 
     @property
     def governed(self) -> "Plan":
@@ -104,6 +77,14 @@ class Plan(Deciding):
     def named(self) -> str:
         """The server's policy, as it is told of: its spec, or that the batch says which one."""
         return self.policy.spec if self.tuned is None else "tuned"
+
+    @property
+    def asked(self) -> str:
+        return self.named if self.watch is None else self.watch.ladder[0][0].spec
+
+    @property
+    def version(self) -> Any:
+        return tuple(self.steps.values()), tuple(self.governed.policy_changes.values()), id(self.watch)
 
     def set_policy(self, spec: str) -> str:
         self.put(*self.check(spec))
@@ -157,12 +138,9 @@ class Plan(Deciding):
         kind, within = self.rows.kind, self.options.acts_at(self.rows.num_decode_rows)
         if kind.acts and not within:  # what graphs have recorded acts in every step
             self.rows.ask(np.zeros_like(self.rows.price_T))
-        alone = kind is Kind.SINGLE and not any(policy.acts_alone for policy in self.deciding)
-        self.acts = kind.acts and within and not alone
+        self.acts = within and self.could_act()
         trials = self.shadow_step()
-        self.count(
-            self.rows, acts=self.acts, known=all(policy.knows_prices or policy.is_identity for policy in self.deciding)
-        )
+        self.count_step()
         if self.store is not None:
             self.store.begin(kind.value)
         if self.watch is not None:
@@ -173,42 +151,20 @@ class Plan(Deciding):
     def reroute(
         self, logits_TE: Tensor, weights_TK: Tensor, ids_TK: Tensor, layer: int, hidden_TH: Tensor | None = None
     ) -> Routing | None:
-        """The final routing of one layer, or None where it is the model's own.
-
-        A step in which nothing can change is left at once. CUDA graphs record what happens here in idle runs: when
-        they are replayed, only the persistent masks tell steps apart.
-        """
-        rows = self.rows
-        if not (self.acts or (self.graphs and rows.kind is Kind.IDLE)):
+        """The final routing of one layer, or None where it is the model's own. A step in which nothing can change is
+        left at once."""
+        if self.is_passed_by:
             return None
-        if self.trial is not None:
-            return self.tried(self.trial, layer, logits_TE, Routing(ids_TK, weights_TK))
-        watch = self.watch if self.watch is not None and self.watch.wants(layer) else None
-        idle = all(policy.is_identity for policy in self.deciding) or not (rows.always or rows.asking)
-        if idle and not self.options.stats and self.recorder is None and watch is None:
-            return None
-        start = time.perf_counter()
-        spec, masks = self.layers[layer].spec, rows.masks(len(ids_TK))
         own = Routing(ids_TK, weights_TK)
-        if self.recorder is not None:
-            self.recorder.add(layer, logits_TE, own, masks)
-        valid_T = masks.valid if masks else None
-        final = own if idle else self.decided(layer, logits_TE, own, masks)
-        if self.options.stats:
-            self.counters.add(layer, own, final, spec.num_experts, valid_T, self.layers[layer].here_E)
-        self.decisions += 1
-        self.decision_seconds += time.perf_counter() - start
+        if self.trial is not None:
+            return self.tried(self.trial, layer, logits_TE, own)
+        watch = self.watch if self.watch is not None and self.watch.wants(layer) else None
+        if self.is_idle and not self.options.stats and self.recorder is None and watch is None:
+            return None
+        final = self.settled(layer, logits_TE, own)
         if watch is not None:
             watch.see(layer, logits_TE, own, final, hidden_TH)
         return None if final is own else final
-
-    def record(self, max_bytes: int) -> Recorder:
-        """From the next step on, keep the router logits of steps that reach the policy, until `recorder` is None."""
-        if self.graphs:
-            raise ValueError("CUDA graphs leave no room for recording; start the engine with enforce_eager=True")
-        numbered = {number: layer for number, layer in enumerate(self.layers) if layer.name not in self.bypassed}
-        self.recorder = Recorder(numbered, max_bytes)
-        return self.recorder
 
     def reset_stats(self) -> None:
         self.reset_sums()
@@ -218,12 +174,11 @@ class Plan(Deciding):
             self.drafter.reset_stats()
 
     def stats(self) -> Stats:
-        timed = self.decisions and self.device.type == "cpu"
         return self.told(
             self.layers,
             self.bypassed,
             policy=self.named,
-            decision_us=1e6 * self.decision_seconds / self.decisions if timed else None,
+            decision_us=self.decision_us(),
             guard=None if self.watch is None else self.watch.state(),
             shadows=None if self.shadows is None else self.shadows.state(),
             bound=None if self.bounded is None else self.bounded.state(),

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from lynx_moe.engines.shared.step.rows import CERTAIN, StepRows
 from lynx_moe.engines.vllm.launch.options import Options
-from lynx_moe.engines.vllm.step.rows import CERTAIN, StepRows
 from lynx_moe.engines.vllm.step.shadows import sample as shadows
 
 TOLD = "lynx_moe_verified"  # attribute of vLLM's Scheduler and SchedulerOutput: [(drafted tokens, accepted ones), ...]

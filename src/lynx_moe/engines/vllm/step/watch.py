@@ -23,13 +23,13 @@ from lynx_moe.control.options import GuardOptions
 from lynx_moe.control.sampling import due
 from lynx_moe.engines.shared.late import Late
 from lynx_moe.engines.shared.layers import Layer, fitted
+from lynx_moe.engines.shared.step.requests import Requests
+from lynx_moe.engines.shared.step.rows import StepRows
+from lynx_moe.engines.shared.step.tiers import follows, reach
 from lynx_moe.engines.vllm.step.figures import Figures, check_graphs
-from lynx_moe.engines.vllm.step.requests import Requests
-from lynx_moe.engines.vllm.step.rows import StepRows
 from lynx_moe.engines.vllm.step.shadow import block_output, same_on_all_ranks
 from lynx_moe.engines.vllm.step.shadows.passes import ABOVE, Shadows, Trial
 from lynx_moe.engines.vllm.step.shadows.sample import Sample
-from lynx_moe.engines.vllm.step.tiers import follows, reach
 from lynx_moe.policies import ModelShape, Policy
 from lynx_moe.routing import Routing, Rows
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lynx_moe.engines.vllm.launch.options import KEY
+from lynx_moe.engines.shared.options import KEY
+from lynx_moe.engines.shared.tell.exporter import DIRECTORY, File
 
-DIRECTORY = "LYNX_MOE_METRICS_DIR"  # an environment variable, which workers in other processes inherit
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -45,7 +45,7 @@ def key(rank: int) -> str:
 
 
 class Key:
-    """Where a worker on another machine writes: see `exporter.File`, which has the same methods."""
+    """Where a worker on another machine writes: a `Target` as `File` is one."""
 
     def __init__(self, store: Any, rank: int) -> None:
         self.store, self.name = store, key(rank)
@@ -71,7 +71,7 @@ class Relay:
 
     def __init__(self, store: Any, ranks: range, folder: Path, name: str, every: float) -> None:
         self.store, self.ranks, self.every = store, ranks, every
-        self.files = {rank: folder / f"{name}-{rank}.json" for rank in ranks}
+        self.files = {rank: File(folder / f"{name}-{rank}.json") for rank in ranks}
         self.seen: dict[int, bytes] = {}
         self.ended = threading.Event()
 
@@ -86,7 +86,7 @@ class Relay:
             except (OSError, RuntimeError, ValueError):  # a disk that is full, a store whose process has ended
                 continue
         for file in self.files.values():
-            file.unlink(missing_ok=True)
+            file.remove()
 
     def look(self) -> None:
         """Writes what has changed. Raises OSError, and RuntimeError where the store is gone."""
@@ -96,9 +96,5 @@ class Relay:
             told = self.store.get(key(rank))
             if told != self.seen.get(rank):
                 _, text = json.loads(told)
-                file = self.files[rank]
-                file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                part = file.with_suffix(".part")
-                part.write_text(text, encoding="utf-8")
-                part.replace(file)
+                self.files[rank].write(text)
                 self.seen[rank] = told

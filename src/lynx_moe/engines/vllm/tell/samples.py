@@ -1,34 +1,21 @@
 """A plan's numbers as samples of the metric families."""
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
-
-from lynx_moe.calibration.artifact import layer_number
-from lynx_moe.engines.shared.families import FAMILIES, groups
-from lynx_moe.engines.shared.metrics import COLUMNS, KINDS, Kind
+from lynx_moe.engines.shared.families import FAMILIES
+from lynx_moe.engines.shared.metrics import Kind
+from lynx_moe.engines.shared.tell import samples as shared
+from lynx_moe.engines.shared.tell.samples import Sample
 from lynx_moe.engines.vllm.step.plan import Plan
 from lynx_moe.engines.vllm.step.shadows.sample import Sums
 from lynx_moe.engines.vllm.step.verified import DEPTHS, Verified
 
-SUMS = {
-    "before": "lynx_moe_distinct_experts_before",
-    "after": "lynx_moe_distinct_experts_after",
-    "changed_rows": "lynx_moe_rows_remapped",
-    "unchanged_steps": "lynx_moe_unchanged_layer_steps",
-}
 FROM_DISK = {"loads": "read", "hits": "found", "bytes": "read_bytes", "seconds": "wait_seconds", "rounds": "rounds"}
-Sample = tuple[str, list[str], float]
-
 
 def samples(plan: Plan) -> list[Sample]:
-    """Every sample: the family's name, the values of its own labels, the value. A summary gives two numbers in turn."""
-    found: list[Sample] = [("lynx_moe_steps", [kind], count) for kind, count in plan.steps.items()]
-    found += _rows(plan)
-    found += [("lynx_moe_price_rows", [price], count) for price, count in plan.tiers.told.items()]
-    if plan.options.stats and plan.has_begun:
-        found += _layers(plan)
+    """Every sample: what every engine tells, and what vLLM's alone has."""
+    found = shared.samples(plan)
+    found += [("lynx_moe_policy_changes", [by], count) for by, count in plan.governed.policy_changes.items()]
     if plan.rows.speculates:
         found += _verified(plan.verified)
     if plan.shadows is not None:
@@ -44,23 +31,9 @@ def samples(plan: Plan) -> list[Sample]:
         found += _disk(plan.store.told())
     if plan.drafter is not None:
         found += _drafter(plan.drafter)
-    if plan.device.type == "cpu":
-        found.append(("lynx_moe_decision_seconds", ["count"], plan.decisions))
-        found.append(("lynx_moe_decision_seconds", ["sum"], plan.decision_seconds))
-    reached = sum(layer.name not in plan.bypassed for layer in plan.layers)
-    found += [("lynx_moe_layers", ["policy"], reached), ("lynx_moe_layers", ["own"], len(plan.bypassed))]
-    found += [("lynx_moe_policy_changes", [by], count) for by, count in plan.governed.policy_changes.items()]
     state = None if plan.watch is None else plan.watch.state()
-    asked = plan.named if state is None else state["rungs"][0]
-    found.append(("lynx_moe_policy_info", [plan.named, asked], 1))
     found.append(("lynx_moe_guard_enabled", [], int(state is not None)))
     return found if state is None else found + _guard(state)
-
-
-def _rows(plan: Plan) -> list[Sample]:
-    total, remappable, exact = (sum(sums[place] for sums in plan.row_sums.values()) for place in range(3))
-    handled = {"remappable": remappable, "exact": exact, "bypassed": total - remappable - exact}
-    return [("lynx_moe_rows", [name], count) for name, count in handled.items()]
 
 
 def _verified(verified: Verified) -> list[Sample]:
@@ -131,24 +104,10 @@ def _drafter(plan: Plan) -> list[Sample]:
     found.append(("lynx_moe_drafter_policy_info", [plan.policy.spec], 1))
     if not plan.options.stats:
         return found
-    for name, labels, value in _layers(plan):
+    for name, labels, value in shared.of_layers(plan):
         own = name.replace("lynx_moe_", "lynx_moe_drafter_")
         if own in FAMILIES:
             found.append((own, labels, value))
-    return found
-
-
-def _layers(plan: Plan) -> list[Sample]:
-    with _aside(plan.device):
-        totals = plan.counters.read()
-    places = [place for place, layer in enumerate(plan.layers) if layer.name not in plan.bypassed]
-    found: list[Sample] = []
-    for label, members in groups([layer_number(plan.layers[place].name) for place in places]):
-        for kind, step in enumerate(KINDS):
-            for column, name in enumerate(COLUMNS):
-                value = sum(totals[places[member]][kind][column] for member in members)
-                found.append((SUMS[name], [label, step], value))
-            found.append(("lynx_moe_layer_steps", [label, step], len(members) * plan.acted[step]))
     return found
 
 
@@ -163,11 +122,3 @@ def _guard(state: dict[str, Any]) -> list[Sample]:
     for name, key in (("bound", "bounds"), ("samples", "samples"), ("changes", "changes")):
         found += [(f"lynx_moe_guard_{name}", [label], value) for label, value in state[key].items()]
     return found
-
-
-def _aside(device: torch.device) -> AbstractContextManager[Any]:
-    """Reading waits for a stream of its own, not for the steps."""
-    if device.type != "cuda":
-        return nullcontext()
-    aside: AbstractContextManager[Any] = torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
-    return aside

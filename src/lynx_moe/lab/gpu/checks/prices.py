@@ -20,6 +20,7 @@ from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step.plan import Plan
+from lynx_moe.engines.vllm.step.rows import take_up
 from lynx_moe.engines.vllm.step.shadows.passes import Trial
 from lynx_moe.policies import ModelShape, make_policy
 from lynx_moe.routing import RouterSpec, Routing, Rows, select
@@ -120,7 +121,7 @@ class Followed:
             SimpleNamespace(req_id=name, sampling_params=SimpleNamespace(extra_args=extra))
             for name, extra in zip(names, asked, strict=True)
         ]
-        plan.requests.update(SimpleNamespace(scheduled_new_reqs=new, finished_req_ids=set(plan.requests.specs)))
+        take_up(plan.requests, SimpleNamespace(scheduled_new_reqs=new, finished_req_ids=set(plan.requests.specs)))
         decodes = np.arange(num) >= prompts
         plan.rows.fill(decodes, np.ones(num, int), plan.requests.choices(names), plan.requests.asked)
         price = torch.zeros(self.num_rows)

@@ -2,10 +2,10 @@
 
 import time
 
-from lynx_moe.engines.vllm.step.plan import Plan
+from lynx_moe.engines.shared.step.deciding import Deciding
 
 
-def log_line(plan: Plan) -> str | None:
+def log_line(plan: Deciding) -> str | None:
     """What happened since counting began, if a line is due and there were decode steps since the last one."""
     (then, steps_then), every = plan.last_log, plan.options.log_every
     steps = plan.steps["decode"]

@@ -1,18 +1,18 @@
-"""What requests ask for, on a worker: `SamplingParams.extra_args["lynx_moe"]` of every running request -> its policy.
+"""What requests ask for, where the model runs: the wish of every running request (`wishes.py`) -> its policy.
 
-Admission has checked it (`admission.py`, in the front-end process). What still is not understood here, or does not fit
+It was checked before the request got here. What still is not understood here, or does not fit
 a layer, keeps the model's routing, with a warning: an engine does not end for one request.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from lynx_moe.engines.vllm.launch.options import EXACT, KEY, REMAP, Options
-from lynx_moe.engines.vllm.step import wishes
-from lynx_moe.engines.vllm.step.rows import EXACT_ROW, OWN_ROW, Asked
+from lynx_moe.engines.shared.options import EXACT, KEY, Serving
+from lynx_moe.engines.shared.step import wishes
+from lynx_moe.engines.shared.step.rows import EXACT_ROW, OWN_ROW, Asked
 from lynx_moe.policies import Policy
 
 logger = logging.getLogger(f"vllm.{KEY}")
@@ -24,7 +24,7 @@ class Requests:
     """The running requests that ask for something, and the policies of the current step in the order in which they
     settle. `make` fits a spec to the model's layers, or raises; `server` is the server's policy."""
 
-    def __init__(self, options: Options, make: Callable[[str], Fitted], server: Callable[[], Fitted]) -> None:
+    def __init__(self, options: Serving, make: Callable[[str], Fitted], server: Callable[[], Fitted]) -> None:
         self.options, self.make, self.server = options, make, server
         self.specs: dict[str, str] = {}  # of those that ask for another policy than the server's
         self.verify: dict[str, bool] = {}  # of those whose drafts are verified otherwise than the server's: remapped?
@@ -32,23 +32,25 @@ class Requests:
         self.step: list[Fitted] = []
         self.asked, self.kin = Asked(), True  # kin: the first policy of `step` is the server's, at whatever prices
 
-    def update(self, scheduler_output: Any) -> None:
-        """Takes up what the scheduler says of new and finished requests."""
+    def begin(self, name: str, sampling_params: Any) -> None:
+        """A request is new, or the next part of its stream goes on."""
+        spec = wishes.understood(sampling_params, self.options)
+        if spec is not None:
+            self.specs[name] = spec
+        elif self.specs:
+            self.specs.pop(name, None)
+        remaps = wishes.remaps_drafts(sampling_params, self.options)
+        if remaps != self.options.remaps_drafts:
+            self.verify[name] = remaps
+        elif self.verify:
+            self.verify.pop(name, None)
+
+    def end(self, names: Iterable[str]) -> None:
+        """These requests have ended."""
         if self.specs or self.verify:
-            for name in scheduler_output.finished_req_ids:
+            for name in names:
                 self.specs.pop(name, None)
                 self.verify.pop(name, None)
-        for new in scheduler_output.scheduled_new_reqs:  # and the next parts of streams that go on
-            spec = wishes.understood(new.sampling_params, self.options)
-            if spec is not None:
-                self.specs[new.req_id] = spec
-            elif self.specs:
-                self.specs.pop(new.req_id, None)
-            remaps = wishes.remaps_drafts(new.sampling_params, self.options)
-            if remaps != (self.options.verify == REMAP):
-                self.verify[new.req_id] = remaps
-            elif self.verify:
-                self.verify.pop(new.req_id, None)
 
     def choices(self, req_ids: Sequence[str]) -> np.ndarray | None:
         """int [R]: each request's place in `step`, EXACT_ROW where it stays exact by its own wish, OWN_ROW where
@@ -91,7 +93,7 @@ class Requests:
 
     def remaps_drafts(self, req_ids: Sequence[str]) -> bool | np.ndarray:
         """Whether rows that verify drafts may be remapped: of all requests, or bool [R]."""
-        usual = self.options.verify == REMAP
+        usual = self.options.remaps_drafts
         if not any(name in self.verify for name in req_ids):
             return usual
         return np.array([self.verify.get(name, usual) for name in req_ids])

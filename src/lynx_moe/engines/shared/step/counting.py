@@ -9,9 +9,8 @@ import torch
 
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.shared.metrics import KINDS, Counters, HostCounters, Kind, Stats, layer_stats
-from lynx_moe.engines.vllm.step.rows import StepRows
-from lynx_moe.engines.vllm.step.tiers import Tiers
-from lynx_moe.engines.vllm.step.verified import Verified
+from lynx_moe.engines.shared.step.rows import StepRows
+from lynx_moe.engines.shared.step.tiers import Tiers
 
 
 class Counted:
@@ -20,8 +19,8 @@ class Counted:
     counters: Counters
     counted: int | None = None  # the kind of this step, where its experts count
 
-    def __init__(self, num_drafts: int) -> None:
-        self.verified, self.tiers = Verified(num_drafts), Tiers()
+    def __init__(self) -> None:
+        self.tiers = Tiers()
 
     def count_on(self, num_layers: int, device: torch.device) -> None:
         """All layers are known: counting starts."""
@@ -40,7 +39,6 @@ class Counted:
         counts = (rows.num_rows, rows.num_decode_rows if acts else 0, rows.num_exact_rows)
         for column, count in enumerate(counts):
             self.row_sums[kind.value][column] += count
-        self.verified.count(rows)
         self.tiers.add(rows.tiers() if acts and known else {})
 
     @contextmanager
@@ -59,7 +57,6 @@ class Counted:
         self.row_sums = {kind: [0, 0, 0] for kind in self.steps}
         self.decisions, self.decision_seconds = 0, 0.0
         self.tiers.reset()
-        self.verified.reset()
         self.last_log = (time.monotonic(), 0)
 
     def told(self, layers: Sequence[Layer], bypassed: dict[str, str], **more: Any) -> Stats:

@@ -1,21 +1,23 @@
 """What a request's wish means, in every process: what is not understood here is refused by the front end, and is exact
 in the engine, which does not end for one request.
 
-A request asks by `SamplingParams.extra_args["lynx_moe"]`, which is `vllm_xargs: {"lynx_moe": ...}` of vLLM's server:
-"exact", a name (`Options.named`), a price (0.05 or "0.05"), or a spec string of its own. How its drafts are verified it
-asks by `extra_args["lynx_moe_verify"]`: "exact" or "remap".
+A request asks by the key "lynx_moe" among the arguments that engines hand on for plug-ins (`CARRIERS`): "exact", a name
+(`Serving.named`), a price (0.05 or "0.05"), or a spec string of its own. How its drafts are verified it asks by
+"lynx_moe_verify": "exact" or "remap".
 """
 
 import difflib
 import logging
 import re
+from collections.abc import Collection
 from typing import Any
 
-from lynx_moe.engines.vllm.launch.options import DRAFT, EXACT, KEY, REMAP, Options
-from lynx_moe.policies import DEFAULT, make_policy
+from lynx_moe.engines.shared.options import DRAFT, EXACT, KEY, REMAP, Serving
+from lynx_moe.policies import DEFAULT, Policy, make_policy
 
 VERIFY_KEY = f"{KEY}_verify"
 KEYS = (KEY, VERIFY_KEY)
+CARRIERS = ("extra_args", "custom_params")  # of sampling parameters: vLLM's, SGLang's
 LONGEST = 300  # characters of a wish
 SHORT = KEY.partition("_")[0]
 CLOSE = {KEY: 0.8, SHORT: 0.75}  # how alike two words must be: one wrong letter of a short word is much of it
@@ -24,14 +26,18 @@ logger = logging.getLogger(f"vllm.{KEY}")
 
 
 def asked(sampling_params: Any) -> Any:
-    """What a request asks for, `extra_args["lynx_moe"]`; None: nothing."""
-    extra = getattr(sampling_params, "extra_args", None)
-    return extra.get(KEY) if extra else None
+    """What a request asks for; None: nothing."""
+    return carried(sampling_params).get(KEY)
+
+
+def carried(sampling_params: Any) -> dict[Any, Any]:
+    """A request's arguments for plug-ins."""
+    return next((given for name in CARRIERS if (given := getattr(sampling_params, name, None))), {})
 
 
 def asked_verify(sampling_params: Any) -> str | None:
     """How a request asks its drafts to be verified; None: not at all. Raises ValueError for what it may not ask."""
-    wish = (getattr(sampling_params, "extra_args", None) or {}).get(VERIFY_KEY)
+    wish = carried(sampling_params).get(VERIFY_KEY)
     if wish is None or wish in (EXACT, REMAP):
         return wish
     own = "; the model that drafts serves all requests, so what it does is the server's option" if wish == DRAFT else ""
@@ -51,13 +57,13 @@ def first_key(names: Any) -> str | None:
 def check_keys(sampling_params: Any) -> None:
     """Raises ValueError if a request asks by a misspelt key, or for a verification that is none; keys of other plug-ins
     pass."""
-    wrong = misspelt(getattr(sampling_params, "extra_args", None))
+    wrong = misspelt(carried(sampling_params))
     if wrong is not None:
         raise ValueError(f"{KEY}: the key {wrong[:50]!r} asks for nothing; write {KEY!r}, or leave it out")
     asked_verify(sampling_params)
 
 
-def spec_of(wish: Any, options: Options) -> str | None:
+def spec_of(wish: Any, options: Serving) -> str | None:
     """The spec that a wish means, or EXACT; None: the server's policy, whatever it is at the time. Raises ValueError
     for what is no wish, or one that a request may not have.
 
@@ -95,7 +101,7 @@ def price_of(wish: Any) -> float | None:
         return float("inf")
 
 
-def understood(sampling_params: Any, options: Options, *, aloud: bool = True) -> str | None:
+def understood(sampling_params: Any, options: Serving, *, aloud: bool = True) -> str | None:
     """`spec_of` what a request asks for, in the engine's process: never raises, EXACT for what is not understood.
     `aloud`: with a warning."""
     try:
@@ -108,10 +114,40 @@ def understood(sampling_params: Any, options: Options, *, aloud: bool = True) ->
         return EXACT
 
 
-def remaps_drafts(sampling_params: Any, options: Options) -> bool:
+def brings(wish: Any, policy: Policy, options: Serving) -> bool:
+    """Whether a wish, which means this policy, is one of the `max_policies` that running requests may bring: it is none
+    by name, and not decided together with the server's at a price of its own."""
+    if (isinstance(wish, str) and wish in options.named) or policy.is_identity:
+        return False
+    return not (options.max_policies and policy.knows_prices and together(options.policy, policy))
+
+
+def too_many(wish: Any, others: Collection[str], options: Serving) -> str | None:
+    """Why a wish that brings a policy is one too many beside the specs that others have brought; None: it is not."""
+    if len(others) < options.max_policies:
+        return None
+    return (
+        f"{wish!r}: the running requests may bring max_policies={options.max_policies} specs of their own, and bring "
+        f"{', '.join(sorted(others)) or 'none'}"
+    )
+
+
+def together(spec: str, policy: Policy) -> bool:
+    """Whether a policy and that of the spec are the same but for their prices."""
+    return make_policy(spec).without_price() == policy.without_price()
+
+
+def allowed(options: Serving) -> str:
+    """What a request may ask for, in words."""
+    own = ", a price such as 0.05, or a policy's spec such as lynx:alpha=3,beta=2" if options.max_policies else ""
+    return f"{', '.join((EXACT, *options.named))}{own}"
+
+
+def remaps_drafts(sampling_params: Any, options: Serving) -> bool:
     """Whether rows that verify a request's drafts may be remapped, as far as that is its own or the server's choice."""
     try:
-        return (asked_verify(sampling_params) or options.verify) == REMAP
+        wish = asked_verify(sampling_params)
+        return options.remaps_drafts if wish is None else wish == REMAP
     except ValueError:  # the request is exact then
         return False
 

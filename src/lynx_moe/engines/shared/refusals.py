@@ -1,7 +1,7 @@
 """A refusal ends in one line, in whatever process it is spoken.
 
-Some refusals need the built model, which lives in an engine's process: vLLM then ends the process that started it with
-"Engine core initialization failed", and the reason stands in a log far above. The reason travels as a file, in a
+Some refusals need the built model, which lives in an engine's process: the process that started it then ends with no
+more than "initialization failed", and the reason stands in a log far above. The reason travels as a file, in a
 directory that all processes know by an environment variable, and becomes what the starting process raises.
 """
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lynx_moe.engines.vllm.launch.options import KEY
+from lynx_moe.engines.shared.options import KEY
 
 PLACE = "LYNX_MOE_REFUSAL_DIR"
 FILE = "reason.txt"
@@ -70,7 +70,7 @@ def refusing() -> Iterator[None]:
 
 
 def wait_for_engine_startup(original: Any, *args: Any, **kwargs: Any) -> Any:
-    """Around vLLM's function of this name, which raises when an engine's process ends before it is ready."""
+    """Around what waits for an engine's process, and raises RuntimeError when that ends before it is ready."""
     try:
         return original(*args, **kwargs)
     except RuntimeError:
