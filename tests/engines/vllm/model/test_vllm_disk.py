@@ -18,9 +18,9 @@ from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from lynx_moe.engines import vllm as plugin
 from lynx_moe.engines.disk.amount import Amount
 from lynx_moe.engines.disk.reader import ReadError
+from lynx_moe.engines.shared.refusals import Refusal
 from lynx_moe.engines.vllm.launch import disk
 from lynx_moe.engines.vllm.launch.options import Options
-from lynx_moe.engines.vllm.launch.refusals import Refusal
 from lynx_moe.engines.vllm.model import paging
 from lynx_moe.engines.vllm.model.paged import Paged
 from lynx_moe.engines.vllm.step.plan import active
@@ -181,7 +181,8 @@ def test_memory_stays_below_the_experts_size_while_they_load_and_after(tmp_path:
 
 
 def engine_config(**changed: Any) -> Any:
-    parallel = SimpleNamespace(world_size=changed.pop("world_size", 1))
+    sizes = {"world_size": 1, "data_parallel_size": 1}
+    parallel = SimpleNamespace(**{name: changed.pop(name, size) for name, size in sizes.items()})
     offload = SimpleNamespace(offload_backend="auto", prefetch=SimpleNamespace(offload_group_size=0))
     offload.offload_backend = changed.pop("backend", "auto")
     offload.prefetch.offload_group_size = changed.pop("group", 0)
@@ -194,6 +195,7 @@ def test_what_cannot_lie_on_a_disk_is_refused_by_name(monkeypatch: pytest.Monkey
 
     assert disk.refusal(engine_config()) is None
     assert "has 2; use tensor_parallel_size=1" in (disk.refusal(engine_config(world_size=2)) or "")
+    assert "here are 2; use data_parallel_size=1" in (disk.refusal(engine_config(data_parallel_size=2)) or "")
     assert "LoRA" in (disk.refusal(engine_config(lora_config=object())) or "")
     monkeypatch.setattr(current_platform, "is_cpu", lambda: False)
     assert "--cpu-offload-params experts" in (disk.refusal(engine_config()) or "")

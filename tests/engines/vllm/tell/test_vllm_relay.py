@@ -14,6 +14,7 @@ from told import LABELS, files, make_plan, read, step, writer
 from lynx_moe.engines.vllm.tell import exporter
 from lynx_moe.engines.vllm.tell.exporter import Teller, Writer
 from lynx_moe.engines.vllm.tell.relay import Key, Relay, here
+from lynx_moe.engines.vllm.tell.samples import samples
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,7 @@ class Model:
 
 def far(plan: Any, store: Any, rank: int = 1) -> Writer:
     teller = Teller(labels=LABELS | {"stage": "1"}, instance="i", since=1.0, every=0.01)
-    return Writer(plan, teller, Key(store, rank))
+    return Writer(plan, teller, samples, Key(store, rank))
 
 
 def relay(store: Any, folder: Path) -> Relay:

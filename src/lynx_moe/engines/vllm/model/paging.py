@@ -17,9 +17,9 @@ from typing import Any
 
 from lynx_moe.engines.disk.amount import Amount
 from lynx_moe.engines.disk.origin import default_folder
+from lynx_moe.engines.shared.refusals import refusing
+from lynx_moe.engines.shared.wrap import wrap
 from lynx_moe.engines.vllm.launch.options import Options
-from lynx_moe.engines.vllm.launch.refusals import refusing
-from lynx_moe.engines.vllm.launch.wrap import wrap
 
 MARK = "lynx_moe_paged"  # attribute of a layer's experts
 _building: list[Any] = []  # the Paged of the model that is built

@@ -12,6 +12,7 @@ from lynx_moe.engines.vllm.step.verified import DEPTHS, Verified
 
 FROM_DISK = {"loads": "read", "hits": "found", "bytes": "read_bytes", "seconds": "wait_seconds", "rounds": "rounds"}
 
+
 def samples(plan: Plan) -> list[Sample]:
     """Every sample: what every engine tells, and what vLLM's alone has."""
     found = shared.samples(plan)
