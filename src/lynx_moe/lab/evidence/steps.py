@@ -98,8 +98,12 @@ def steps() -> list[Step]:
             "lynx-moe table {out}/carved/fidelity.jsonl --at-equal-experts > {out}/carved/equal.md",
             "python tests/helpers/kl_by_layer.py carved {carved}/held-out.jsonl > {out}/carved/by-layer.md",
         ), "tests/helpers/kl_by_layer.py"),
-        Step("bakeoff of the carved model", "carved.md", 480, (
-            f"lynx-moe bakeoff carved {HELD_OUT} --batch-sizes 4,16,64 --mixes mixed --norms model --sequences 64 "
+        Step("bakeoff of the carved model", "carved.md", 40, (
+            f"lynx-moe calibrate carved {HELD_OUT} --sequences 32 --prefix 32 --steps 32 --sensitivity 32 "
+            "-o {out}/carved/calibration.safetensors",
+            f"lynx-moe bakeoff carved {HELD_OUT} --batch-sizes 16 --mixes mixed --norms model --sequences 32 "
+            "--prefix 32 --steps 8 --max-memory 3 --policies 'priced priced:ends=true,slope=1 "
+            "priced:sensitive=true,data={out}/carved/calibration.safetensors lynx oea xshare oracle' "
             "--out {out}/carved/bakeoff",
             "lynx-moe table {out}/carved/bakeoff/bakeoff.jsonl > {out}/carved/bakeoff.md",
         )),
