@@ -14,7 +14,15 @@ from lynx_moe.lab.evidence.steps import steps
 from lynx_moe.policies import make_policy
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
-OF_TIME = {"cost.md", "gpu.md", "serving.md", "training.md"}  # and of what was tried: no table of quality
+OF_TIME = {
+    "cost.md",
+    "disk.md",
+    "doctor.md",
+    "gpu.md",
+    "load.md",
+    "serving.md",
+    "training.md",
+}  # no table of quality there
 STEPS = steps()
 PLACES = {"out": "o", "carved": "c", "routes": "r.npz", "twins": "t"}
 
