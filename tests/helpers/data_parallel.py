@@ -18,7 +18,7 @@ from parallel_worker import loads
 from tiny_vllm import prompts
 from vllm import LLM, SamplingParams
 
-from lynx_moe.engines.vllm.tell.collector import Workers
+from lynx_moe.engines.shared.tell.collector import Workers
 from lynx_moe.engines.vllm.tell.relay import DIRECTORY
 
 

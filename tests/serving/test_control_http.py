@@ -134,6 +134,8 @@ def test_the_policy_is_told_and_switched_at_run_time(url: str) -> None:
         "policy": POLICY,
         "verify": "exact",
         "tuned": None,
+        "act_from": 1,
+        "act_to": None,
         "switchable": True,
         "recorded": None,
         "workers": 1,

@@ -95,6 +95,8 @@ def test_switching_is_all_or_nothing(fresh: Any) -> None:
         "policy": "oea:k0=2",
         "verify": "exact",
         "tuned": None,
+        "act_from": 1,
+        "act_to": None,
         "presets": {"balanced": "oea:k0=2", "fast": "priced:price=0.1"},
         "switchable": True,
         "recorded": None,

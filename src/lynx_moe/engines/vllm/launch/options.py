@@ -78,7 +78,7 @@ class Options(Serving):
 
     def acts_at(self, rows: int) -> bool:
         """Whether a policy may act in a step of so many rows that may be remapped."""
-        return self.act_from <= rows and (self.act_to is None or rows <= self.act_to)
+        return self.act_from <= max(rows, 1) and (self.act_to is None or rows <= self.act_to)
 
     @property
     def for_target(self) -> str:
