@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lynx_moe.engines.disk.making import Making
+from lynx_moe.engines.disk.slots import EMPTY, Slots
 
 E, H, INNER, LAYERS = 12, 64, 32, 2
 FROM = {"weights": "abc"}
@@ -20,6 +22,12 @@ def weights(seed: int = 0) -> list[dict[str, Tensor]]:
         {name: (torch.randn(E, *shape, generator=rng) / 8).bfloat16() for name, shape in SHAPES.items()}
         for _ in range(LAYERS)
     ]
+
+
+def there(slots: Slots) -> np.ndarray:
+    """bool [E]: which experts a step finds in memory."""
+    found: np.ndarray = slots.slot_E != EMPTY
+    return found
 
 
 def packed(parts: dict[str, Tensor]) -> list[Tensor]:

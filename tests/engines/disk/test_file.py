@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from expert_files import FROM, LAYERS, SHAPES, E, make, packed, weights
+from expert_files import FROM, LAYERS, SHAPES, E, make, packed, there, weights
 
 from lynx_moe.engines.disk import origin
 from lynx_moe.engines.disk.layout import BadFile
@@ -157,7 +157,7 @@ def test_what_is_read_once_is_checked(file: Path) -> None:
     slots, sums = Slots(reader, 1, E), Sums()
     with pytest.raises(ReadError, match=r"expert 3 of layers.1 in .* is damaged; delete the file"):
         slots.hold(ALL, sums)
-    assert not slots.resident().any()
+    assert not there(slots).any()
     assert sums.loads == 0
     slots.hold(ALL[ALL != 3], sums)  # the others are as they were
     assert torch.equal(slots.tables[0][slots.slot_E[4]], packed(weights()[1])[0][4])
@@ -172,8 +172,8 @@ def test_a_file_that_vanishes_is_read_on_and_one_that_is_cut_is_not(file: Path) 
     slots.hold(ALL[:4], Sums())
     with pytest.raises(ReadError, match=r"expert 5 of layers.1 in .* is gone: the file ends early"):
         slots.hold(ALL[3:6], Sums())
-    assert slots.resident()[3]
-    assert not slots.resident()[4:6].any()
+    assert there(slots)[3]
+    assert not there(slots)[4:6].any()
 
 
 def test_an_error_in_the_middle_leaves_no_half_read_expert(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_an_error_in_the_middle_leaves_no_half_read_expert(file: Path, monkeypat
     monkeypatch.setattr(os, "preadv", fail)
     with pytest.raises(ReadError, match=r"expert 8 of layers.0 in .* cannot be read: Input/output error"):
         slots.hold(ALL[4:10], Sums())
-    assert slots.resident().tolist() == [e in (4, 5) for e in ALL]
+    assert there(slots).tolist() == [e in (4, 5) for e in ALL]
     monkeypatch.undo()
     places = torch.from_numpy(slots.hold(ALL[4:10], Sums()))
     assert torch.equal(slots.tables[1][places[4:10]], packed(weights()[0])[1][4:10])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from expert_files import FROM, INNER, E, H, make, packed, weights
+from expert_files import FROM, INNER, E, H, make, packed, there, weights
 from torch import Tensor
 
 from lynx_moe.engines.disk import turns
@@ -104,7 +104,7 @@ def test_the_longest_unused_goes_first(reader: Reader) -> None:
     slots = Slots(reader, 1, 3)
     for wanted in ([0, 1, 2], [0], [3], [1]):
         slots.hold(np.array(wanted), Sums())
-    assert np.flatnonzero(slots.resident()).tolist() == [0, 1, 3]
+    assert np.flatnonzero(there(slots)).tolist() == [0, 1, 3]
     assert torch.equal(slots.tables[0][slots.slot_E[3]], packed(weights()[1])[0][3])
 
 

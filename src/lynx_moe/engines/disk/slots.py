@@ -70,11 +70,6 @@ class Slots:
         self.clock += len(self.slot_E)
         return self.slot_E
 
-    def resident(self) -> np.ndarray:
-        """bool [E]: which experts a step finds here."""
-        there: np.ndarray = self.slot_E != EMPTY
-        return there
-
     def _free(self, wanted: np.ndarray, count: int) -> np.ndarray:
         """So many slots, emptied: none that holds an expert that is wanted."""
         keeps = self.slot_E[wanted]

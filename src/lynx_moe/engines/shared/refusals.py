@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from lynx_moe.engines.shared.options import KEY
 
@@ -66,15 +65,4 @@ def refusing() -> Iterator[None]:
     except ValueError as error:
         reason = str(error) if str(error).startswith(KEY) else f"{KEY}: {error}"
         tell(reason)
-        raise Refusal(reason) from None
-
-
-def wait_for_engine_startup(original: Any, *args: Any, **kwargs: Any) -> Any:
-    """Around what waits for an engine's process, and raises RuntimeError when that ends before it is ready."""
-    try:
-        return original(*args, **kwargs)
-    except RuntimeError:
-        reason = heard()
-        if reason is None:
-            raise
         raise Refusal(reason) from None

@@ -8,7 +8,7 @@ configuration asks for a policy:
       build_app, run_request                     refuse bodies whose wish would be lost -> bodies.py
       EngineCore, its block hashes               what the prefix cache shares -> cache.py
       Scheduler                                  what became of drafts -> verified.py, of shadow steps -> shadows/
-      wait_for_engine_startup                    says why an engine did not start -> refusals.py
+      wait_for_engine_startup                    says why an engine did not start -> startup.py
     VllmConfig.compute_hash            leaves our options out of what compiled graphs are found by
     initialize_model                   makes the plan, while the model is built -> hooks.build, drafting.build
       fused_moe.layer.create_fused_moe_router    every MoE layer gets its router from here -> LynxRouter
@@ -85,10 +85,10 @@ def _wrap_front_end() -> None:
     import vllm.v1.engine.llm_engine as llm_engine
     import vllm.v1.engine.utils as engine_utils
 
-    from lynx_moe.engines.shared import refusals
     from lynx_moe.engines.vllm.front import admission, bodies
+    from lynx_moe.engines.vllm.launch import startup
 
-    wrap(engine_utils, "wait_for_engine_startup", refusals.wait_for_engine_startup)
+    wrap(engine_utils, "wait_for_engine_startup", startup.wait_for_engine_startup)
     wrap(async_llm.AsyncLLM, "get_supported_tasks", admission.get_supported_tasks)
     wrap(async_llm.AsyncLLM, "generate", admission.generate)
     wrap(async_llm.AsyncLLM, "add_request", admission.add_request_async)
@@ -108,8 +108,9 @@ def _wrap_front_end() -> None:
 
 def _create_engine_config(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     from lynx_moe.engines.shared import refusals
+    from lynx_moe.engines.shared.options import KEY
     from lynx_moe.engines.vllm.launch import disk, speculation, tuned
-    from lynx_moe.engines.vllm.launch.options import KEY, Options, check_engine
+    from lynx_moe.engines.vllm.launch.options import Options, check_engine
 
     given = args[0]  # the EngineArgs
     if isinstance(given.additional_config, dict) and KEY in given.additional_config:
@@ -148,7 +149,7 @@ def _hand_on() -> None:
 def _compute_hash(original: Callable[..., Any], vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
     """Graphs know a layer by its number and nothing of our options but whether experts lie on a disk, and how many do
     not: one compiled graph serves all others."""
-    from lynx_moe.engines.vllm.launch.options import KEY
+    from lynx_moe.engines.shared.options import KEY
 
     extra = vllm_config.additional_config
     if not isinstance(extra, dict) or KEY not in extra:

@@ -34,29 +34,29 @@ def comparisons(whole: Line, ours: str = DEFAULT) -> list[Table]:
     """`ours` against the best published method that needs no calibration, calibrated against calibrated, and beside the
     oracle, as far as the record has them: KL, and the true token's log-likelihood. The best published methods alone
     where it lacks `ours`."""
-    found, name = fronts(tested(whole)), short(ours)
-    tables = []
-    for words, calibrated in (("without calibration", False), ("with calibration", True)):
-        group = [one for one in found if one["calibrated"] == calibrated]
+    found, name, tables = fronts(tested(whole)), short(ours), list[Table]()
+    free, calibrated = ([one for one in found if one["calibrated"] == kind] for kind in (False, True))
+    for words, group in (("without calibration", free), ("with calibration", calibrated)):
         rivals = _published(group, ours)
-        if rivals and any(one["policy"] == ours for one in group):
+        if rivals and _of(group, ours):
             tables += _against_best(group, ours, rivals, f"of {name}", f", both {words}")
         elif rivals:
             title = f"Best published method {words}, KL in millinats"
             tables.append((title, ("batches", *SHARES), [_best_row(cell, rivals) for cell in _cells(group)]))
-    free = [one for one in found if not one["calibrated"]]
-    mine = [one for one in found if one["policy"] == ours] if all(one["policy"] != ours for one in free) else []
-    if (
-        mine
-        and not _published([one for one in found if one["calibrated"]], ours)
-        and (rivals := _published(free, ours))
-    ):
-        tables += _against_best(free + mine, ours, rivals, f"of {name}, calibrated", ", which was not")
-    if ORACLE in {one["policy"] for one in free} and any(one["policy"] == ours for one in free + mine):
-        words = "" if mine else " without calibration"
+    words = " without calibration"
+    if not _of(free, ours):  # it brings its calibration
+        free, words = free + _of(calibrated, ours), ""
+        rivals = _published(free, ours)
+        if _of(free, ours) and rivals and not _published(calibrated, ours):
+            tables += _against_best(free, ours, rivals, f"of {name}, calibrated", ", which was not")
+    if _of(free, ORACLE) and _of(free, ours):
         title = f"KL of {name}{words}, as a multiple of the oracle's"
-        tables.append((title, ("batches", *SHARES), _against(free + mine, ours, [ORACLE], _ratio)))
+        tables.append((title, ("batches", *SHARES), _against(free, ours, [ORACLE], _ratio)))
     return tables
+
+
+def _of(group: Sequence[Line], policy: str) -> list[Line]:
+    return [one for one in group if one["policy"] == policy]
 
 
 def _published(group: Sequence[Line], ours: str) -> list[str]:
@@ -65,7 +65,7 @@ def _published(group: Sequence[Line], ours: str) -> list[str]:
 
 def _against_best(group: Sequence[Line], ours: str, rivals: Sequence[str], whose: str, words: str) -> list[Table]:
     title = f"KL {whose}, as a share of the best published method's{words}"
-    tables = [(title, ("batches", *SHARES), _against(group, ours, rivals, _ratio))]
+    tables: list[Table] = [(title, ("batches", *SHARES), _against(group, ours, rivals, _ratio))]
     if group[0]["exact"] is not None:
         title = f"True token's log-likelihood {whose}, above that of the same method{words}, in millinats"
         tables.append((title, ("batches", *SHARES), _against(group, ours, rivals, _more)))

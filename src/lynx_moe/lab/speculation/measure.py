@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lynx_moe.engines.shared import config
-from lynx_moe.engines.vllm.launch.options import DRAFT, EXACT, VERIFY
+from lynx_moe.engines.shared.options import DRAFT, EXACT
+from lynx_moe.engines.vllm.launch.options import VERIFY
 from lynx_moe.lab.shared import lines
 from lynx_moe.lab.shared.engine import import_vllm, in_own_process, prepare
 from lynx_moe.lab.shared.models import named

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lynx_moe.engines.vllm.launch.options import EXACT
+from lynx_moe.engines.shared.options import EXACT
 from lynx_moe.lab.shared import tables
 from lynx_moe.lab.shared.intervals import mean_difference, proportion
 

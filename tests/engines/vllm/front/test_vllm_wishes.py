@@ -8,9 +8,10 @@ import pytest
 from core import Core, shared
 from vllm.v1.request import StreamingUpdate
 
+from lynx_moe.engines.shared.options import EXACT
 from lynx_moe.engines.shared.step import wishes
 from lynx_moe.engines.vllm.front import admission
-from lynx_moe.engines.vllm.launch.options import EXACT, Options
+from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step import cache
 
 OPTIONS = Options(policy="lynx", presets={"half": "random:num_keep=2", "filed": "reap:share=0.5,data=a.safetensors"})

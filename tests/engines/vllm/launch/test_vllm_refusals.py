@@ -11,7 +11,7 @@ import pytest
 from lynx_moe.engines.shared import refusals
 from lynx_moe.engines.shared.refusals import Refusal
 from lynx_moe.engines.vllm import plugin
-from lynx_moe.engines.vllm.launch import command, speculation
+from lynx_moe.engines.vllm.launch import command, speculation, startup
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +28,10 @@ def test_the_reason_of_an_engine_s_process_is_what_the_starting_one_raises() -> 
         raise ValueError("k0=9 is too many")
     refusals.tell("lynx_moe: another worker's")  # the first one stays
     with pytest.raises(Refusal, match=r"^lynx_moe: k0=9 is too many$") as caught:
-        refusals.wait_for_engine_startup(failing)
+        startup.wait_for_engine_startup(failing)
     assert caught.value.__suppress_context__
     with pytest.raises(RuntimeError, match="initialization failed"):  # it was told once
-        refusals.wait_for_engine_startup(failing)
+        startup.wait_for_engine_startup(failing)
 
 
 def test_ray_s_workers_get_our_variables_beside_those_of_the_user_s_prefixes(monkeypatch: Any) -> None:
@@ -58,10 +58,10 @@ def test_a_reason_of_an_engine_before_is_forgotten_and_other_errors_stay_what_th
     refusals.tell("lynx_moe: old")
     refusals.expect()
     with pytest.raises(RuntimeError, match="initialization failed"):
-        refusals.wait_for_engine_startup(failing)
+        startup.wait_for_engine_startup(failing)
     with pytest.raises(KeyError), refusals.refusing():
         raise KeyError("not ours")
-    assert refusals.wait_for_engine_startup(lambda *given: given, 1, 2) == (1, 2)
+    assert startup.wait_for_engine_startup(lambda *given: given, 1, 2) == (1, 2)
 
 
 def test_without_a_place_nothing_is_told(monkeypatch: Any, tmp_path: Any) -> None:

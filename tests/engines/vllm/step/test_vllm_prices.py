@@ -9,9 +9,10 @@ import torch
 
 from lynx_moe.control.loss import mass_lost
 from lynx_moe.engines.shared.layers import Layer
+from lynx_moe.engines.shared.options import EXACT
 from lynx_moe.engines.shared.step.rows import EXACT_ROW
 from lynx_moe.engines.shared.step.wishes import spec_of
-from lynx_moe.engines.vllm.launch.options import EXACT, Options
+from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.model.operator import decided
 from lynx_moe.engines.vllm.step.plan import Plan
 from lynx_moe.engines.vllm.step.rows import take_up

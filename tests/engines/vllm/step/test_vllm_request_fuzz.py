@@ -11,9 +11,10 @@ import torch
 from hypothesis import example, given, settings
 
 from lynx_moe.engines.shared.layers import Layer
+from lynx_moe.engines.shared.options import EXACT
 from lynx_moe.engines.shared.step.wishes import understood
 from lynx_moe.engines.vllm.front import admission, control, endpoint
-from lynx_moe.engines.vllm.launch.options import EXACT, Options
+from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step.built import Model
 from lynx_moe.engines.vllm.step.plan import Plan
 from lynx_moe.policies import POLICIES, ModelShape, knobs

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from lynx_moe.engines.sglang.step import cache
-from lynx_moe.engines.sglang.step.plan import Plan, active
+from lynx_moe.engines.sglang.step.plan import active
+from lynx_moe.engines.shared.refusals import refusing
 from lynx_moe.engines.shared.tell import collector
 from lynx_moe.engines.shared.tell.exporter import DIRECTORY, Teller, Writer, write_on
-from lynx_moe.engines.shared.tell.samples import Sample, samples
+from lynx_moe.engines.shared.tell.samples import samples
 
 
 def add_prometheus_middleware(original: Callable[..., Any], app: Any) -> Any:
@@ -42,21 +43,13 @@ def start(scheduler: Any, *_: Any, **__: Any) -> None:
         return
     reason = cache.refusal(scheduler.tree_cache)
     if reason is not None:
-        from lynx_moe.engines.shared.refusals import refusing
-
         with refusing():
             raise ValueError(reason)
     every = plan.options.metrics_every
     if every and DIRECTORY in os.environ and _is_first_rank():
         labels = {"model_name": _served_name(), "engine": "0", "stage": "0"}
         teller = Teller(labels=labels, instance=str(os.getpid()), since=time.time(), every=every)
-        write_on(Writer(plan, teller, told), scheduler)
-
-
-def told(plan: Plan) -> list[Sample]:
-    """Every sample."""
-    found = samples(plan)
-    return found + [("lynx_moe_policy_changes", [by], count) for by, count in plan.policy_changes.items()]
+        write_on(Writer(plan, teller, samples), scheduler)
 
 
 def _is_first_rank() -> bool:

@@ -115,8 +115,6 @@ class Plan(Deciding):
         """SGLang's torch-native experts end on an id that a row has twice; a step that loads fewer than K has some."""
         if final is own or not any(policy.drops_slots for policy in self.deciding):
             return final
-        if isinstance(final.counts, tuple) and final.counts[1] >= final.ids.shape[-1]:
-            return final
         return Routing(without_repeats(final.ids, final.weights, own.ids), final.weights)
 
     def describe(self) -> dict[str, Any]:

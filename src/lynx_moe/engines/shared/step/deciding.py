@@ -85,7 +85,12 @@ class Deciding(Counted):
     @property
     def version(self) -> Any:
         """Another one when there is something new to tell."""
-        return tuple(self.steps.values()), tuple(self.policy_changes.values())
+        return tuple(self.steps.values()), tuple(self.changes.values())
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """Of the server's policy, by who made them."""
+        return self.policy_changes
 
     @property
     def deciding(self) -> list[Policy]:

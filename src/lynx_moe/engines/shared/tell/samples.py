@@ -31,6 +31,7 @@ def samples(plan: Deciding) -> list[Sample]:
         found.append(("lynx_moe_decision_seconds", ["sum"], plan.decision_seconds))
     reached = sum(layer.name not in plan.bypassed for layer in plan.layers)
     found += [("lynx_moe_layers", ["policy"], reached), ("lynx_moe_layers", ["own"], len(plan.bypassed))]
+    found += [("lynx_moe_policy_changes", [by], count) for by, count in plan.changes.items()]
     found.append(("lynx_moe_policy_info", [plan.named, plan.asked], 1))
     return found
 

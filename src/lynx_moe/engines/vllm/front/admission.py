@@ -10,9 +10,10 @@ from typing import Any
 
 from vllm import exceptions
 
+from lynx_moe.engines.shared.options import EXACT, KEY
 from lynx_moe.engines.shared.step import wishes
 from lynx_moe.engines.vllm.front import control
-from lynx_moe.engines.vllm.launch.options import EXACT, KEY, Options
+from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step.built import ASK, Model
 from lynx_moe.policies import Policy, make_policy
 from lynx_moe.policies.contract.trial import tried

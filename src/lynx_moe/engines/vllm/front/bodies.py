@@ -16,9 +16,9 @@ from typing import Any
 from starlette.middleware import Middleware
 from starlette.routing import Match
 
+from lynx_moe.engines.shared.options import KEY
 from lynx_moe.engines.shared.step import wishes
 from lynx_moe.engines.vllm.front import admission
-from lynx_moe.engines.vllm.launch.options import KEY
 
 FIELD = "vllm_xargs"
 OTHER_FIELDS = ("extra_body", "extra_args", "xargs")  # what the field is called in clients, and in Python

@@ -13,8 +13,9 @@ from fastapi.responses import JSONResponse
 from vllm import envs
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
+from lynx_moe.engines.shared.options import KEY
 from lynx_moe.engines.vllm.front import control
-from lynx_moe.engines.vllm.launch.options import KEY, Options
+from lynx_moe.engines.vllm.launch.options import Options
 
 PATH = f"/{KEY}/policy"
 

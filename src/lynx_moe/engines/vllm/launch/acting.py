@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from lynx_moe.engines.shared.options import KEY
 from lynx_moe.policies import make_policy
 
 logger = logging.getLogger("vllm.lynx_moe")
@@ -12,14 +13,14 @@ KIND = "doctor findings"
 AGAIN = "make it again with `lynx-moe doctor`"
 
 
-def check(key: str, act_from: Any, act_to: Any) -> None:
+def check(act_from: Any, act_to: Any) -> None:
     """Raises ValueError unless the two are whole numbers of rows, the second none, or at least the first, or 0."""
     for name, value, least in (("act_from", act_from, 1), ("act_to", act_to, 0)):
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
         if not whole and not (name == "act_to" and value is None):
-            raise ValueError(f"{key}: {name}={value!r} must be a whole number of rows, {least} or more, such as 16")
+            raise ValueError(f"{KEY}: {name}={value!r} must be a whole number of rows, {least} or more, such as 16")
     if act_to is not None and 0 < act_to < act_from:
-        raise ValueError(f"{key}: act_from={act_from} is above act_to={act_to}; swap them, or use act_to=0 for never")
+        raise ValueError(f"{KEY}: act_from={act_from} is above act_to={act_to}; swap them, or use act_to=0 for never")
 
 
 def text(act_from: int, act_to: int | None) -> str:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from lynx_moe.engines.vllm.launch import ranks
+
 
 def refusal(vllm_config: Any) -> str | None:
     """Why this engine's experts cannot lie on a disk; None: they can, as far as is known before it is built."""
@@ -14,7 +16,7 @@ def refusal(vllm_config: Any) -> str | None:
         f"serves from one process, and this engine has {parallel.world_size}; use tensor_parallel_size=1 and "
         "pipeline_parallel_size=1": parallel.world_size > 1,
         f"serves from one engine, and here are {parallel.data_parallel_size}; use data_parallel_size=1": (
-            parallel.data_parallel_size > 1
+            ranks.meet(vllm_config)
         ),
         "cannot be combined with LoRA, whose kernels take all experts; leave out either": vllm_config.lora_config,
         "needs vLLM 0.32, whose CPU kernels pack experts one by one": not _packs_one_by_one(),

@@ -15,8 +15,6 @@ from lynx_moe.engines.vllm.launch import acting, connectors, disk, ranks, specul
 from lynx_moe.engines.vllm.launch.versions import SUPPORTED
 from lynx_moe.policies import Policy, make_policy
 
-__all__ = ["DRAFT", "EXACT", "KEY", "REMAP", "VANILLA", "Options", "check_engine", "has_graphs"]
-
 TESTED = "0.30.0 to 0.32.0"
 SMALLEST, LARGEST = 1e-5, 1.0  # nats: KL of less is rounding, and of more another model
 VERIFY = (EXACT, REMAP, DRAFT)  # how drafts are verified: `Options.verify`
@@ -67,7 +65,7 @@ class Options(Serving):
         self.make_policy()
         self.check_presets()
         self._check_experts()
-        acting.check(KEY, self.act_from, self.act_to)
+        acting.check(self.act_from, self.act_to)
 
     @property
     def twice(self) -> str:
@@ -77,7 +75,8 @@ class Options(Serving):
         return f"shadow={self.shadow:g}" if self.shadow else ""
 
     def acts_at(self, rows: int) -> bool:
-        """Whether a policy may act in a step of so many rows that may be remapped."""
+        """Whether a policy may act in a step of so many rows that may be remapped. Where none may, the least size
+        counts, so that `act_from=1` leaves nothing out."""
         return self.act_from <= max(rows, 1) and (self.act_to is None or rows <= self.act_to)
 
     @property

@@ -18,8 +18,9 @@ from typing import Any, NoReturn
 
 from lynx_moe.calibration import artifact
 from lynx_moe.engines.shared import config
+from lynx_moe.engines.shared.options import KEY
 from lynx_moe.engines.vllm.launch import acting, address, command, ranks
-from lynx_moe.engines.vllm.launch.options import KEY, Options
+from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.policies import DEFAULT, Policy
 
 logger = logging.getLogger("vllm.lynx_moe")

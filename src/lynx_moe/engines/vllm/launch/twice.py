@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+from lynx_moe.engines.vllm.launch import ranks
+
 DEFAULT = 1 / 256
 logger = logging.getLogger("vllm.lynx_moe")
 
@@ -21,7 +23,7 @@ def refusal(vllm_config: Any) -> str | None:
             parallel.enable_eplb
         ),
         f"data_parallel_size={parallel.data_parallel_size} engines meet in every layer, so none can make a pass that "
-        "the others do not make": parallel.data_parallel_size > 1,
+        "the others do not make": ranks.meet(vllm_config),
         "Model Runner V2 has no forward pass of its own to repeat (use VLLM_USE_V2_MODEL_RUNNER=0)": (
             vllm_config.use_v2_model_runner
         ),

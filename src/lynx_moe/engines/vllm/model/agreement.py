@@ -15,7 +15,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from lynx_moe.engines.vllm.launch.options import KEY, Options
+from lynx_moe.engines.shared.options import KEY
+from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.tell.relay import Place, here
 from lynx_moe.policies import Policy
 

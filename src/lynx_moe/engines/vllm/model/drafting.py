@@ -6,9 +6,10 @@ from typing import Any
 
 from vllm.logger import init_logger
 
+from lynx_moe.engines.shared.options import DRAFT, KEY
 from lynx_moe.engines.shared.refusals import refusing
 from lynx_moe.engines.shared.wrap import wrap
-from lynx_moe.engines.vllm.launch.options import DRAFT, KEY, Options, has_graphs
+from lynx_moe.engines.vllm.launch.options import Options, has_graphs
 from lynx_moe.engines.vllm.model import hooks
 from lynx_moe.engines.vllm.step.drafter import DrafterPlan
 from lynx_moe.engines.vllm.step.plan import active

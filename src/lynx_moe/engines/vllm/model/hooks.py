@@ -10,13 +10,14 @@ import vllm.model_executor.layers.fused_moe.layer as moe_layer
 from vllm.logger import init_logger
 
 from lynx_moe.engines.shared.layers import Bypass, Layer, built_shape, without_kernel
+from lynx_moe.engines.shared.options import KEY
 from lynx_moe.engines.shared.refusals import refusing
 from lynx_moe.engines.shared.step.rows import EXACT_ROW
 from lynx_moe.engines.shared.tell.log import log_line
 from lynx_moe.engines.shared.wrap import wrap
 from lynx_moe.engines.vllm.front import worker
 from lynx_moe.engines.vllm.launch import acting, ranks, twice
-from lynx_moe.engines.vllm.launch.options import KEY, Options, has_graphs
+from lynx_moe.engines.vllm.launch.options import Options, has_graphs
 from lynx_moe.engines.vllm.model import agreement, forward, lora, paging, reached
 from lynx_moe.engines.vllm.model.forward import PLAN, plan_of
 from lynx_moe.engines.vllm.model.placement import placement_of

@@ -21,7 +21,7 @@ from lynx_moe.engines.disk.layout import BadFile
 from lynx_moe.engines.disk.making import Making, Region
 from lynx_moe.engines.disk.reader import Reader
 from lynx_moe.engines.disk.store import Store
-from lynx_moe.engines.vllm.launch.options import KEY
+from lynx_moe.engines.shared.options import KEY
 from lynx_moe.engines.vllm.model.operator import paged_experts
 
 logger = init_logger(f"vllm.{KEY}")

@@ -5,7 +5,7 @@ from typing import Any
 from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-from lynx_moe.engines.vllm.launch.options import KEY
+from lynx_moe.engines.shared.options import KEY
 from lynx_moe.engines.vllm.model.placement import gathers_first
 from lynx_moe.engines.vllm.model.router import LynxRouter
 from lynx_moe.engines.vllm.step.plan import Plan

@@ -13,8 +13,9 @@ All of this is vLLM's engine core process; the workers are in other ones where t
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from lynx_moe.engines.shared.options import DRAFT, EXACT, KEY
 from lynx_moe.engines.shared.step import wishes
-from lynx_moe.engines.vllm.launch.options import DRAFT, EXACT, KEY, Options
+from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.policies import make_policy
 
 SINCE = "lynx_moe_since"  # attribute of a core request: the first token that may be written under remapping

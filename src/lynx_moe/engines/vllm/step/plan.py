@@ -14,8 +14,9 @@ from torch import Tensor
 from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.disk.store import Store
 from lynx_moe.engines.shared.metrics import Stats
+from lynx_moe.engines.shared.options import DRAFT
 from lynx_moe.engines.shared.step.tiers import text
-from lynx_moe.engines.vllm.launch.options import DRAFT, Options
+from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step import cache
 from lynx_moe.engines.vllm.step.built import Model, routers_of
 from lynx_moe.engines.vllm.step.deciding import Deciding
@@ -84,7 +85,11 @@ class Plan(Deciding):
 
     @property
     def version(self) -> Any:
-        return tuple(self.steps.values()), tuple(self.governed.policy_changes.values()), id(self.watch)
+        return super().version, id(self.watch)
+
+    @property
+    def changes(self) -> dict[str, int]:
+        return self.governed.policy_changes
 
     def set_policy(self, spec: str) -> str:
         self.put(*self.check(spec))

@@ -16,7 +16,6 @@ FROM_DISK = {"loads": "read", "hits": "found", "bytes": "read_bytes", "seconds":
 def samples(plan: Plan) -> list[Sample]:
     """Every sample: what every engine tells, and what vLLM's alone has."""
     found = shared.samples(plan)
-    found += [("lynx_moe_policy_changes", [by], count) for by, count in plan.governed.policy_changes.items()]
     if plan.rows.speculates:
         found += _verified(plan.verified)
     if plan.shadows is not None:
