@@ -77,7 +77,8 @@ class Options(Serving):
     def acts_at(self, rows: int) -> bool:
         """Whether a policy may act in a step of so many rows that may be remapped. Where none may, the least size
         counts, so that `act_from=1` leaves nothing out."""
-        return self.act_from <= max(rows, 1) and (self.act_to is None or rows <= self.act_to)
+        size = max(rows, 1)
+        return self.act_from <= size and (self.act_to is None or size <= self.act_to)
 
     @property
     def for_target(self) -> str:
