@@ -48,7 +48,7 @@ class Deciding(shared.Deciding):
         self.verified = Verified(num_drafts)
         super().__init__(options, shape, max_rows, device, graphs=graphs, speculates=num_drafts > 0)
         self.shadows = Shadows(shadow) if shadow else None
-        self.bounded: Follow | None = None  # where `max_kl` says the prices
+        self.bounded: Follow | None = None  # where a bound on the KL says the prices
         self.pace: Pace | None = None  # where a latency objective says which share of the prices
         self.tuned: ByBatch | None = None  # where the size of the batch says the policy
         self.settings: dict[str, Fitted] = {}
@@ -100,9 +100,12 @@ class Deciding(shared.Deciding):
             self.put(*self.settings[self.tuned.at(rows)])
 
     def bound_anew(self, number: int) -> None:
-        """The server's policy is new, the `number`th: its prices are sought from the beginning."""
-        bounded = self.options.max_kl is not None and not self.policy.is_identity and self.shadows is not None
-        self.bounded = Follow(self.options.max_kl or 0.0, self.policy, number) if bounded else None
+        """The server's policy is new, the `number`th: its prices are sought from the beginning. It backs off only from
+        the first one: a policy that is switched to is as it was named."""
+        seeks = self.options.max_kl is not None
+        most = self.options.max_kl if seeks or number else self.options.back_off_kl
+        bounded = most is not None and not self.policy.is_identity and self.shadows is not None
+        self.bounded = Follow(most or 0.0, self.policy, number, seeks=seeks) if bounded else None
         goal = self.options.slo_tpot_ms
         self.pace = None if goal is None or self.policy.is_identity else Pace(goal, self.policy)
 
