@@ -19,7 +19,9 @@ from lynx_moe.lab.shared import engine, intervals
 from lynx_moe.policies import DEFAULT
 
 OUT = Path("out/back-off-kl.jsonl")
-MODELS, BATCHES, MOST, STEPS, BEGINS = ("text", "qwen3-moe", "mixtral", "deepseek-v3"), (4, 16), 0.01, 2000, 24
+MODELS, BATCHES = ("text", "qwen3-moe", "mixtral", "deepseek-v3"), (4, 16)
+MOST, BEGINS = 0.01, 24
+STEPS = {4: 4000, 16: 2000}
 
 
 def main() -> None:
@@ -63,8 +65,8 @@ def run(model: str, batch: int) -> dict[str, Any]:
     plan.bounded = follow = watched(MOST, plan.policy, 0, seeks=False)
     one = follow.bound.of(batch)
     kept = []
-    for _ in islice(steps(llm, prompts, batch), STEPS):
-        if len(follow.told) == STEPS // 2:
+    for _ in islice(steps(llm, prompts, batch), STEPS[batch]):
+        if len(follow.told) == STEPS[batch] // 2:
             lynx.reset_stats()
         kept.append(one.price)
     stats, told = lynx.stats(), follow.told
