@@ -155,22 +155,18 @@ def steps(llm: Any, prompts: list[list[int]], batch: int) -> Iterator[int]:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    rows = [
-        "| model | batch | bound, mnats | price | KL measured, mnats | of the bound | experts kept | shadow steps |"
-    ]
-    rows.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    head = ("model", "batch", "bound, mnats", "price", "KL measured, mnats", "rows", "of the bound", "experts kept")
+    rows = [(*head, "shadow steps"), ("---",) * (len(head) + 1)]
     for one in sorted(lines, key=lambda one: (MODELS.index(one["family"]), one["batch"], -one["max_kl"])):
-        low, high = (1000 * edge for edge in one["interval"])
-        settled = "" if one["settled"] else " (not settled)"
-        rows.append(
-            f"| `{one['family']}` | {one['batch']} | {1000 * one['max_kl']:g} | {one['price'] or 'exact':.3g} | "
-            f"{1000 * one['kl']:.3g} [{low:.3g}, {high:.3g}] | {one['kl'] / one['max_kl']:.2f} | "
-            f"{100 * one['kept']:.0f} % | {one['shadows']}{settled} |"
-            if one["price"]
-            else f"| `{one['family']}` | {one['batch']} | {1000 * one['max_kl']:g} | exact | 0 | 0 | 100 % | "
-            f"{one['shadows']}{settled} |"
-        )
-    return "\n".join(rows)
+        shadows = f"{one['shadows']}{'' if one['settled'] else ' (not settled)'}"
+        asked = (f"`{one['family']}`", f"{one['batch']}", f"{1000 * one['max_kl']:g}")
+        if one["price"]:
+            low, high = (1000 * edge for edge in one["interval"])
+            kl = (f"{one['price']:.3g}", f"{1000 * one['kl']:.3g} [{low:.3g}, {high:.3g}]", f"{one['rows']:,.0f}")
+            rows.append((*asked, *kl, f"{one['kl'] / one['max_kl']:.2f}", f"{100 * one['kept']:.0f} %", shadows))
+        else:
+            rows.append((*asked, "exact", "0", "", "0", "100 %", shadows))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 if __name__ == "__main__":
