@@ -38,13 +38,18 @@ def test_it_chooses_what_holds_the_bound_on_documents_of_both_splits(whole):
 
 
 @pytest.mark.vllm
-def test_a_run_that_was_stopped_goes_on_and_ends_alike(whole, tmp_path):
+def test_a_run_that_was_stopped_goes_on_and_ends_alike(whole, tmp_path, capfd):
     path = tmp_path / "tune.jsonl"
     first = {key: value for key, value in whole.items() if key != "results"}
     kept = [line for line in whole["results"] if line["kind"] != "choice"][:-2]
     path.write_text("".join(json.dumps(line) + "\n" for line in [first, *kept]))
     again = measure.measure(SETTINGS, path)
     assert again["results"][: len(kept)] == kept
+    said = capfd.readouterr().out.splitlines()
+    for line in again["results"][len(kept) : -1]:
+        what = "choose" if line["split"] == "tune" else "verify"
+        heard = said.index(f"batches of 4, documents to {what} on: {line['policy']}")
+        assert any(after.startswith(f"  {line['policy']}: {1000 * line['kl']:.3g} mnats [") for after in said[heard:])
     assert measure.measure(SETTINGS, path)["results"] == again["results"]  # all is there
     assert show.rows(again)[0][:3] == show.rows(whole)[0][:3]
 
