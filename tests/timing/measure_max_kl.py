@@ -1,10 +1,11 @@
-"""Measures what `max_kl` keeps: `python tests/timing/measure_max_kl.py [FAMILY | BATCH]...`, without any all of them.
+"""Measures what `max_kl` keeps: `python tests/timing/measure_max_kl.py [MODEL | BATCH]...`, without any all of them.
 
-For each testbed family, batch size and bound: a search on prompts of the split "tune", until the batch's bucket is
+For each testbed model, batch size and bound: a search on prompts of the split "tune", until the batch's bucket is
 settled or MOST_SHADOWS are spent; then the price that it has come to is fixed, and every step is shadowed on prompts of
 the split "test". Every step of a search is a shadow step, where a server takes one in four: as many shadow steps, in a
 quarter of the steps. Prints the table of docs/results/max-kl.md. `out/max-kl.jsonl` has the records; what is in it is
-not measured again. FAMILY-w8a8 and FAMILY-int4 are families whose experts were rounded so, made in `out/` at first.
+not measured again. MODEL-w8a8 and MODEL-int4 are models whose experts were rounded so, made in `out/` at first. Prompts
+are exercises, or the beginnings of windows of the documents that were held out from a model that came with some.
 """
 
 import json
@@ -12,18 +13,21 @@ import sys
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from lynx_moe.control import bound
 from lynx_moe.control.sampling import bucket
 from lynx_moe.lab.shared import engine, intervals
+from lynx_moe.lab.shared.documents import from_file, from_testbed
 
 OUT = Path("out/max-kl.jsonl")
-FAMILIES = ("qwen3-moe", "olmoe", "mixtral", "gpt-oss", "deepseek-v3", "qwen3-moe-w8a8", "qwen3-moe-int4")
+MODELS = ("qwen3-moe", "olmoe", "mixtral", "gpt-oss", "deepseek-v3", "text", "qwen3-moe-w8a8", "qwen3-moe-int4")
 BATCHES, BOUNDS = (64, 16, 4, 1), (0.01, 0.001)
 MOST_SHADOWS = {1: 4000, 4: 3000, 16: 1000, 64: 400}
 MEASURED = {1: 1200, 4: 700, 16: 300, 64: 150}  # steps
-TOKENS, GROUP = 48, 10  # of a request; steps whose mean is one value of the interval
+TOKENS, PREFIX = 48, 32  # of a request; of a text that begins it
+GROUP = 10  # steps whose mean is one value of the interval
 
 
 def main() -> None:
@@ -32,7 +36,7 @@ def main() -> None:
     batches = [int(word) for word in sys.argv[1:] if word.isdigit()]
     families = [word for word in sys.argv[1:] if not word.isdigit()]
     for batch in batches or BATCHES:
-        for family in families or FAMILIES:
+        for family in families or MODELS:
             known = {(line["family"], line["batch"], line["max_kl"]) for line in done}
             for most in (most for most in BOUNDS if (family, batch, most) not in known):
                 done.append(engine.in_own_process(cell, family, batch, most))
@@ -49,7 +53,6 @@ def cell(family: str, batch: int, most: float) -> dict[str, Any]:
     from lynx_moe.engines.vllm.plugin import register
     from lynx_moe.engines.vllm.step.plan import active
     from lynx_moe.engines.vllm.step.shadows.follow import Follow
-    from lynx_moe.lab.shared.documents import from_testbed
 
     bound.DENSE = 1.0
     register()
@@ -62,9 +65,7 @@ def cell(family: str, batch: int, most: float) -> dict[str, Any]:
         additional_config={"lynx_moe": {"policy": "priced", "shadow": 1, "log_every": 0}},
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-    prompts = {
-        split: [list(each.prefix) for each in from_testbed(tokenizer, 560, 3, split)] for split in ("tune", "test")
-    }
+    prompts = {split: prompts_of(Path(model), tokenizer, split) for split in ("tune", "test")}
     plan = active()
     plan.bounded = follow = Follow(most, plan.policy, -1)
     one = follow.bound.of(batch)
@@ -76,6 +77,15 @@ def cell(family: str, batch: int, most: float) -> dict[str, Any]:
     line = {"family": family, "batch": batch, "max_kl": most, "price": one.price, "settled": one.settled}
     line |= {"shadows": shadows, "changes": dict(one.changes), "kl": 0.0, "interval": [0.0, 0.0], "kept": 1.0}
     return line | (measured(llm, prompts["test"], batch) if one.price else {})
+
+
+def prompts_of(model: Path, tokenizer: Any, split: str) -> list[list[int]]:
+    held_out = model / "held_out.jsonl"
+    if not held_out.exists():
+        return [list(each.prefix) for each in from_testbed(tokenizer, 560, 3, split)]
+    found = [list(each.prefix) for each in from_file(held_out, tokenizer, sys.maxsize, PREFIX, TOKENS, split)]
+    Random(3).shuffle(found)  # the file has one kind of text after the other
+    return found
 
 
 def folder(family: str) -> str:
@@ -145,22 +155,18 @@ def steps(llm: Any, prompts: list[list[int]], batch: int) -> Iterator[int]:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    rows = [
-        "| model | batch | bound, mnats | price | KL measured, mnats | of the bound | experts kept | shadow steps |"
-    ]
-    rows.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for one in sorted(lines, key=lambda one: (FAMILIES.index(one["family"]), one["batch"], -one["max_kl"])):
-        low, high = (1000 * edge for edge in one["interval"])
-        settled = "" if one["settled"] else " (not settled)"
-        rows.append(
-            f"| `{one['family']}` | {one['batch']} | {1000 * one['max_kl']:g} | {one['price'] or 'exact':.3g} | "
-            f"{1000 * one['kl']:.3g} [{low:.3g}, {high:.3g}] | {one['kl'] / one['max_kl']:.2f} | "
-            f"{100 * one['kept']:.0f} % | {one['shadows']}{settled} |"
-            if one["price"]
-            else f"| `{one['family']}` | {one['batch']} | {1000 * one['max_kl']:g} | exact | 0 | 0 | 100 % | "
-            f"{one['shadows']}{settled} |"
-        )
-    return "\n".join(rows)
+    head = ("model", "batch", "bound, mnats", "price", "KL measured, mnats", "rows", "of the bound", "experts kept")
+    rows = [(*head, "shadow steps"), ("---",) * (len(head) + 1)]
+    for one in sorted(lines, key=lambda one: (MODELS.index(one["family"]), one["batch"], -one["max_kl"])):
+        shadows = f"{one['shadows']}{'' if one['settled'] else ' (not settled)'}"
+        asked = (f"`{one['family']}`", f"{one['batch']}", f"{1000 * one['max_kl']:g}")
+        if one["price"]:
+            low, high = (1000 * edge for edge in one["interval"])
+            kl = (f"{one['price']:.3g}", f"{1000 * one['kl']:.3g} [{low:.3g}, {high:.3g}]", f"{one['rows']:,.0f}")
+            rows.append((*asked, *kl, f"{one['kl'] / one['max_kl']:.2f}", f"{100 * one['kept']:.0f} %", shadows))
+        else:
+            rows.append((*asked, "exact", "0", "", "0", "100 %", shadows))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 if __name__ == "__main__":

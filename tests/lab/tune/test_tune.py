@@ -4,6 +4,7 @@ import json
 
 import pytest
 from places import MODELS
+from rich.console import Console
 from tiny_vllm import engine
 from typer.testing import CliRunner
 
@@ -11,6 +12,7 @@ from lynx_moe.cli import app
 from lynx_moe.control.tuned import Tuned
 from lynx_moe.engines import vllm as lynx_vllm
 from lynx_moe.lab.fidelity import measure as fidelity
+from lynx_moe.lab.shared import tables
 from lynx_moe.lab.tune import measure, show
 
 MODEL = str(MODELS / "qwen3-moe")
@@ -36,15 +38,31 @@ def test_it_chooses_what_holds_the_bound_on_documents_of_both_splits(whole):
 
 
 @pytest.mark.vllm
-def test_a_run_that_was_stopped_goes_on_and_ends_alike(whole, tmp_path):
+def test_a_run_that_was_stopped_goes_on_and_ends_alike(whole, tmp_path, capfd):
     path = tmp_path / "tune.jsonl"
     first = {key: value for key, value in whole.items() if key != "results"}
     kept = [line for line in whole["results"] if line["kind"] != "choice"][:-2]
     path.write_text("".join(json.dumps(line) + "\n" for line in [first, *kept]))
     again = measure.measure(SETTINGS, path)
     assert again["results"][: len(kept)] == kept
+    said = capfd.readouterr().out.splitlines()
+    for line in again["results"][len(kept) : -1]:
+        what = "choose" if line["split"] == "tune" else "verify"
+        heard = said.index(f"batches of 4, documents to {what} on: {line['policy']}")
+        assert any(after.startswith(f"  {line['policy']}: {1000 * line['kl']:.3g} mnats [") for after in said[heard:])
     assert measure.measure(SETTINGS, path)["results"] == again["results"]  # all is there
     assert show.rows(again)[0][:3] == show.rows(whole)[0][:3]
+
+
+@pytest.mark.vllm
+def test_a_terminal_of_80_columns_cuts_nothing(whole):
+    (choice,) = [line for line in whole["results"] if line["kind"] == "choice"]
+    with (console := Console(width=80, force_terminal=True, color_system=None)).capture() as caught:
+        tables.show("title", show.HEAD, show.rows(whole), console, show.CAPTION)
+    name, price = choice["policy"].split(":")
+    low, high = (f"{1000 * edge:.3g}" for edge in choice["test"]["kl_interval"])
+    for whole_cell in (f"{name}:", price, f"[{low}, {high}]", f"n = {choice['test']['num_tokens']}", show.CAPTION):
+        assert whole_cell in caught.get()
 
 
 @pytest.mark.vllm

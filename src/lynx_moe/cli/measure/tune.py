@@ -65,7 +65,7 @@ def tune(
     settings = measure.Settings(decode=decode, policies=tuple(policies.split()), max_kl=max_kl)
     console, file = terminal.console(), out / "tune.jsonl"
     whole = measure.measure(settings, file, max_gib=max_memory, engine_args=arguments.read(model_args))
-    tables.show(f"{model}: at most {max_kl:g} nats", show.HEAD, show.rows(whole), console)
+    tables.show(f"{model}: at most {max_kl:g} nats", show.HEAD, show.rows(whole), console, show.CAPTION)
     console.print(f"Record: {file}")
     tuned = show.write(whole, out / "tuned.json")
     console.print(f"Serve with it: lynx-moe serve {model} --tuned {tuned}", highlight=False)

@@ -29,6 +29,7 @@ OF_A_CACHE = (
 TIERS = {"tiers-exact": "0.01 0.03 0.1 exact", "tiers": "0.01 0.03 0.1"}
 DRAFTERS = {"qwen3-moe": "none ngram draft olmoe", "mixtral": "none ngram draft", "deepseek-v3": "none mtp draft"}
 ACCEPTED = {"qwen3-moe": "0.976,0.919,0.841", "mixtral": "0.977,0.914,0.844"}  # of the dense drafter's, by depth
+SENSITIVE = "sensitive.safetensors"
 QUANTISED = {"qwen3-moe": ("w8a8", "int4", "awq", "fp8"), "gpt-oss": ("mxfp4",)}
 
 
@@ -175,7 +176,18 @@ def of_family(name: str) -> list[Step]:
             f"--sequences 64 --out {here}/alone",
             f"lynx-moe table {here}/alone/fidelity.jsonl > {here}/alone.md",
         )),
+        Step(f"sensitivities of {name}", "priced.md", 3, (
+            f"lynx-moe calibrate {name} --sequences 112 --sensitivity 112 --dtype float32 -o {here}/{SENSITIVE}",
+            f"lynx-moe fidelity {name} --dtype float32 --batch-sizes 16 --mixes mixed --split test --sequences 448 "
+            f"--policies '{prices(f'sensitive=true,data={here}/{SENSITIVE}')}' --out {here}/sensitive",
+            f"lynx-moe table {here}/sensitive/fidelity.jsonl --at-equal-experts > {here}/sensitive.md",
+        )),
     ]  # fmt: skip
+
+
+def prices(knobs: str) -> str:
+    """`priced` without and with these knobs, at four prices."""
+    return " ".join(f"priced:price={price}{more}" for more in ("", f",{knobs}") for price in (0.01, 0.03, 0.1, 0.3))
 
 
 def pairs() -> Step:

@@ -147,15 +147,15 @@ class Measuring:
         if missing:
             decoder, cut = self._open(), self.cuts[size, split]
             decoder.policies = missing
-            self.advance(
-                f"{size} rows, documents to {'choose' if split == CHOSEN_ON else 'verify'}: {' '.join(missing)}"
-            )
+            what = "choose" if split == CHOSEN_ON else "verify"
+            self.advance(f"batches of {size}, documents to {what} on: {' '.join(missing)}")
             pieces = Pieces(self.path, part)
             fidelity.decode_missing(decoder, cut, missing, "own", pieces, self.advance)
             for spec in missing:
                 each = [pieces.find(spec, place) or {} for place in range(len(cut))]
                 known[spec] = part | {"policy": spec} | fidelity.of_pieces(cut, each) | fidelity.mean_loads(cut, each)
                 self.whole["results"].append(known[spec])
+                self.advance(_told(known[spec]))
             lines.save(self.whole, self.path)
             pieces.forget(missing)
         return {spec: known[spec] for spec in specs}
@@ -171,6 +171,13 @@ class Measuring:
                 self.whole["results"].append({"kind": MODEL, "model": identity(self.served.llm.model_config)})
             lines.save(self.whole, self.path)
         return self.served
+
+
+def _told(line: Line) -> str:
+    """Of a setting, while the search goes on."""
+    low, high = (1000 * edge for edge in line["kl_interval"])
+    kl = f"{1000 * line['kl']:.3g} mnats [{low:.3g}, {high:.3g}]"
+    return f"  {line['policy']}: {kl}, experts {line['before']:.1f} → {line['after']:.1f}"
 
 
 def _short(line: Line) -> Line:

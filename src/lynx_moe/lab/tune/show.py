@@ -7,7 +7,8 @@ from typing import Any
 from lynx_moe.lab.tune.measure import CHOICE, CHOSEN_ON, VERIFIED_ON, tuned
 
 Line = dict[str, Any]
-HEAD = ("batch", "measured at", "setting", "experts", "KL chosen on, mnats", "KL verified on, mnats", "same top-1, %")
+HEAD = ("batch", "at", "policy", "experts", "KL chosen on, mnats", "KL verified on, mnats", "same top-1, %")
+CAPTION = "[95 % intervals; n tokens; exact: nothing cheaper holds the bound]"
 
 
 def rows(whole: Line) -> list[tuple[str, ...]]:
@@ -24,10 +25,10 @@ def write(whole: Line, path: Path) -> Path:
 def _row(line: Line) -> tuple[str, ...]:
     head, chosen, checked = (line["batch"], str(line["concurrency"])), line[CHOSEN_ON], line[VERIFIED_ON]
     if not checked:
-        return (*head, "exact: nothing cheaper holds the bound", "", "", "", "")
+        return (*head, "exact", "", "", "", "")
     return (
         *head,
-        line["policy"],
+        line["policy"].replace(":", ":\n"),
         f"{checked['before']:.1f} → {checked['after']:.1f}",
         _kl(chosen),
         _kl(checked),
@@ -37,4 +38,4 @@ def _row(line: Line) -> tuple[str, ...]:
 
 def _kl(line: Line) -> str:
     low, high = (1000 * edge for edge in line["kl_interval"])
-    return f"{1000 * line['kl']:.3g} [{low:.3g}, {high:.3g}], n = {line['num_tokens']:,}"
+    return f"{1000 * line['kl']:.3g}\n[{low:.3g}, {high:.3g}]\nn = {line['num_tokens']:,}"
