@@ -8,7 +8,7 @@ import itertools
 
 import pytest
 import torch
-from cases import KINDS, SCHEMES, make_calibration, make_logits, make_spec
+from cases import KINDS, SCHEMES, make_calibration, make_costs, make_logits, make_spec
 
 from lynx_moe import RouterSpec, Routing, Rows, make_policy
 from lynx_moe.kernels import gpu
@@ -44,6 +44,7 @@ SIZES = (
 )
 ROUTERS = [scheme for scheme in SCHEMES if "sparsemixer" not in scheme]
 MASKS = ("none", "some", "one_decodes", "no_valid", "no_remap", "prices", "prices_alone", "drafts", "prices_drafts")
+MASKS += ("costs", "prices_costs")
 TIERS = torch.tensor([0.0, 0.01, 0.03, 0.1, 0.5, 50.0])
 # Every policy, size and scheme with several of the others; a GPU compiles each of them for seconds, so it has fewer.
 STEPS = [
@@ -55,7 +56,7 @@ STEPS = [
 RTOL = 16 * 2.0**-24
 
 
-def make_masks(kind: str, num_rows: int, rng: torch.Generator) -> Rows | None:
+def make_masks(kind: str, num_rows: int, num_experts: int, rng: torch.Generator) -> Rows | None:
     """As an engine holds them: parts of longer buffers."""
     if kind == "none":
         return None
@@ -69,7 +70,9 @@ def make_masks(kind: str, num_rows: int, rng: torch.Generator) -> Rows | None:
     if kind == "prices_alone":
         valid = torch.arange(num_rows + 9) == num_rows // 2
     chance = torch.rand(num_rows, generator=rng).clamp(min=0.01).to(DEVICE) if kind.endswith("drafts") else None
-    return Rows(valid=valid.to(DEVICE)[:num_rows], remap=remap.to(DEVICE)[:num_rows], price=price, chance=chance)
+    cost = make_costs(num_experts, rng).to(DEVICE) if kind.endswith("costs") else None
+    parts = {"price": price, "chance": chance, "load_cost_E": cost}
+    return Rows(valid=valid.to(DEVICE)[:num_rows], remap=remap.to(DEVICE)[:num_rows], **parts)
 
 
 def poisoned(function):
@@ -116,7 +119,7 @@ def test_the_kernels_decide_as_the_definition_does(number: int, monkeypatch: pyt
     chosen = pairs if ON_GPU else [pairs[(7 * number + 11 * n) % len(pairs)] for n in range(3)]
     for seed, (kind, masks) in enumerate(chosen):
         policy, logits, spec, rng = make_step(*STEPS[number], kind, seed=1000 * number + seed)
-        rows, own = make_masks(masks, len(logits), rng), select(logits, spec)
+        rows, own = make_masks(masks, *logits.shape, rng), select(logits, spec)
         marked = Routing(own.ids.int(), own.weights * 1.5)  # an engine's own: what stays must be just that
         expected, got = policy.route(logits, spec, rows, marked), policy.decide(logits, spec, rows, marked)
         assert isinstance(got.counts, torch.Tensor), "no kernel took it"
