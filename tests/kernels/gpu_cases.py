@@ -5,6 +5,7 @@ python -m pytest tests/kernels/gpu_cases.py
 """
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -116,7 +117,7 @@ def test_the_kernels_decide_as_the_definition_does(number: int, monkeypatch: pyt
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(launch.torch, name, poisoned(getattr(torch, name)))
     pairs = list(itertools.product(KINDS, MASKS))
-    chosen = pairs if ON_GPU else [pairs[(7 * number + 11 * n) % len(pairs)] for n in range(3)]
+    chosen = pairs if ON_GPU else [pairs[(7 * number + 13 * n) % len(pairs)] for n in range(3)]
     for seed, (kind, masks) in enumerate(chosen):
         policy, logits, spec, rng = make_step(*STEPS[number], kind, seed=1000 * number + seed)
         rows, own = make_masks(masks, *logits.shape, rng), select(logits, spec)
@@ -195,6 +196,23 @@ def test_priced_asks_a_share_of_a_row_alone_whoever_says_the_price(price: float)
             policy, rows = make_policy(text), Rows(valid=first, remap=first, price=price_T)
             expected, got = policy.route(logits, spec, rows), policy.decide(logits, spec, rows)
             assert torch.equal(got.ids, expected.ids)
+
+
+@pytest.mark.parametrize("text", ["priced", "priced:price=0.3,slope=1"])
+def test_priced_asks_less_for_what_is_in_memory(text: str) -> None:
+    fewer = 0
+    for seed in range(4):
+        policy, logits, spec, rng = make_step(text, (7, 60), "softmax", "normal", seed)
+        rows = make_masks(("costs", "prices_costs")[seed % 2], *logits.shape, rng)
+        expected, got = policy.route(logits, spec, rows), policy.decide(logits, spec, rows)
+        assert isinstance(got.counts, torch.Tensor), "no kernel took it"
+        assert torch.equal(got.ids.long(), expected.ids)
+        whole = replace(rows, load_cost_E=torch.ones(60, device=DEVICE))
+        dear, flat = (policy.decide(logits, spec, each) for each in (whole, replace(rows, load_cost_E=None)))
+        assert torch.equal(dear.ids, flat.ids)
+        assert torch.equal(dear.weights, flat.weights)
+        fewer += int(flat.counts[1] < got.counts[1])
+    assert fewer > 1
 
 
 @pytest.mark.parametrize("num_rows", [1, 13])

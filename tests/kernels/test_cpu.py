@@ -121,6 +121,18 @@ def test_priced_decides_as_the_definition_does(
     assert got.counts == (distinct(own.ids, num_experts, rows_T), distinct(expected.ids, num_experts, rows_T), changed)
 
 
+@pytest.mark.parametrize("kernel", [True, False])
+def test_priced_with_loads_that_all_cost_as_much_is_as_without_bit_for_bit(kernel: bool) -> None:
+    for seed in range(20):
+        rng = torch.Generator().manual_seed(seed)
+        logits, spec = torch.randn(1 + seed, 60, generator=rng) * 2, RouterSpec(num_experts=60, top_k=4)
+        policy = make_policy("priced:price=0.1")
+        decide = policy.decide if kernel else policy.route
+        ones, none = (decide(logits, spec, Rows(load_cost_E=cost)) for cost in (torch.ones(60), None))
+        assert torch.equal(ones.ids, none.ids)
+        assert torch.equal(ones.weights.view(torch.int32), none.weights.view(torch.int32))
+
+
 def test_inputs_are_never_written_to() -> None:
     spec = RouterSpec(num_experts=64, top_k=8)
     logits = torch.randn(16, 64)
