@@ -110,7 +110,8 @@ def test_what_is_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_a_model_that_drafts_is_told_nothing() -> None:
-    options = Options(policy="priced", experts_resident=8, experts_residency="aware", verify="draft")
+    presets = {"less": "drop-on-miss"}
+    options = Options(policy="priced", experts_resident=8, experts_residency="aware", verify="draft", presets=presets)
     assert options.tells_residency
     assert not options.of_drafter.tells_residency
     knowing = Options(policy="drop-on-miss", experts_resident=8, experts_residency="aware", verify="draft")
