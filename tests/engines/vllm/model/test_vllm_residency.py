@@ -11,6 +11,7 @@ from lynx_moe.engines import vllm as plugin
 from lynx_moe.engines.disk.slots import HELD
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step.plan import active
+from lynx_moe.lab.fidelity.served import Served
 from lynx_moe.testbed import path
 
 SLOTS, LAYERS, EXPERTS = 24, 4, 64
@@ -59,6 +60,13 @@ def test_a_decision_is_told_what_is_in_memory_as_it_is_taken(llm: Any, monkeypat
 def test_knowing_it_more_is_kept_and_less_is_read(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     aware = {policy: loads(llm, policy) for policy in ("priced:price=0.1", "drop-on-miss:mass=0.3", "cache-prior")}
     exact = loads(llm, "vanilla")
+    served = Served.__new__(Served)
+    monkeypatch.setattr(served, "_ask", llm.collective_rpc, raising=False)
+    stats = plugin.stats()
+    assert stats.disk is not None
+    read = sum(stats.disk["steps"][kind]["loads"] for kind in ("decode", "single") if kind in stats.disk["steps"])
+    steps = stats.steps["decode"] + stats.steps["single"]
+    assert served._read(LAYERS)["read"] == pytest.approx(read / steps / LAYERS)
     monkeypatch.setattr(active().store, "load_cost", lambda name: torch.ones(EXPERTS))  # as if nothing were in memory
     blind = loads(llm, "priced:price=0.1")
     assert aware["priced:price=0.1"][0] > blind[0]
