@@ -79,6 +79,11 @@ class Rows:
     request  int64, from 0 to T - 1: rows of the same request have the same number. None: each row is of its own.
     depth    int64: the row's place in its request's draft. 0: its token is certain. None: all are.
     chance   float32, above 0 and at most 1: that its token is committed, which is 1 at depth 0. None: 1 for all.
+
+    Of the layer's experts, from an engine that keeps a part of them in memory (`engines/disk/slots.py`):
+
+    load_cost_E  float32 [E], above 0 and at most 1: what loading an expert costs, in loads from where all of them are.
+                 1: it must be loaded from there; less: it is in memory already. None: 1 for all.
     """
 
     valid: Tensor | None = None
@@ -87,6 +92,7 @@ class Rows:
     request: Tensor | None = None
     depth: Tensor | None = None
     chance: Tensor | None = None
+    load_cost_E: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -100,7 +100,14 @@ def cases(
         return None if draw(st.booleans()) else torch.rand(num_rows, generator=rng) < share
 
     rows = Rows(valid=mask(0.8), remap=mask(0.7))
-    return Case(logits, spec, rows if draw(st.booleans()) else drafted(rows, num_rows, rng))
+    rows = rows if draw(st.booleans()) else drafted(rows, num_rows, rng)
+    return Case(logits, spec, rows if draw(st.booleans()) else replace(rows, load_cost_E=make_costs(num_experts, rng)))
+
+
+def make_costs(num_experts: int, rng: torch.Generator) -> Tensor:
+    """What loads cost: of about half of the experts as much as a full one, and of the others any part of it."""
+    cost_E = torch.rand(num_experts, generator=rng).clamp(min=0.01)
+    return cost_E.where(torch.rand(num_experts, generator=rng) < 0.5, 1.0)
 
 
 def drafted(rows: Rows, num_rows: int, rng: torch.Generator) -> Rows:

@@ -58,6 +58,8 @@ class Batch:
         self.rows = {t: self.row(case.logits[t].float().tolist(), own.ids[t].tolist(), own.weights[t]) for t in voters}
         silent = [t for t, valid in enumerate(case.valid.tolist()) if valid and t not in voters]
         self.free = {e for t in silent for e in own.ids[t].tolist()}
+        cost = [1.0] if case.rows.load_cost_E is None else case.rows.load_cost_E.tolist()
+        self.held = {e for e, load in enumerate(cost) if load < 1}  # in memory
 
     def row(self, logits: list[float], own: list[int], weights: Any) -> Row:
         p = score(self.spec.scoring, logits)
@@ -84,6 +86,10 @@ class Batch:
 
     def weigh(self, row: Row, experts: list[int], norm: str, form: str) -> list[float]:
         """The weights of a changed row's different experts."""
+        if norm == "own=1":  # the row's own weights, which hold the factors below
+            weight = dict(zip(row.own, row.weights, strict=True))
+            whole, left = (max(math.fsum(weight[e] for e in some), 1e-20) for some in (row.own, experts))
+            return [weight[e] * whole / left for e in experts]
         factors = [1.0] * self.spec.num_experts if self.spec.expert_scale is None else self.spec.expert_scale.tolist()
         shares = self.shares(row, experts, norm, form)
         return [share * factors[e] for share, e in zip(shares, experts, strict=True)]
@@ -159,6 +165,37 @@ def fill(ids: list[list[int]], own: list[list[int]], valid: list[bool]) -> list[
         lowest = min(e for e in row if e != EMPTY)
         filled.append([e if e != EMPTY else spare.pop(0) if spare else lowest for e in row])
     return filled
+
+
+def drop_on_miss(batch: Batch, mass: float, min_k: int) -> Callable[[Row], set[int]]:
+    """What a row does without: its lightest experts that are not in memory, of equal ones the first of its slots."""
+
+    def gone(row: Row) -> set[int]:
+        if min(row.weights) > 0.5 * max(row.weights):
+            return set()
+        whole, lost, left = max(math.fsum(row.weights), 1e-20), 0.0, len(row.own)
+        found: set[int] = set()
+        for weight, e in sorted(zip(row.weights, row.own, strict=True), key=lambda pair: pair[0]):
+            if e in batch.held:
+                continue
+            lost, left = lost + weight, left - 1
+            if lost / whole > mass + 1e-9 or left < min_k:
+                break
+            found.add(e)
+        return found
+
+    return gone
+
+
+def cache_prior(batch: Batch, row: Row, weight: float, top_j: int) -> list[int]:
+    """The row's first experts when those in memory are given a part of the mean span of scores."""
+    spans = [max(other.choice) - min(other.choice) for other in batch.rows.values()]
+    spans = [span for span in spans if math.isfinite(span)]
+    more = f32(f32(weight) * f32(math.fsum(spans) / max(len(spans), 1)))
+    moved = [f32(s + more) if e in batch.held else s for e, s in enumerate(row.choice)]
+    first = row.ranking[:top_j]
+    rest = sorted((e for e in row.allowed if e not in first), key=lambda e: (-moved[e], e))
+    return [*sorted(first, key=lambda e: (-moved[e], e)), *rest][: batch.spec.top_k]
 
 
 def union(batch: Batch, num: int) -> set[int]:

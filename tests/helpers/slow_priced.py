@@ -13,6 +13,7 @@ def stays(policy: Priced, step: Step, asked: list[float], chance: list[float]) -
     assume(len(voters) > 0)
     ids, values, part = step.own.ids.tolist(), policy.values(step).tolist(), ALONE if step.alone() else 1
     middle = sorted(asked[t] for t in voters)[len(voters) // 2] * part
+    cost = [1.0] * step.spec.num_experts if step.load_cost_E is None else step.load_cost_E.tolist()
     free = set(step.free_E.nonzero().flatten().tolist())
     kept = common = {e for t in voters for e in ids[t]}
     lost = dict.fromkeys(voters, 0.0)
@@ -23,8 +24,8 @@ def stays(policy: Priced, step: Step, asked: list[float], chance: list[float]) -
                 if e in harm:
                     x = lost[t]
                     added = chance[t] * ((x + v + STEEP * (x + v) ** 3) - (x + STEEP * x**3))
-                    harm[e] += added / middle
-                    mixed[e] += added / (asked[t] * part)
+                    harm[e] += added / (middle * cost[e])
+                    mixed[e] += added / (asked[t] * part * cost[e])
         margins = [abs(one / share - 1) for one in (*harm.values(), *mixed.values())]
         assume(min(margins, default=1.0) > 1e-5)  # float32 is compared
         common = {e for e in common if harm[e] > share}

@@ -5,10 +5,11 @@ python -m pytest tests/kernels/gpu_cases.py
 """
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
-from cases import KINDS, SCHEMES, make_calibration, make_logits, make_spec
+from cases import KINDS, SCHEMES, make_calibration, make_costs, make_logits, make_spec
 
 from lynx_moe import RouterSpec, Routing, Rows, make_policy
 from lynx_moe.kernels import gpu
@@ -44,6 +45,7 @@ SIZES = (
 )
 ROUTERS = [scheme for scheme in SCHEMES if "sparsemixer" not in scheme]
 MASKS = ("none", "some", "one_decodes", "no_valid", "no_remap", "prices", "prices_alone", "drafts", "prices_drafts")
+MASKS += ("costs", "prices_costs")
 TIERS = torch.tensor([0.0, 0.01, 0.03, 0.1, 0.5, 50.0])
 # Every policy, size and scheme with several of the others; a GPU compiles each of them for seconds, so it has fewer.
 STEPS = [
@@ -55,7 +57,7 @@ STEPS = [
 RTOL = 16 * 2.0**-24
 
 
-def make_masks(kind: str, num_rows: int, rng: torch.Generator) -> Rows | None:
+def make_masks(kind: str, num_rows: int, num_experts: int, rng: torch.Generator) -> Rows | None:
     """As an engine holds them: parts of longer buffers."""
     if kind == "none":
         return None
@@ -69,7 +71,9 @@ def make_masks(kind: str, num_rows: int, rng: torch.Generator) -> Rows | None:
     if kind == "prices_alone":
         valid = torch.arange(num_rows + 9) == num_rows // 2
     chance = torch.rand(num_rows, generator=rng).clamp(min=0.01).to(DEVICE) if kind.endswith("drafts") else None
-    return Rows(valid=valid.to(DEVICE)[:num_rows], remap=remap.to(DEVICE)[:num_rows], price=price, chance=chance)
+    cost = make_costs(num_experts, rng).to(DEVICE) if kind.endswith("costs") else None
+    parts = {"price": price, "chance": chance, "load_cost_E": cost}
+    return Rows(valid=valid.to(DEVICE)[:num_rows], remap=remap.to(DEVICE)[:num_rows], **parts)
 
 
 def poisoned(function):
@@ -113,10 +117,10 @@ def test_the_kernels_decide_as_the_definition_does(number: int, monkeypatch: pyt
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(launch.torch, name, poisoned(getattr(torch, name)))
     pairs = list(itertools.product(KINDS, MASKS))
-    chosen = pairs if ON_GPU else [pairs[(7 * number + 11 * n) % len(pairs)] for n in range(3)]
+    chosen = pairs if ON_GPU else [pairs[(7 * number + 13 * n) % len(pairs)] for n in range(3)]
     for seed, (kind, masks) in enumerate(chosen):
         policy, logits, spec, rng = make_step(*STEPS[number], kind, seed=1000 * number + seed)
-        rows, own = make_masks(masks, len(logits), rng), select(logits, spec)
+        rows, own = make_masks(masks, *logits.shape, rng), select(logits, spec)
         marked = Routing(own.ids.int(), own.weights * 1.5)  # an engine's own: what stays must be just that
         expected, got = policy.route(logits, spec, rows, marked), policy.decide(logits, spec, rows, marked)
         assert isinstance(got.counts, torch.Tensor), "no kernel took it"
@@ -192,6 +196,23 @@ def test_priced_asks_a_share_of_a_row_alone_whoever_says_the_price(price: float)
             policy, rows = make_policy(text), Rows(valid=first, remap=first, price=price_T)
             expected, got = policy.route(logits, spec, rows), policy.decide(logits, spec, rows)
             assert torch.equal(got.ids, expected.ids)
+
+
+@pytest.mark.parametrize("text", ["priced", "priced:price=0.3,slope=1"])
+def test_priced_asks_less_for_what_is_in_memory(text: str) -> None:
+    fewer = 0
+    for seed in range(4):
+        policy, logits, spec, rng = make_step(text, (7, 60), "softmax", "normal", seed)
+        rows = make_masks(("costs", "prices_costs")[seed % 2], *logits.shape, rng)
+        expected, got = policy.route(logits, spec, rows), policy.decide(logits, spec, rows)
+        assert isinstance(got.counts, torch.Tensor), "no kernel took it"
+        assert torch.equal(got.ids.long(), expected.ids)
+        whole = replace(rows, load_cost_E=torch.ones(60, device=DEVICE))
+        dear, flat = (policy.decide(logits, spec, each) for each in (whole, replace(rows, load_cost_E=None)))
+        assert torch.equal(dear.ids, flat.ids)
+        assert torch.equal(dear.weights, flat.weights)
+        fewer += int(flat.counts[1] < got.counts[1])
+    assert fewer > 1
 
 
 @pytest.mark.parametrize("num_rows", [1, 13])

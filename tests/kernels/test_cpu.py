@@ -3,6 +3,7 @@
 import hypothesis.strategies as st
 import pytest
 import torch
+from cases import make_costs
 from hypothesis import given, settings
 
 from lynx_moe import RouterSpec, Routing, Rows, make_policy
@@ -87,9 +88,10 @@ def test_the_kernel_decides_as_the_definition_does(text, seed, num_rows, sizes, 
     priced=st.booleans(),
     drafts=st.booleans(),
     narrow=st.booleans(),
+    costs=st.booleans(),
 )
 def test_priced_decides_as_the_definition_does(
-    text, seed, num_rows, sizes, kind, scoring, masked, calibrated, priced, drafts, narrow
+    text, seed, num_rows, sizes, kind, scoring, masked, calibrated, priced, drafts, narrow, costs
 ) -> None:
     rng = torch.Generator().manual_seed(seed)
     num_experts, top_k = sizes
@@ -99,7 +101,8 @@ def test_priced_decides_as_the_definition_does(
     valid, remap = (torch.rand(num_rows, generator=rng) < share for share in (0.8, 0.7))
     price = TIERS[torch.randint(len(TIERS), (num_rows,), generator=rng)] if priced else None
     chance = torch.rand(num_rows, generator=rng).clamp(min=0.01) if drafts else None
-    rows = Rows(valid=valid if masked else None, remap=remap if masked else None, price=price, chance=chance)
+    given = {"price": price, "chance": chance, "load_cost_E": make_costs(num_experts, rng) if costs else None}
+    rows = Rows(valid=valid if masked else None, remap=remap if masked else None, **given)
     own = select(logits, spec)
     marked = Routing(
         own.ids.int() if narrow else own.ids, own.weights * 1.5
@@ -116,6 +119,18 @@ def test_priced_decides_as_the_definition_does(
     assert torch.equal(got.weights[same_T].view(torch.int32), marked.weights[same_T].view(torch.int32))
     changed = ((own.ids != expected.ids).any(-1) & rows_T).sum()
     assert got.counts == (distinct(own.ids, num_experts, rows_T), distinct(expected.ids, num_experts, rows_T), changed)
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_priced_with_loads_that_all_cost_as_much_is_as_without_bit_for_bit(kernel: bool) -> None:
+    for seed in range(20):
+        rng = torch.Generator().manual_seed(seed)
+        logits, spec = torch.randn(1 + seed, 60, generator=rng) * 2, RouterSpec(num_experts=60, top_k=4)
+        policy = make_policy("priced:price=0.1")
+        decide = policy.decide if kernel else policy.route
+        ones, none = (decide(logits, spec, Rows(load_cost_E=cost)) for cost in (torch.ones(60), None))
+        assert torch.equal(ones.ids, none.ids)
+        assert torch.equal(ones.weights.view(torch.int32), none.weights.view(torch.int32))
 
 
 def test_inputs_are_never_written_to() -> None:

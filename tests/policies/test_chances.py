@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 import slow_priced
 import torch
-from cases import Case, cases, drafted, make_calibration
+from cases import Case, cases, drafted, make_calibration, make_costs
 from hypothesis import given, settings
 
 from lynx_moe import RouterSpec, Rows, make_policy
@@ -52,9 +52,10 @@ def test_a_draft_that_is_rarely_accepted_loads_fewer_experts() -> None:
 
 def test_groups_hand_on_what_is_known_of_rows() -> None:
     spec, logits = RouterSpec(num_experts=64, top_k=8), torch.randn(8, 64)
-    rows = drafted(Rows(), 8, torch.Generator().manual_seed(1))
+    rng = torch.Generator().manual_seed(1)
+    rows = replace(drafted(Rows(), 8, rng), load_cost_E=make_costs(64, rng))
     everybody = torch.ones(8, dtype=torch.bool)
-    for text in ("priced", "moe-spec:budget=12", "acceptmoe"):
+    for text in ("priced", "moe-spec:budget=12", "acceptmoe", "cache-prior", "drop-on-miss:mass=0.4"):
         policy = make_policy(text)
         alone = policy.decide(logits, spec, rows)
         assert not torch.equal(alone.ids, select(logits, spec).ids)

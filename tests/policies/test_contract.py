@@ -5,7 +5,7 @@ from dataclasses import replace
 import hypothesis.strategies as st
 import pytest
 import torch
-from cases import Case, cases, make_calibration, make_logits, make_spec
+from cases import Case, cases, make_calibration, make_costs, make_logits, make_spec
 from hypothesis import given, settings
 
 from lynx_moe.policies import POLICIES, Placement, Policy, make_policy
@@ -45,6 +45,10 @@ SPECS = [
     "moe-spec:budget=8",
     "moe-spec:budget=8,norm=mass",
     "acceptmoe",
+    "cache-prior",
+    "cache-prior:weight=1,top_j=0,norm=mass",
+    "drop-on-miss:mass=0.4",
+    "drop-on-miss:mass=1,norm=model",
     "random:num_keep=8",
 ]
 walk = pytest.mark.parametrize("text", SPECS)
@@ -61,7 +65,15 @@ def make(text: str, num_experts: int, device: str = "cpu") -> Policy:
 
 
 def route(text: str, case: Case, rows: Rows | None = None, own: Routing | None = None) -> Routing:
-    return make(text, case.spec.num_experts).route(case.logits, case.spec, rows or case.rows, own)
+    policy, rows = make(text, case.spec.num_experts), told(text, case.spec.num_experts, rows or case.rows)
+    return policy.route(case.logits, case.spec, rows, own)
+
+
+def told(text: str, num_experts: int, rows: Rows) -> Rows:
+    """With costs for a policy that needs them."""
+    if rows.load_cost_E is not None or not make_policy(text).needs_residency:
+        return rows
+    return replace(rows, load_cost_E=make_costs(num_experts, torch.Generator().manual_seed(3)))
 
 
 def same(a: Routing, b: Routing, rows: torch.Tensor) -> bool:
@@ -123,12 +135,18 @@ def test_k_distinct_valid_ids_with_usable_weights(text: str, case: Case) -> None
 @examples
 @given(case=cases())
 def test_never_more_experts_and_padding_adds_none(text: str, case: Case) -> None:
+    """A policy that decides by what is in memory may add of that: it loads nothing."""
     own, routing = select(case.logits, case.spec), route(text, case)
     num_experts = case.spec.num_experts
-    before, after = distinct(own.ids, num_experts, case.valid), distinct(routing.ids, num_experts, case.valid)
-    assert after <= before
+    loads_E = torch.ones(num_experts, dtype=torch.bool)
+    if make_policy(text).needs_residency:
+        cost_E = told(text, num_experts, case.rows).load_cost_E
+        assert cost_E is not None
+        loads_E = cost_E >= 1
+    before_E, after_E = (loaded(ids, num_experts, case.valid) & loads_E for ids in (own.ids, routing.ids))
+    assert after_E.sum() <= before_E.sum()
     if case.valid.any():
-        assert distinct(routing.ids, num_experts) == after
+        assert distinct(routing.ids, num_experts) == distinct(routing.ids, num_experts, case.valid)
     if "per_rank" in text:
         count = Placement.linear(num_experts, 3).count
         assert (
@@ -153,7 +171,8 @@ def test_rows_that_keep_their_routing_are_untouched(text: str, case: Case) -> No
 @given(case=cases())
 def test_permuted_rows_permute_the_result(text: str, case: Case) -> None:
     order = torch.randperm(len(case.logits), generator=torch.Generator().manual_seed(1))
-    rows = Rows(**{name: None if part is None else part[order] for name, part in vars(case.rows).items()})
+    parts = {name: None if part is None else part[order] for name, part in vars(case.rows).items() if name[-1] != "E"}
+    rows = Rows(**parts, load_cost_E=case.rows.load_cost_E)
     permuted = route(text, Case(case.logits[order], case.spec, rows))
     straight, mine = route(text, case), case.valid[order]
     assert same(permuted, Routing(straight.ids[order], straight.weights[order]), mine)
@@ -164,9 +183,9 @@ def test_permuted_rows_permute_the_result(text: str, case: Case) -> None:
 @given(case=cases(sizes_T=(1,)))
 def test_one_row_with_nothing_donated_keeps_its_routing_unless_the_policy_acts_alone(text: str, case: Case) -> None:
     own, routing = select(case.logits, case.spec), route(text, case, Rows())
-    if make_policy(text).acts_alone:
+    if make_policy(text).acts_alone and make_policy(text).drops_slots:
         assert (routing.ids[0, :, None] == own.ids[0]).any(-1).all()
-    else:
+    elif not make_policy(text).acts_alone:
         assert same(routing, own, torch.tensor([True]))
 
 
@@ -176,7 +195,8 @@ def test_one_row_with_nothing_donated_keeps_its_routing_unless_the_policy_acts_a
 def test_per_token_means_that_other_rows_do_not_matter(text: str, case: Case) -> None:
     """But for what slots of weight 0 hold."""
     together = route(text, case)
-    alone = route(text, Case(case.logits[-1:], case.spec, case.rows), Rows(remap=case.voters[-1:]))
+    lone = Rows(remap=case.voters[-1:], load_cost_E=case.rows.load_cost_E)
+    alone = route(text, Case(case.logits[-1:], case.spec, case.rows), lone)
     if case.valid[-1]:
         assert torch.equal(alone.weights.view(torch.int32), together.weights[-1:].view(torch.int32))
         holds = alone.weights != 0
@@ -201,14 +221,15 @@ def test_traces_as_one_graph_of_fixed_shapes(text: str, scheme: str) -> None:
     policies = {device: make(text, 64, device) for device in ("cpu", "meta")}
 
     def decide(logits: torch.Tensor, *rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = Rows(**dict(zip(("valid", "remap", "price", "request", "depth", "chance"), rows, strict=True)))
+        names = ("valid", "remap", "price", "request", "depth", "chance", "load_cost_E")
+        rows = Rows(**dict(zip(names, rows, strict=True)))
         routing = policies[logits.device.type].route(logits, case.spec, rows)
         return routing.ids, routing.weights
 
     masks = torch.tensor([1, 1, 1, 1, 1, 0, 1]).bool(), torch.tensor([1, 1, 0, 1, 1, 1, 1]).bool()
     masks = (*masks, torch.tensor([0.1, 0.0, 0.03, 0.1, 0.01, 0.1, 0.1]))
     masks = (*masks, torch.tensor([0, 0, 0, 1, 2, 3, 3]), torch.tensor([0, 1, 2, 0, 0, 0, 1]))
-    masks = (*masks, torch.tensor([1, 0.6, 0.3, 1, 1, 1, 0.6]))
+    masks = (*masks, torch.tensor([1, 0.6, 0.3, 1, 1, 1, 0.6]), make_costs(64, rng))
     torch._dynamo.reset()  # one code object serves all policies here, and dynamo counts its recompilations
     traced = torch.compile(decide, backend="eager", fullgraph=True)(case.logits, *masks)
     assert same(Routing(*traced), Routing(*decide(case.logits, *masks)), torch.ones(7, dtype=torch.bool))
@@ -240,7 +261,8 @@ def test_own_only_looks_no_further(text: str, kind: str) -> None:
         logits = make_logits(kind, num_rows, 24, generator)
         own = select(logits, spec)
         hidden = torch.full_like(logits, -1e4).scatter(-1, own.ids, logits.gather(-1, own.ids))
-        known, unknown = (make(text, 24).route(given, spec, None, own) for given in (logits, hidden))
+        rows = told(text, 24, Rows())
+        known, unknown = (make(text, 24).route(given, spec, rows, own) for given in (logits, hidden))
         assert torch.equal(loaded(known.ids, 24), loaded(unknown.ids, 24))
         kept = [(own.ids[:, :, None] == r.ids[:, None]) & (r.weights > 0)[:, None] for r in (known, unknown)]
         assert torch.equal(*(slots.any(-1) for slots in kept))

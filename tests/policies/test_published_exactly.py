@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import slow
 import torch
-from cases import BY_SCORES, Case, cases, make_calibration, make_logits, make_spec
+from cases import BY_SCORES, Case, cases, make_calibration, make_costs, make_logits, make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow import Batch
@@ -82,8 +83,26 @@ def exfold(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
     return "exfold:num_keep=2", slow.merging(batch, target, norm, table["fold_scale"])
 
 
+def drop_on_miss(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
+    gone = slow.drop_on_miss(batch, 0.5, 1)
+    return "drop-on-miss:mass=0.5", slow.dropping(
+        batch, lambda row, rank: row.order(row.own)[rank] not in gone(row), norm
+    )
+
+
+def cache_prior(batch: Batch, norm: str, table: dict) -> tuple[str, Changed]:
+    changed = {}
+    for t, row in batch.rows.items():
+        ids = slow.cache_prior(batch, row, 0.3, 1)
+        if set(ids) != set(row.own):
+            changed[t] = ids, batch.weigh(row, ids, norm, "reroute")
+    return "cache-prior:weight=0.3", changed
+
+
 RULES: dict[Callable, tuple[str, ...]] = {
     **dict.fromkeys((oea, xshare, xshare_alpha, moe_spec, acceptmoe, reap, topk, alloc, naee, min_p), NORMS),
+    drop_on_miss: ("own=1", *NORMS),
+    cache_prior: NORMS,
     **dict.fromkeys((sere, exfold), ("own", "fold", *NORMS)),
 }
 CASES = [(rule, norm) for rule, norms in RULES.items() for norm in norms]
@@ -98,6 +117,9 @@ def compare(rule: Callable, norm: str, case: Case, order: list[int]) -> bool:
     """Whether the rule changed a row, after comparing. `order`: an engine's own order of a row's experts."""
     own = select(case.logits, case.spec)
     own = Routing(own.ids[:, order], own.weights[:, order])
+    if case.rows.load_cost_E is None:
+        cost_E = make_costs(case.spec.num_experts, torch.Generator().manual_seed(len(case.logits)))
+        case = replace(case, rows=replace(case.rows, load_cost_E=cost_E))
     batch = Batch(case, own)
     tensors = make_calibration(case.spec.num_experts)
     text, changed = rule(batch, norm, {name: tensor.tolist() for name, tensor in tensors.items()})
@@ -107,7 +129,8 @@ def compare(rule: Callable, norm: str, case: Case, order: list[int]) -> bool:
     for t, (new_ids, new_weights) in changed.items():
         ids[t], weights[t] = torch.tensor(new_ids), torch.tensor(new_weights)
     gains = policy.acts_alone or len(batch.rows) > 1 or bool(batch.free)
-    if not gains or len(experts(batch, ids)) > len(experts(batch, own.ids)):
+    free = batch.held if policy.needs_residency else set()
+    if not gains or len(experts(batch, ids) - free) > len(experts(batch, own.ids) - free):
         ids, weights, changed = own.ids, own.weights, {}
     ids = torch.tensor(slow.fill(ids.tolist(), own.ids.tolist(), case.valid.tolist()))
     assert routing.ids[case.valid].tolist() == ids[case.valid].tolist()

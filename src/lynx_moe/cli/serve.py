@@ -46,6 +46,9 @@ def serve(
     experts_folder: Annotated[
         str | None, typer.Option(help="Where experts on a disk lie (default: the cache).")
     ] = None,
+    experts_residency: Annotated[
+        str | None, typer.Option(help="Whether decisions know which are in memory: blind (default) or aware.")
+    ] = None,
     doctor: Annotated[
         str | None, typer.Option(help="doctor.json of `lynx-moe doctor`: batches that gain nothing are exact.")
     ] = None,
@@ -63,6 +66,7 @@ def serve(
     asked = {"policy": spec, "verify": verify, "max_kl": max_kl, "back_off_kl": back_off_kl}
     asked |= {"slo_tpot_ms": slo_tpot_ms, "tuned": tuned}
     asked |= {"experts_resident": experts_resident, "experts_folder": experts_folder}
+    asked |= {"experts_residency": experts_residency}
     asked |= {"doctor": doctor, "act_from": act_from, "act_to": act_to}
     asked = {key: value for key, value in asked.items() if value is not None}
     more = [f"--{key.replace('_', '-')}" for key in asked if key != "policy"]

@@ -46,8 +46,8 @@ def priced(
         own_ids = own_ids.long()
     ids, weights = torch.empty_like(own_ids), torch.empty_like(own_weights)
     rows = rows or Rows()
-    of_rows = (rows.valid, rows.remap, rows.price, rows.chance, gain_E)
-    kept = [None if part is None else part.contiguous() for part in of_rows]
+    given = (rows.valid, rows.remap, rows.price, rows.chance, rows.load_cost_E, gain_E)
+    kept = [None if part is None else part.contiguous() for part in given]
     counts = loops()(
         *(logits_TE.data_ptr(), logits_TE.element_size(), logits_TE.stride(0)),
         *(own_ids.data_ptr(), own_ids.element_size(), own_weights.data_ptr()),

@@ -30,7 +30,7 @@ def pointer(typing: Any, address: Any) -> Any:
 
 @compiled
 def by_address(
-    logits, logit_bytes, stride, own_ids, id_bytes, own_weights, valid, remap, price, chance, gain, ids, weights,
+    logits, logit_bytes, stride, own_ids, id_bytes, own_weights, valid, remap, price, chance, cost, gain, ids, weights,
     num_rows, num_experts, top_k, asks, power, steep, first_share, alone, most, slope, part,
 ):  # fmt: skip
     """`Priced.route` on tensors by their addresses, 0 for None; returns (experts before, after, rows that changed).
@@ -57,7 +57,9 @@ def by_address(
     new_weight = carray(pointer(weights), num_slots, np.float32)
     valid_T, remap_T = carray(pointer(valid), num_rows, np.bool_), carray(pointer(remap), num_rows, np.bool_)
     price_T, gain_E = carray(pointer(price), num_rows, np.float32), carray(pointer(gain), num_experts, np.float64)
-    chance_T = carray(pointer(chance), num_rows, np.float32)
+    chance_T, cost_E = carray(pointer(chance), num_rows, np.float32), np.ones(num_experts, dtype=np.float32)
+    if cost:
+        cost_E = carray(pointer(cost), num_experts, np.float32)
     first_valid, num_voters, donates = -1, 0, False
     status, keeps = np.zeros(num_experts, dtype=np.int64), np.zeros(num_experts, dtype=np.int64)
     before = 0
@@ -98,7 +100,7 @@ def by_address(
                     value[slot] = norm * norm
                     for _ in range(slope):
                         value[slot] *= top_k * share
-        keep(own, value, factor, counts, votes, keeps, status, middle, steep, first_share)
+        keep(own, value, factor, counts, votes, keeps, status, middle, cost_E, steep, first_share)
         changed = settle(own, own_weight, votes, status, power, new, new_weight)
         after = 0
         for e in range(num_experts):
@@ -136,7 +138,7 @@ def middle_price(price_T, votes, num_voters, most, factor):
 
 
 @compiled
-def keep(own, value, factor, counts, votes, keeps, status, price, steep, first_share):
+def keep(own, value, factor, counts, votes, keeps, status, price, cost_E, steep, first_share):
     """`Priced.keep`: status [E] of what is loaded becomes KEPT, also where `keeps` says so, or DROPPED.
 
     own, value: by slots, value 0 for rows that do not vote. counts: by rows, what their harm is multiplied by."""
@@ -154,8 +156,8 @@ def keep(own, value, factor, counts, votes, keeps, status, price, steep, first_s
                     added = (one + steep * (one * (3 * x * (x + one) + one * one))) * counts[t]
                     harm[own[slot]] += added
                     mixed_harm[own[slot]] += added * factor[t]
-        bound = np.float32(share * price)
         for e in range(num_experts):
+            bound = np.float32(np.float32(share * price) * cost_E[e])
             common[e] &= np.float32(harm[e]) > bound
             if not keeps[e] and not np.float32(mixed_harm[e]) > bound:
                 status[e] = DROPPED

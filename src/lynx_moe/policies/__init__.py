@@ -12,6 +12,8 @@ from lynx_moe.policies.controls.random import Random
 from lynx_moe.policies.controls.vanilla import Vanilla
 from lynx_moe.policies.priced import Priced
 from lynx_moe.policies.published.alloc import Alloc
+from lynx_moe.policies.published.cached.cache_prior import CachePrior
+from lynx_moe.policies.published.cached.drop_on_miss import DropOnMiss
 from lynx_moe.policies.published.drafts.acceptmoe import AcceptMoe
 from lynx_moe.policies.published.drafts.moe_spec import MoeSpec
 from lynx_moe.policies.published.exfold import ExFold
@@ -29,7 +31,7 @@ POLICIES: dict[str, type[Policy]] = {
     p.name: p
     for p in (
         *(Vanilla, Priced, Lynx, LynxV1, Oea, XShare, Sere, ExFold, TopK, Alloc),
-        *(Naee, MinP, Reap, MoeSpec, AcceptMoe, Random),
+        *(Naee, MinP, Reap, MoeSpec, AcceptMoe, CachePrior, DropOnMiss, Random),
     )
 }
 

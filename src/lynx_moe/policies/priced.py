@@ -15,14 +15,16 @@ g is 1, or by calibration (`contract/gains.py`): what goes with an expert's mean
 with what its loss was measured to cost; then layers ask a part of the price by what theirs cost.
 
 An expert goes while the sum over the rows of what losing it adds to their harm, each divided by the row's price, is at
-most 1. The cube makes rows share the loss: one that has lost something already makes its other experts dear. Decided in
-passes at rising shares of the price, each knowing what the ones before it took. That stands for taking the cheapest
+most what loading it costs: 1, or less where the engine says that it is in memory (`Rows.load_cost_E`).
+
+The cube makes rows share the loss: one that has lost something already makes its other experts dear. Decided in passes
+at rising shares of the price, each knowing what the ones before it took. That stands for taking the cheapest
 expert again and again, and chooses as well.
 
 Where prices differ, both sides are multiplied by m, the middle price of the voters (of an even number the upper one),
 and what a row has lost so far is taken from a decision in which every row asks m:
 
-    sum_t  added[t,e] m / price[t]  <=  share m
+    sum_t  added[t,e] m / price[t]  <=  share m cost[e]
 
 At one price every factor is exactly 1 and the two decisions are one: bit for bit what the price alone decides. As long
 as m stays where it is, a row that asks less changes nothing that anybody has lost: its experts become dearer in every
@@ -84,7 +86,8 @@ class Priced(Deep, Ranked, Calibrated, Keeping):
     slope: how much larger outputs are that weigh more, see the module: 0, 1 or 2.
     data: a calibration, for the experts' output norms, which differ up to thirtyfold within a layer.
     sensitive: by what losses cost instead, layers' too; a calibration made with --sensitivity has it.
-    per_rank: the price is for a level over the ranks (docs/reference/policies.md, ranks).
+    per_rank: the price is for a level over the ranks (docs/reference/policies.md, ranks). With it, and with num_keep,
+    what a load costs makes no difference.
 
     Hurts where outputs of experts are alike: the sum over lost experts then says too little.
     """
@@ -207,35 +210,32 @@ class Priced(Deep, Ranked, Calibrated, Keeping):
             if step.chance_T is not None:
                 added_TK = added_TK * step.chance_T.double()[:, None]
             harm_E = harm(added_TK)
-            common_E = common_E & self._worth(harm_E, common_E, step.free_E, share, price)
+            common_E = common_E & self._worth(harm_E, common_E, step, share, price)
             if factor_T1 is None:
                 stays_E = common_E
             else:
-                stays_E = stays_E & self._worth(harm(added_TK * factor_T1), stays_E, step.free_E, share, price)
+                stays_E = stays_E & self._worth(harm(added_TK * factor_T1), stays_E, step, share, price)
             lost_T1 = value_TK.where(~(common_E | step.free_E)[ids_TK], 0.0).sum(-1, keepdim=True)
         if self.spreads and self.num_keep is not None:
             kept_E = stays_E | step.free_E
             return self.placement.spread(kept_E, step.free_E, kept_E | step.union(ids_TK), harm_E)
         return stays_E
 
-    def _worth(self, harm_E: Tensor, stays_E: Tensor, free_E: Tensor, share: float, price: Tensor) -> Tensor:
+    def _worth(self, harm_E: Tensor, stays_E: Tensor, step: Step, share: float, price: Tensor) -> Tensor:
         """bool [E]: what is kept of those that stayed so far, in a pass that goes `share` of the way."""
         if self.num_keep is not None:
             spare = (stays_E.sum() - self.num_keep).clamp(min=0)
             return places(harm_E, stays_E) < self.num_keep + ((1 - share) * spare).ceil()
         if self.spreads:
-            return self.placement.worth(harm_E, stays_E, free_E, share * price)
-        return harm_E > share * price
+            return self.placement.worth(harm_E, stays_E, step.free_E, share * price)
+        bound = share * price
+        return harm_E > (bound if step.load_cost_E is None else bound * step.load_cost_E)
 
     def prices(self, step: Step) -> tuple[Tensor, Tensor | None]:
         """(float32 [1]: the voters' middle price m; float64 [T, 1]: m over each row's own, None where all ask m)."""
-        price, factor_T1 = torch.full((1,), self.asks, dtype=torch.float32, device=step.voters_T.device), None
-        if step.price_T is not None and self.num_keep is None:
-            price_T = step.price_T.float().clamp(max=MOST)
-            order_T = price_T.where(step.voters_T, torch.inf).sort().values
-            middle = (step.voters_T.sum(dim=0, keepdim=True) // 2).clamp(max=len(order_T) - 1)
-            price = order_T.gather(0, middle)  # gather: indexing with a 0-d tensor would sync with the host
-            factor_T1 = (price.double() / price_T.where(step.voters_T, 1.0).double())[:, None]
+        asked = None if self.num_keep is not None else step.middle_price(MOST)
+        own = torch.full((1,), self.asks, dtype=torch.float32, device=step.voters_T.device)
+        price, factor_T1 = asked or (own, None)
         price = self.part * price
         return torch.where(step.alone(), ALONE * price, price), factor_T1
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from lynx_moe.engines.disk import turns
 from lynx_moe.engines.disk.amount import Amount
 from lynx_moe.engines.disk.reader import Reader
-from lynx_moe.engines.disk.slots import Slots, Sums
+from lynx_moe.engines.disk.slots import HELD, Slots, Sums
 from lynx_moe.engines.disk.store import Store
 from lynx_moe.lab.replay.cache import loads
 
@@ -122,6 +122,14 @@ def test_a_store_counts_by_kind_of_step(reader: Reader) -> None:
     assert store.told()["steps"] == {"decode": {"loads": 0, "hits": 0, "bytes": 0, "seconds": 0.0, "rounds": 0}}
     store.layers[1].hold(np.array([1, 2, 3]), store.sums)
     assert store.sums.hits == 3
+
+
+def test_what_is_there_costs_less(reader: Reader) -> None:
+    store = Store(reader, [4, 6])
+    assert torch.equal(store.load_cost("layers.1"), torch.ones(E))
+    store.layers[1].hold(np.array([1, 2, 3]), store.sums)
+    assert store.load_cost("layers.1").tolist() == [1, HELD, HELD, HELD, *[1] * (E - 4)]
+    assert store.load_cost("layers.0").tolist() == [1] * E
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.shared.recorder import Recorder
 from lynx_moe.lab.replay import recording, routes
 from lynx_moe.lab.replay.measure import Setting, replay
-from lynx_moe.lab.replay.resident import RULES, decided
+from lynx_moe.lab.replay.resident import decided
 from lynx_moe.policies import make_policy
 from lynx_moe.routing import RouterSpec, Rows, select
 
@@ -49,7 +49,7 @@ class Plainly:
         self.layer, self.spec = read.layers[layer], read.layers[layer].spec
         self.remap, self.sizes = read.remap.tolist(), read.rows.tolist()
         self.used: list[int] = []  # the latest last
-        self.spans: list[float] = []
+        self.span = 0.0  # mean of the step's rows that may change
 
     def choice(self, place: int) -> list[float]:
         logits = self.layer.logits[place].double()
@@ -70,7 +70,8 @@ class Plainly:
         found, start = [], 0
         for size in self.sizes:
             held, rows = set(self.used[-SLOTS:]), range(start, start := start + size)
-            self.spans += [max(c) - min(c) for c in map(self.choice, rows)]
+            spans = [max(c) - min(c) for c in (self.choice(n) for n in rows if self.remap[n])]
+            self.span = sum(spans) / max(len(spans), 1)
             step = [rule(self, n, held) if self.remap[n] else set(self.layer.own.ids[n].tolist()) for n in rows]
             now = sorted(set().union(*step))
             self.used = [e for e in self.used if e not in now] + now
@@ -79,7 +80,7 @@ class Plainly:
 
 
 def cache_prior(here: Plainly, place: int, held: set[int]) -> set[int]:
-    choice, span = here.choice(place), sum(here.spans) / len(here.spans)
+    choice, span = here.choice(place), here.span
     order = sorted(here.allowed(choice), key=lambda e: -choice[e])
     rest = sorted(order[1:], key=lambda e: -(choice[e] + 0.3 * span * (e in held)))
     return {order[0], *rest[: TOP_K - 1]}
@@ -105,9 +106,9 @@ def drop_on_miss(here: Plainly, place: int, held: set[int]) -> set[int]:
 def test_a_rule_is_its_transcription(
     request: pytest.FixtureRequest, read: recording.Recording, text: str, rule: Any
 ) -> None:
-    policy: Any = make_policy(text, RULES)
+    policies = [make_policy(text)] * 2
     changed = 0
-    for number, routing in enumerate(decided(read, policy, SLOTS)):
+    for number, routing in enumerate(decided(read, policies, SLOTS)):
         here = Plainly(read, number)
         for place, experts in enumerate(here.walk(rule)):
             ids, weights = routing.ids[place].tolist(), routing.weights[place].tolist()
@@ -136,13 +137,16 @@ def test_a_weight_of_0_changes_nothing_and_a_larger_one_misses_less(read: record
 
 
 def test_where_there_is_no_one_cache_they_are_refused(read: recording.Recording, tmp_path: Path) -> None:
-    for name in RULES:
+    for name in ("cache-prior", "drop-on-miss"):
         with pytest.raises(ValueError, match=f"{name} looks at which experts a cache holds: say by --slots"):
             replay(read, [name])
         with pytest.raises(ValueError, match=f"{name} is replayed with one cache"):
             replay(read, [name], Setting(slots=4, ranks=2))
-        with pytest.raises(ValueError, match=f"unknown policy '{name}'"):
-            make_policy(name)  # nothing here serves it
+        logits = read.layers[0].logits[:2].float()
+        with pytest.raises(ValueError, match=f"{name} decides by which experts are in memory, and is not told here"):
+            make_policy(name).route(logits, read.layers[0].spec)
+    with pytest.raises(ValueError, match="--aware is of one cache: say its --slots"):
+        Setting(aware=True)
     for text, says in (
         ("cache-prior:weight=2", "must lie from 0 to 1"),
         ("cache-prior:top_j=4", "top_j=4 is more than the model's top_k=3"),
@@ -152,6 +156,16 @@ def test_where_there_is_no_one_cache_they_are_refused(read: recording.Recording,
     ):
         with pytest.raises(ValueError, match=says):
             replay(read, [text], Setting(slots=4))
+
+
+def test_priced_that_knows_the_cache_keeps_more_and_loads_no_more(read: recording.Recording) -> None:
+    blind, aware = (
+        replay(read, ["priced:price=0.3", "topk:k=2"], Setting(slots=SLOTS, aware=aware)) for aware in (False, True)
+    )
+    assert aware[0]["x"] < blind[0]["x"]
+    assert aware[0]["after"] > blind[0]["after"]
+    assert aware[0]["loads_after"] <= blind[0]["loads_after"]
+    assert aware[1] == pytest.approx(blind[1])  # it does not look
 
 
 def test_routes_are_enough_for_who_looks_at_a_row_s_own_experts(read: recording.Recording, tmp_path: Path) -> None:
@@ -181,3 +195,4 @@ def test_the_command_takes_them(read: recording.Recording, tmp_path: Path) -> No
     assert shown.exit_code == 0, shown.output
     assert "loads, 4 slots" in shown.output
     assert "drop-on-miss" in shown.output
+    assert CliRunner().invoke(app, ["replay", file, "--slots", "4", "--aware"]).exit_code == 0

@@ -79,6 +79,10 @@ def replay(
     slots: Annotated[
         int | None, typer.Option(help="Experts that a layer's cache holds (on each rank), for the loads into it.")
     ] = None,
+    aware: Annotated[
+        bool,
+        typer.Option("--aware", help="Policies know what that cache holds: `priced` asks less for it."),
+    ] = False,
     batch_sizes: Annotated[str | None, typer.Option(help="Routes: sequences that decode together (4,16,64).")] = None,
     mixes: Annotated[
         str | None, typer.Option(help="Routes: one, mixed or both between commas; one keeps a batch to one task.")
@@ -99,7 +103,7 @@ def replay(
     asked |= {"mixes": None if mixes is None else tuple(mixes.split(","))}
     given = {name: value for name, value in asked.items() if value is not None}
     shown_by: dict[str, Any] = {"ranks": ranks, "replicas": replicas, "slots": slots}
-    parallel: dict[str, Any] = {**shown_by, "votes": votes}
+    parallel: dict[str, Any] = {**shown_by, "votes": votes, "aware": aware}
     if recorded.suffix == ".npz":
         given |= {} if steps is None else {"steps": steps}
         rows = replay_routes(recorded, policies.split(), Draw(**given), Setting(**parallel))

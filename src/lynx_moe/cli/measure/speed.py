@@ -38,6 +38,9 @@ def bench(
         str | None, typer.Option(help="Experts that stay in memory, as for serve; the others are read from a disk.")
     ] = None,
     experts_folder: Annotated[str | None, typer.Option(help="Where these lie (default: the cache).")] = None,
+    experts_residency: Annotated[
+        str | None, typer.Option(help="Whether policies know which are in memory: blind (default) or aware.")
+    ] = None,
 ) -> None:
     """Time per output token of policies, interleaved in one engine, on a published layer shape with random weights."""
     from lynx_moe.lab.demo.measure import apart, run_speed, run_verification
@@ -60,7 +63,8 @@ def bench(
         tables.show(result["model"], verification.HEAD, rows, terminal.console(), verification.CAPTION)
         typer.echo(f"Record: {path}")
         return
-    result = apart(run_speed, path, options | {"experts_resident": experts_resident, "experts_folder": experts_folder})
+    options |= {"experts_resident": experts_resident, "experts_folder": experts_folder}
+    result = apart(run_speed, path, options | {"experts_residency": experts_residency})
     rows = tables.speed_rows(result["summary"])
     if experts_resident is None:
         tables.show(result["model"], tables.SPEED_HEAD, rows, terminal.console())

@@ -13,6 +13,7 @@ from torch import Tensor
 from lynx_moe.engines.disk.reader import Job, Reader
 
 EMPTY = -1
+HELD = 0.125  # of an expert in memory, in reads of one that is not: docs/results/disk.md
 
 
 @dataclass
@@ -48,6 +49,10 @@ class Slots:
 
     def __len__(self) -> int:
         return len(self.expert_K)
+
+    def load_cost(self) -> Tensor:
+        """float32 [E]: 1 for an expert that has to be read, HELD for one that is there (`Rows.load_cost_E`)."""
+        return torch.from_numpy(np.where(self.slot_E == EMPTY, np.float32(1), np.float32(HELD)))
 
     def turns(self, wanted: np.ndarray) -> list[np.ndarray]:
         """Ids, in turns of at most K: those that are there come first, before others need their place."""

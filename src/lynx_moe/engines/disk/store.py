@@ -3,6 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
+from torch import Tensor
+
 from lynx_moe.engines.disk.reader import Reader
 from lynx_moe.engines.disk.slots import Slots, Sums
 
@@ -15,8 +17,13 @@ class Store:
     def __init__(self, reader: Reader, slots: list[int]) -> None:
         self.reader = reader
         self.layers = [Slots(reader, number, count) for number, count in enumerate(slots)]
+        self.by_name = {region.name: slots for region, slots in zip(reader.layers, self.layers, strict=True)}
         self.by_kind: dict[str, Sums] = {}
         self.begin("idle")
+
+    def load_cost(self, name: str) -> Tensor:
+        """float32 [E]: what loading each expert of the layer of this name costs now, as `Slots.load_cost`."""
+        return self.by_name[name].load_cost()
 
     def begin(self, kind: str) -> None:
         """A step of this kind begins."""

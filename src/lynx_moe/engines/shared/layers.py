@@ -26,11 +26,16 @@ class Layer:
     here_E: torch.Tensor | None = None
 
 
-def fitted(policy: Policy, layers: Sequence[Layer], model: str, device: torch.device) -> list[Policy]:
-    """Each layer's policy, its calibration and placement attached.
+def fitted(
+    policy: Policy, layers: Sequence[Layer], model: str, device: torch.device, *, residency: bool = False
+) -> list[Policy]:
+    """Each layer's policy, its calibration and placement attached. residency: whether steps tell which experts are in
+    memory.
 
-    Raises ValueError, naming the layer, if a knob does not fit a layer's router, or calibration is missing.
+    Raises ValueError, naming the layer, if a knob does not fit a layer's router, or calibration is missing; and for a
+    policy that needs to know more than steps tell.
     """
+    policy.check_residency(told=residency)
     by_layer = attach(policy, [layer.name for layer in layers], device)
     for number, layer in enumerate(layers):
         try:
@@ -45,12 +50,14 @@ def _at(policy: Policy, name: str) -> Policy:
     return policy.at_layer(layer_number(name)) if policy.layers_differ else policy
 
 
-def tried_on(by_layer: Sequence[Policy], layers: Sequence[Layer], device: torch.device) -> None:
+def tried_on(
+    by_layer: Sequence[Policy], layers: Sequence[Layer], device: torch.device, *, residency: bool = False
+) -> None:
     """So that the first step that fails, or on a CPU waits for a compiler, is none of a user's."""
     if device.type == "cpu":
         firsts = {(layer.spec.num_experts, layer.spec.top_k): number for number, layer in enumerate(layers)}
         for number in firsts.values():
-            tried(by_layer[number], layers[number].spec)
+            tried(by_layer[number], layers[number].spec, residency=residency)
 
 
 def built_shape(configured: ModelShape, layers: Sequence[Layer]) -> ModelShape:

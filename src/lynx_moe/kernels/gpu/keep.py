@@ -28,14 +28,14 @@ from lynx_moe.kernels.gpu.votes import ahead, binned, bins, drawn_keep, gap, ope
 
 @triton.jit(do_not_specialize=["T", "number", "seed"])
 def keep_kernel(
-    logits, stride, own_ids, own_weights, valid, remap, prices, chances, bias, given, state, T, alpha, number, seed,
-    price, depth, alone,
+    logits, stride, own_ids, own_weights, valid, remap, prices, chances, costs, bias, given, state, T, alpha, number,
+    seed, price, depth, alone,
     MODE: tl.constexpr, OPEN: tl.constexpr, BETA: tl.constexpr, RANK: tl.constexpr, MAX_BASE: tl.constexpr,
     PINNED: tl.constexpr, VALID: tl.constexpr, REMAP: tl.constexpr, E: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
     G: tl.constexpr, M: tl.constexpr, GP: tl.constexpr, MP: tl.constexpr, TOPG: tl.constexpr, SCORING: tl.constexpr,
     BIASED: tl.constexpr, R: tl.constexpr, TP: tl.constexpr, S: tl.constexpr, PASSES: tl.constexpr,
     STEEP: tl.constexpr, GAINS: tl.constexpr, SLOPE: tl.constexpr, PRICES: tl.constexpr, CHANCES: tl.constexpr,
-    ALONE: tl.constexpr,
+    COSTS: tl.constexpr, ALONE: tl.constexpr,
 ):  # fmt: skip
     """MODE is a `Vote.rule`; PINNED: how many first experts of every voter stay in any case."""
     expert, real = columns(G, M, GP, MP)
@@ -130,8 +130,8 @@ def keep_kernel(
             price = middle_price(prices, state, T, voters, E, TP)
         part = depth * tl.where(acts, 1.0, alone)
         keep = worth(
-            own_ids, own_weights, given, prices, chances, state, T, price, part, number, expert, real, free, E, K, KP,
-            S, PASSES, STEEP, GAINS, SLOPE, MODE == "harm", PRICES and MODE == "price", CHANCES,
+            own_ids, own_weights, given, prices, chances, costs, state, T, price, part, number, expert, real, free, E,
+            K, KP, S, PASSES, STEEP, GAINS, SLOPE, MODE == "harm", PRICES and MODE == "price", CHANCES, COSTS,
         )  # fmt: skip
     tl.debug_barrier()
     tl.store(keep_at + expert, keep.to(tl.int64), mask=real)

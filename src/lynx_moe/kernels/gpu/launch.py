@@ -25,7 +25,7 @@ def two_launches(logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Ro
         logits_TE = logits_TE.contiguous()
     own_ids, own_weights = own.ids.contiguous(), own.weights.contiguous()
     rows = rows or Rows()
-    valid, remap, prices, chances = rows.valid, rows.remap, rows.price, rows.chance
+    valid, remap, prices, chances, costs = rows.valid, rows.remap, rows.price, rows.chance, rows.load_cost_E
     ids, weights = torch.empty_like(own_ids), torch.empty_like(own_weights, dtype=torch.float32)
     state = torch.empty(size(num_rows, num_experts), dtype=torch.int64, device=logits_TE.device)
     counts = torch.empty(4, dtype=torch.int64, device=logits_TE.device)
@@ -35,7 +35,7 @@ def two_launches(logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Ro
     sorts = (vote.rule == "bins" and vote.alpha is None) or (vote.rule == "price" and prices is not None)
     tile_rows = min(rows_padded, max(1, TILE // columns))
     keep_kernel[(1,)](
-        *(logits_TE, logits_TE.stride(0), own_ids, own_weights, valid, remap, prices, chances, spec.bias),
+        *(logits_TE, logits_TE.stride(0), own_ids, own_weights, valid, remap, prices, chances, costs, spec.bias),
         *(vote.given_E, state),
         *(num_rows, vote.alpha or 0.0, vote.number, vote.seed, min(vote.price, MOST), vote.part, vote.alone or 0.0),
         MODE=vote.rule,
@@ -54,6 +54,7 @@ def two_launches(logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Ro
         GAINS=vote.given_E is not None,
         PRICES=prices is not None,
         CHANCES=chances is not None,
+        COSTS=costs is not None,
         ALONE=vote.alone is not None,
         num_warps=max(4, min(16, tile_rows * columns // (32 * PER_THREAD))),
         **shape,

@@ -28,19 +28,23 @@ def middle_price(prices, state, T, voters, E: tl.constexpr, TP: tl.constexpr):
 
 @triton.jit
 def worth(
-    own_ids, own_weights, gain, prices, chances, state, T, middle, part, number, expert, real, free, E: tl.constexpr,
-    K: tl.constexpr, KP: tl.constexpr, S: tl.constexpr, PASSES: tl.constexpr, STEEP: tl.constexpr, GAINS: tl.constexpr,
-    SLOPE: tl.constexpr, COUNTED: tl.constexpr, MIXED: tl.constexpr, CHANCES: tl.constexpr,
+    own_ids, own_weights, gain, prices, chances, costs, state, T, middle, part, number, expert, real, free,
+    E: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, S: tl.constexpr, PASSES: tl.constexpr, STEEP: tl.constexpr,
+    GAINS: tl.constexpr, SLOPE: tl.constexpr, COUNTED: tl.constexpr, MIXED: tl.constexpr, CHANCES: tl.constexpr,
+    COSTS: tl.constexpr,
 ):  # fmt: skip
     """`Priced.keep` with the donated ones: bool [C]. COUNTED: by `number` instead of a price; SUM then holds the votes.
     MIXED: rows have prices of their own, and `middle` is the middle one; SUM then holds their harm. CHANCES: harm is
-    multiplied by a row's chance. part: of the price, what is asked.
+    multiplied by a row's chance. COSTS: an expert's price is multiplied by what its load costs. part: of the price,
+    what is asked.
 
     KEEP and AFTER are overwritten. S: rows of a tile of slots."""
     keep_at, slot = state + 8 + KEEP * E, tl.arange(0, KP)
     harm_at = (state + 8 + AFTER * E).to(tl.pointer_type(tl.float64))
     mixed_at = (state + 8 + SUM * E).to(tl.pointer_type(tl.float64))
     stays, mixed, price = real, real, middle * part
+    if COSTS:
+        price = price * tl.load(costs + expert, mask=real, other=1.0)
     if COUNTED:
         stays = tl.load(state + 8 + SUM * E + expert, mask=real, other=0) != 0
     tl.debug_barrier()

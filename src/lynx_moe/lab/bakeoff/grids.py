@@ -27,6 +27,7 @@ def budgets(num_experts: int, least: int) -> list[int]:
     return sorted({round(least * ratio ** (step / BUDGETS)) for step in range(BUDGETS)} - {num_experts})
 
 
+# What needs to know which experts are in memory has no line: here all are.
 GRIDS: dict[str, Callable[[int, int], Sequence[str]]] = {
     "priced": lambda e, k: over("priced:price={}", PRICES),
     "lynx": lambda e, k: ["lynx", *(f"lynx:alpha={b / d:g},beta={b}" for b in (1, 2, 4) for d in DEPTHS)],

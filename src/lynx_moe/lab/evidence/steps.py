@@ -26,6 +26,8 @@ OF_A_CACHE = (
     "priced:price=0.01 priced priced:price=0.1 oea:k0=4 drop-on-miss:mass=0.05 drop-on-miss:mass=0.1 "
     "drop-on-miss:mass=0.2"
 )
+OF_PRICES = "priced:price=0.01 priced priced:price=0.06 priced:price=0.1"
+RULES_OF_A_CACHE = "drop-on-miss:mass=0.1 drop-on-miss:mass=0.2 cache-prior:weight=0.1 cache-prior:weight=0.3"
 TIERS = {"tiers-exact": "0.01 0.03 0.1 exact", "tiers": "0.01 0.03 0.1"}
 DRAFTERS = {"qwen3-moe": "none ngram draft olmoe", "mixtral": "none ngram draft", "deepseek-v3": "none mtp draft"}
 ACCEPTED = {"qwen3-moe": "0.976,0.919,0.841", "mixtral": "0.977,0.914,0.844"}  # of the dense drafter's, by depth
@@ -120,6 +122,12 @@ def steps() -> list[Step]:
             "--out {out}/text/recording.safetensors",
             f"lynx-moe replay {{out}}/text/recording.safetensors --slots 16 --policies '{OF_A_CACHE} "
             "cache-prior:weight=0.1 cache-prior:weight=0.3' > {out}/text/cache.txt",
+            "lynx-moe replay {out}/text/recording.safetensors --slots 16 --aware --policies 'priced:price=0.01 priced "
+            "priced:price=0.06 priced:price=0.1 priced:price=0.2' > {out}/text/cache-aware.txt",
+            *(f"lynx-moe fidelity text --engine vllm {OF_TEXT} --batch-sizes 8 --mixes mixed --split test --sequences "
+              f"64 --steps 16 --model-args experts_resident=16,experts_residency={known} "
+              f"--policies '{OF_PRICES} {rivals}' --out {{out}}/text/{known}"
+              for known, rivals in (("blind", "oea:k0=4"), ("aware", RULES_OF_A_CACHE))),
         ), "models/text/model.safetensors"),
         Step("bakeoff of text", "text.md", 45, tuple(
             command

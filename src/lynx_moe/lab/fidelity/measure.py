@@ -199,7 +199,7 @@ def mean_loads(cut: Sequence[Batch], pieces: Sequence[Line]) -> Line:
     """What `loads` says of the pieces, means over steps."""
     steps = torch.tensor([batch.num_steps for batch in cut], dtype=torch.float64)
     found: Line = {"num_experts": pieces[0]["num_experts"]}
-    for name in ("before", "after", "before_by_layer", "after_by_layer"):
+    for name in ("before", "after", "before_by_layer", "after_by_layer", *(("read",) if "read" in pieces[0] else ())):
         values = torch.tensor([piece[name] for piece in pieces], dtype=torch.float64)
         found[name] = (torch.tensordot(steps, values, 1) / steps.sum()).tolist()
     return found

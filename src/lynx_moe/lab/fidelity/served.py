@@ -22,6 +22,7 @@ from lynx_moe.lab.shared.models import unloadable
 
 Line = dict[str, Any]
 EXACT = "vanilla"
+DECODE = ("decode", "single")
 PROCESSOR = "lynx_moe.lab.fidelity.forced:Forced"
 
 
@@ -138,7 +139,17 @@ class Served:
         found = [LayerStats(name=name, **{k: Tally(**layer[k]) for k in KINDS}).alike for name, layer in layers.items()]
         before, after = [one.mean_before for one in found], [one.mean_after for one in found]
         means = {"before": sum(before) / len(found), "after": sum(after) / len(found)}
-        return {**means, "before_by_layer": before, "after_by_layer": after, "num_experts": self.num_experts}
+        more = self._read(len(found))
+        return {**means, "before_by_layer": before, "after_by_layer": after, "num_experts": self.num_experts} | more
+
+    def _read(self, num_layers: int) -> Line:
+        """Experts of a layer and decode step that were read from a disk; nothing if none lie there."""
+        (worker, *_) = self._ask("lynx_stats")
+        if worker["disk"] is None:
+            return {}
+        steps, by_kind = worker["steps"], worker["disk"]["steps"]
+        count = max(sum(steps[kind] for kind in DECODE), 1)
+        return {"read": sum(by_kind[kind]["loads"] for kind in DECODE if kind in by_kind) / count / num_layers}
 
     def _ask(self, method: str, *args: Any) -> list[Any]:
         return list(self.llm.collective_rpc(method, args=args))

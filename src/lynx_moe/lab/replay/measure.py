@@ -5,7 +5,7 @@ D decisions of T rows each, S steps, L layers, E experts, K = top_k, R replicas.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from lynx_moe.engines.shared.layers import Layer, fitted
 from lynx_moe.lab.replay import cache, votes
 from lynx_moe.lab.replay.decisions import Decisions, chosen_steps, groups
 from lynx_moe.lab.replay.recording import Recording
-from lynx_moe.lab.replay.resident import RULES, OfCache
 from lynx_moe.lab.replay.resident import decided as of_cache
 from lynx_moe.lab.shared import intervals
 from lynx_moe.policies import POLICIES, ModelShape, Placement, Policy, make_policy
@@ -28,7 +27,7 @@ class Setting:
     """How a recording is looked at. steps: only so many, evenly spaced; None: all. The experts live on `ranks` ranks,
     one after another. The rows of a step are dealt out to `replicas`, each of which decides for its own; with `votes`
     each knows which experts the others kept in the step before. slots: experts that the cache of a layer holds, on each
-    rank.
+    rank. aware: policies know which these are.
 
     Raises ValueError for numbers that leave nothing to replay."""
 
@@ -37,6 +36,7 @@ class Setting:
     replicas: int = 1
     votes: bool = False
     slots: int | None = None
+    aware: bool = False
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
@@ -49,6 +49,13 @@ class Setting:
             raise ValueError(f"a cache of {self.slots} slots holds no expert; use 1 or more")
         if self.slots is not None and self.steps is not None:
             raise ValueError("a cache needs every step in its order: give --slots or a number of steps, not both")
+        if self.aware and (self.slots is None or self.ranks > 1 or self.replicas > 1):
+            raise ValueError("--aware is of one cache: say its --slots, and leave --ranks and --replicas at 1")
+
+    def tells(self, policy: Policy) -> bool:
+        """Whether the policy is told what the cache holds: one that needs it is, where there is one cache."""
+        one_cache = self.slots is not None and self.ranks == self.replicas == 1
+        return self.aware or (policy.needs_residency and one_cache)
 
 
 def replay(
@@ -70,8 +77,8 @@ def replay(
     Of a trace of routes also `kept`, after / before, with its 95 % interval and that of x, over the drawn batches.
 
     Raises ValueError for a bad policy, a knob that does not fit the recorded router, and, on a trace of routes, for a
-    policy that needs scores of experts that rows did not choose; and for a rule that looks at a cache (`resident`)
-    where there is none, or more than one.
+    policy that needs scores of experts that rows did not choose; and for one that decides by what a cache holds where
+    there is none, or more than one.
     """
     shape = ModelShape(**recording.facts["shape"])
     named = [named_policy(policy, setting).for_model(shape) for policy in policies]
@@ -85,13 +92,11 @@ def replay(
     steps_S, numbers = chosen_steps(recording, setting.steps), range(len(layers))
     stacked = list(groups(recording, steps_S, numbers))
     lines = []
-    fits_by_policy = [
-        None if policy.name in RULES else fitted(policy, layers, shape.name or shape.model_type, recording.remap.device)
-        for policy in named
-    ]
+    model, device = shape.name or shape.model_type, recording.remap.device
+    fits_by_policy = [fitted(policy, layers, model, device, residency=setting.tells(policy)) for policy in named]
     for policy, fits in zip(named, fits_by_policy, strict=True):
-        if fits is None:
-            decided = of_cache(recording, cast(OfCache, policy), setting.slots or 0)
+        if setting.tells(policy):
+            decided = of_cache(recording, fits, setting.slots or 0)
             jobs = ((group, _taken(decided, group)) for group in stacked)
         elif setting.votes and not policy.layers_differ:
             jobs = ((group, votes.decide(group, fits[0], setting.replicas, run or 1)) for group in stacked)
@@ -106,12 +111,11 @@ def replay(
 
 
 def named_policy(policy: str | Policy, setting: Setting) -> Policy:
-    """The policy, or the rule of a cache. Raises ValueError for a bad spec, and for a rule that this setting has no
-    cache for."""
-    made = make_policy(policy, {**POLICIES, **RULES}) if isinstance(policy, str) else policy
-    if made.name in RULES and setting.slots is None:
+    """The policy. Raises ValueError for a bad spec, and for one that needs a cache that this setting has not."""
+    made = make_policy(policy) if isinstance(policy, str) else policy
+    if made.needs_residency and setting.slots is None:
         raise ValueError(f"{made.spec} looks at which experts a cache holds: say by --slots how many it has room for")
-    if made.name in RULES and (setting.ranks > 1 or setting.replicas > 1):
+    if made.needs_residency and not setting.tells(made):
         raise ValueError(f"{made.spec} is replayed with one cache: leave --ranks and --replicas at 1")
     return made
 

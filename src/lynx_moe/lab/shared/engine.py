@@ -21,7 +21,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
-PLUGIN = ("verify", "shadow", "experts_resident", "experts_folder")
+PLUGIN = ("verify", "shadow", "experts_resident", "experts_folder", "experts_residency")
 THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")  # numba sets the other one's anew, as vLLM drafts n-grams by it
 
 

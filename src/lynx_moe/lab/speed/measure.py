@@ -27,19 +27,23 @@ def measure(
     rounds: int,
     experts_resident: str | None = None,
     experts_folder: str | None = None,
+    experts_residency: str | None = None,
     advance: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """The record of an interleaved run: A B C, B C A, ... for `rounds` rounds at every batch size, after a warm-up of
     the same size. `advance` is called once per batch of requests: batch sizes x policies x (rounds + 1) times.
 
     A round's TPOT is the median of its decode steps (milliseconds). experts_resident: what stays in memory, the rest is
-    read from a disk (`disk.py`); None: all does. Raises ValueError as `check` does.
+    read from a disk (`disk.py`); None: all does. experts_residency: whether policies know it, as `Options` says; None:
+    they do not. Raises ValueError as `check` does.
     """
     check(shape, batch_sizes)
     layers = layers or SHAPES[shape].layers
     from lynx_moe.engines import vllm as engine
 
-    paged = {} if experts_resident is None else {"experts_resident": experts_resident, "experts_folder": experts_folder}
+    asked = {"experts_resident": experts_resident, "experts_folder": experts_folder}
+    asked["experts_residency"] = experts_residency
+    paged = {key: value for key, value in asked.items() if value is not None}
     llm = open_shape(shape, layers, max(batch_sizes), **paged)
     samples = interleaved(llm, engine.set_policy, policies, batch_sizes, rounds, advance)
     return {
@@ -54,6 +58,7 @@ def measure(
         "batch_sizes": list(batch_sizes),
         "rounds": rounds,
         "experts_resident": experts_resident,
+        "experts_residency": experts_residency,
         "samples": samples,
         "summary": summarise(samples, policies, batch_sizes),
     }

@@ -41,6 +41,7 @@ def decide_groups(
             torch.where(mine_T1, decided.ids, final.ids), torch.where(mine_T1, decided.weights, final.weights)
         )
     if all(policy.guarded for policy, _ in groups):
-        act = torch.stack([policy.allows(final.ids, own.ids, spec.num_experts, real_T) for policy, _ in groups]).all()
+        ids = (final.ids, own.ids, spec.num_experts, real_T, rows.load_cost_E)
+        act = torch.stack([policy.allows(*ids) for policy, _ in groups]).all()
         final = Routing(torch.where(act, final.ids, own.ids), torch.where(act, final.weights, own.weights))
     return final if valid_T is None else fill_padding(final, valid_T)

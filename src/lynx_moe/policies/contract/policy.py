@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lynx_moe.policies.contract.fillers import fill_slots
 from lynx_moe.policies.contract.step import Step, make_step
-from lynx_moe.routing import RouterSpec, Routing, Rows, distinct, select
+from lynx_moe.routing import RouterSpec, Routing, Rows, loaded, select
 
 SHARED = {  # knobs that several policies have: they come last in a spec
     "per_rank": "under expert parallelism, empty the fullest rank: true or false",
@@ -48,6 +48,8 @@ class Policy:
     own_only      which experts it loads, and which of a row's own it takes away, follows from the rows' own experts and
                   their weights alone: a trace of routes without scores is enough to tell (`lab/replay/routes.py`).
     knows_ranks   has the knob per_rank: its experts can be spread over the ranks of expert parallelism.
+    needs_residency  decides by which experts are in memory already (`Rows.load_cost_E`), and so by what other requests
+                  have left there. What is in memory loads nothing: these experts may be taken in addition.
     guarded       a step that would load more than the model's own routing keeps the latter. False is for experiments
                   of the lab, which deny experts to see what that costs; no policy of the table says so.
     one_of        knobs of which exactly one must be given.
@@ -63,6 +65,7 @@ class Policy:
     knows_prices: ClassVar[bool] = False
     own_only: ClassVar[bool] = False
     knows_ranks: ClassVar[bool] = False
+    needs_residency: ClassVar[bool] = False
     guarded: ClassVar[bool] = True
     one_of: ClassVar[tuple[str, ...]] = ()
 
@@ -137,6 +140,14 @@ class Policy:
     def check(self, spec: RouterSpec) -> None:
         """Raises ValueError if a knob does not fit the router. A subclass that adds checks calls this one too."""
 
+    def check_residency(self, *, told: bool) -> None:
+        """Raises ValueError if the policy decides by what is in memory, and nothing tells it that."""
+        if self.needs_residency and not told:
+            raise ValueError(
+                f"{self.spec} decides by which experts are in memory, and is not told here: serve it with experts on a "
+                "disk (experts_resident) and experts_residency=aware, or replay it with --slots"
+            )
+
     def milder(self, spec: RouterSpec) -> Self | None:
         """The next setting of the same policy that moves rows less, on such a router; None: next is `vanilla`.
 
@@ -160,9 +171,10 @@ class Policy:
 
         A row whose largest logit is not finite (NaN anywhere, +inf, or -inf everywhere) is treated as not remappable.
         Padding rows come back with a valid row's ids and weight 0. Raises ValueError if a knob does not fit `spec`, or
-        if calibration data are needed and not attached.
+        if calibration data are needed and not attached, or what is in memory and not told.
         """
         self.check(spec)
+        self.check_residency(told=rows is not None and rows.load_cost_E is not None)
         logits_TE = logits_TE.float()
         own = own or select(logits_TE, spec)
         final = own = Routing(own.ids.long(), own.weights.float())
@@ -182,9 +194,15 @@ class Policy:
         """
         return self.route(logits_TE, spec, rows, own)
 
-    def allows(self, new_TK: Tensor, own_TK: Tensor, num_experts: int, valid_T: Tensor | None) -> Tensor:
-        """0-d bool: whether a step may take ids in place of the model's own: it loads no more distinct experts."""
-        return distinct(new_TK, num_experts, valid_T) <= distinct(own_TK, num_experts, valid_T)
+    def allows(
+        self, new_TK: Tensor, own_TK: Tensor, num_experts: int, valid_T: Tensor | None, cost_E: Tensor | None = None
+    ) -> Tensor:
+        """0-d bool: whether a step may take ids in place of the model's own: it loads no more distinct experts. cost_E:
+        as `Rows.load_cost_E`."""
+        new_E, own_E = (loaded(ids_TK, num_experts, valid_T) for ids_TK in (new_TK, own_TK))
+        if self.needs_residency and cost_E is not None:
+            new_E, own_E = (flags_E & (cost_E >= 1) for flags_E in (new_E, own_E))
+        return new_E.sum() <= own_E.sum()
 
     def without_kernel(self, spec: RouterSpec) -> str | None:
         """Why `decide` takes the definition on a GPU too; None: there is a kernel, or nothing to decide."""
@@ -197,7 +215,7 @@ class Policy:
         ids_TK = torch.where(voters_T1, proposed.ids, own.ids)
         act = step.voters_T.any()
         if self.guarded:
-            act = self.allows(ids_TK, own.ids, num_experts, valid_T)
+            act = self.allows(ids_TK, own.ids, num_experts, valid_T, step.load_cost_E)
         if not self.acts_alone:
             act = act & ~step.alone()
         weights_TK = torch.where(voters_T1 & act, proposed.weights, own.weights)

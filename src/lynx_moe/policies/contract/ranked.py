@@ -97,8 +97,10 @@ class Ranked(Policy):
     def without_kernel(self, spec: RouterSpec) -> str | None:
         return f"{self.spec}: the kernels do not spread over ranks" if self.spreads else super().without_kernel(spec)
 
-    def allows(self, new_TK: Tensor, own_TK: Tensor, num_experts: int, valid_T: Tensor | None) -> Tensor:
-        fits = super().allows(new_TK, own_TK, num_experts, valid_T)
+    def allows(
+        self, new_TK: Tensor, own_TK: Tensor, num_experts: int, valid_T: Tensor | None, cost_E: Tensor | None = None
+    ) -> Tensor:
+        fits = super().allows(new_TK, own_TK, num_experts, valid_T, cost_E)
         if not self.spreads:
             return fits
         new, own = (self.placement.count(loaded(ids, num_experts, valid_T)).amax() for ids in (new_TK, own_TK))

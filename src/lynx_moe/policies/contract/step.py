@@ -19,6 +19,7 @@ class Step:
     request_T   int64: rows of one request have the same number; None: each row is of its own
     depth_T     int64: a row's place in its request's draft; None: 0
     chance_T    float32: that a row's token is committed; None: 1
+    load_cost_E float32: what an expert's load costs (`Rows.load_cost_E`); None: 1
     free_E      bool: experts that rows which keep their own routing load anyway
     choice_TE   float32: what the model ranks by (`routing.preference`)
     allowed_TE  bool: the experts that the model's groups let a row choose from; None: all
@@ -35,6 +36,7 @@ class Step:
     request_T: Tensor | None = None
     depth_T: Tensor | None = None
     chance_T: Tensor | None = None
+    load_cost_E: Tensor | None = None
 
     def best(self, num: int) -> Tensor:
         """int64 [T, num]: every row's first experts, in the model's order."""
@@ -78,6 +80,17 @@ class Step:
             return value_TN
         return torch.zeros_like(value_TN).index_add(0, self.request_T, value_TN)[self.request_T]
 
+    def middle_price(self, most: float) -> tuple[Tensor, Tensor] | None:
+        """(float32 [1]: the voters' middle price m, of an even number the upper one; float64 [T, 1]: m over each row's
+        own); prices above `most` count as that. None where rows bring no prices."""
+        if self.price_T is None:
+            return None
+        price_T = self.price_T.float().clamp(max=most)
+        order_T = price_T.where(self.voters_T, torch.inf).sort().values
+        middle = (self.voters_T.sum(dim=0, keepdim=True) // 2).clamp(max=len(order_T) - 1)
+        price = order_T.gather(0, middle)  # gather: indexing with a 0-d tensor would sync with the host
+        return price, (price.double() / price_T.where(self.voters_T, 1.0).double())[:, None]
+
     def total(self, value_TE: Tensor) -> Tensor:
         """float64 [E]: the voters' sum. Compared in float32, as `order_key` does, it does not tell the rows' order."""
         return value_TE.double().where(self.voters_T[:, None], 0.0).sum(0)
@@ -98,5 +111,5 @@ def make_step(logits_TE: Tensor, spec: RouterSpec, rows: Rows | None, own: Routi
     free_E = loaded(own.ids, spec.num_experts, ~voters_T if valid_T is None else valid_T & ~voters_T)
     choice_TE, allowed_TE = preference(logits_TE, spec)
     rows = rows or Rows()
-    of_rows = (rows.price, rows.request, rows.depth, rows.chance)
-    return Step(logits_TE, spec, own, voters_T, free_E, choice_TE, allowed_TE, *of_rows)
+    told = (rows.price, rows.request, rows.depth, rows.chance, rows.load_cost_E)
+    return Step(logits_TE, spec, own, voters_T, free_E, choice_TE, allowed_TE, *told)

@@ -53,18 +53,31 @@ class Deciding(Counted):
         """All layers, and with them `shape`, are known. Raises ValueError if the policy does not fit one of them."""
         self.policy = make_policy(self.options.for_target).for_model(self.shape)
         self.recorded = self.policy if self.graphs else None
-        self.by_layer = fitted(self.policy, self.layers, self.shape.name, self.device)
-        tried_on(self.by_layer, self.layers, self.device)
+        self.by_layer = self.fitted(self.policy)
+        tried_on(self.by_layer, self.layers, self.device, residency=self.tells_residency)
         self.count_on(len(self.layers), self.device)
 
     def check(self, spec: str) -> Fitted:
         """What `set_policy` would switch to, or a request gets that asks for it: the policy, and each layer's. Raises
         ValueError where it cannot, and changes nothing; Recorded is the one that no other spec would mend."""
         policy = make_policy(spec).for_model(self.shape)
-        by_layer = fitted(policy, self.layers, self.shape.name, self.device)
-        tried_on(by_layer, self.layers, self.device)
+        by_layer = self.fitted(policy)
+        tried_on(by_layer, self.layers, self.device, residency=self.tells_residency)
         reach(self.recorded, policy, spec)
         return policy, by_layer
+
+    def fitted(self, policy: Policy) -> list[Policy]:
+        """Each layer's. Raises ValueError as `layers.fitted`."""
+        return fitted(policy, self.layers, self.shape.name, self.device, residency=self.tells_residency)
+
+    @property
+    def tells_residency(self) -> bool:
+        """Whether decisions may know which experts are in memory."""
+        return False
+
+    def with_costs(self, layer: int, masks: Rows | None) -> Rows | None:
+        """The rows of a step, with what loading experts of this layer costs where decisions may know it."""
+        return masks
 
     def put(self, policy: Policy, by_layer: list[Policy]) -> None:
         """From the next step on. What graphs have recorded stays: rows then ask what the new policy does."""
@@ -141,6 +154,7 @@ class Deciding(Counted):
     ) -> Routing:
         """By the policies of the step; `first` instead of the server's."""
         spec, step = self.layers[layer].spec, self.requests.step
+        masks = self.with_costs(layer, masks)
         server = first or (step[0][1] if step else self.by_layer)
         if len(step) > 1:
             fits = [server, *(fits for _, fits in step[1:])]

@@ -72,7 +72,7 @@ class Admission:
         for router in self.model.routers:
             policy.check(router)
             if own and policy.spec not in self.tried:
-                tried(policy, router)
+                tried(policy, router, residency=self.options.tells_residency)
         if own:
             self.tried = {*self.tried, policy.spec} if len(self.tried) < 64 else {policy.spec}
         return policy

@@ -17,6 +17,7 @@ from lynx_moe.policies import Policy, make_policy
 
 TESTED = "0.30.0 to 0.32.0"
 SMALLEST, LARGEST = 1e-5, 1.0  # nats: KL of less is rounding, and of more another model
+BLIND, AWARE = "blind", "aware"  # whether decisions know which experts are in memory
 VERIFY = (EXACT, REMAP, DRAFT)  # how drafts are verified: `Options.verify`
 
 
@@ -37,6 +38,7 @@ class Options(Serving):
     tuned      what acts at which batch size (`control/tuned.py`): a file, or what it holds, in place of a policy.
     experts_resident  how many experts stay in memory (`engines/disk/amount.py`), the others on a disk; None: all do.
     experts_folder    where their files lie; None: in the user's cache.
+    experts_residency "aware": decisions know which experts are in memory; "blind": they do not.
     act_from, act_to  rows that may be remapped: steps of fewer, or of more, are exact. act_to=0: all steps are.
     """
 
@@ -49,6 +51,7 @@ class Options(Serving):
     tuned: Tuned | None = None
     experts_resident: int | str | None = None
     experts_folder: str | None = None
+    experts_residency: str = BLIND
     act_from: int = 1
     act_to: int | None = None
 
@@ -93,8 +96,8 @@ class Options(Serving):
     def of_drafter(self) -> "Options":
         """For the layers of a model that drafts: what moves the served model's policy is not theirs."""
         policy = self.policy if self.verify == DRAFT else VANILLA
-        unbound = replace(self, guard=None, max_kl=None, back_off_kl=None, slo_tpot_ms=None, tuned=None)
-        return replace(unbound, policy=policy, verify=EXACT)
+        unbound = replace(self, guard=None, max_kl=None, back_off_kl=None, slo_tpot_ms=None, tuned=None, presets={})
+        return replace(unbound, policy=policy, verify=EXACT, experts_residency=BLIND)  # its experts stay in memory
 
     @property
     def remaps_drafts(self) -> bool:
@@ -146,7 +149,21 @@ class Options(Serving):
         for other in (name for name, given in others.items() if given is not None):
             raise ValueError(f"{KEY}: tuned says which policy acts, and {other} would move it; leave out either")
 
+    @property
+    def tells_residency(self) -> bool:
+        """Whether decisions may know which experts are in memory."""
+        return self.experts_residency == AWARE
+
     def _check_experts(self) -> None:
+        if self.experts_residency not in (BLIND, AWARE):
+            raise ValueError(f"{KEY}: experts_residency={self.experts_residency!r} must be {BLIND!r} or {AWARE!r}")
+        if self.tells_residency and self.experts_resident is None:
+            raise ValueError(
+                f"{KEY}: experts_residency={AWARE!r} tells which experts are in memory, and here all are; say "
+                f"experts_resident, or leave it out"
+            )
+        for policy in (*self.policies, *(make_policy(spec) for spec in self.named.values() if spec is not None)):
+            policy.check_residency(told=self.tells_residency)
         if self.experts_resident is not None:
             Amount.of(self.experts_resident)
         elif self.experts_folder is not None:

@@ -5,6 +5,7 @@ operator in the model's graph knows its layer only by number, so that compiled g
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from lynx_moe.engines.vllm.step.deciding import Deciding
 from lynx_moe.engines.vllm.step.figures import Figures
 from lynx_moe.engines.vllm.step.watch import Watch
 from lynx_moe.policies import ModelShape
-from lynx_moe.routing import Routing
+from lynx_moe.routing import Routing, Rows
 
 _active: list["Plan"] = []
 
@@ -130,6 +131,15 @@ class Plan(Deciding):
     def store(self) -> Store | None:
         """Where the model's experts are kept, if not all of them stay in memory."""
         return None if self.paged is None else self.paged.store
+
+    @property
+    def tells_residency(self) -> bool:
+        return self.options.tells_residency
+
+    def with_costs(self, layer: int, masks: Rows | None) -> Rows | None:
+        if self.store is None or not self.tells_residency:
+            return masks
+        return replace(masks or Rows(), load_cost_E=self.store.load_cost(self.layers[layer].name))
 
     def model(self) -> Model:
         """What the front end may know of the layers."""

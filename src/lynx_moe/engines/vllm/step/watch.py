@@ -22,7 +22,7 @@ from lynx_moe.control.loss import mass_lost, output_error
 from lynx_moe.control.options import GuardOptions
 from lynx_moe.control.sampling import due
 from lynx_moe.engines.shared.late import Late
-from lynx_moe.engines.shared.layers import Layer, fitted
+from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.shared.step.requests import Requests
 from lynx_moe.engines.shared.step.rows import StepRows
 from lynx_moe.engines.shared.step.tiers import follows, reach
@@ -57,6 +57,10 @@ class Guarded(Protocol):
     shadows: Shadows | None
 
     def put(self, policy: Policy, by_layer: list[Policy]) -> None: ...
+
+    def fitted(self, policy: Policy) -> list[Policy]: ...
+
+    def with_costs(self, layer: int, masks: Rows | None) -> Rows | None: ...
 
 
 class Watch:
@@ -96,7 +100,7 @@ class Watch:
             rungs = [rung for rung in rungs if follows(plan.recorded, rung)]
         for rung in rungs:
             reach(plan.recorded, rung, rung.spec)
-        self.ladder = [(rung, fitted(rung, plan.layers, plan.shape.name, plan.device)) for rung in rungs]
+        self.ladder = [(rung, plan.fitted(rung)) for rung in rungs]
         self.guard.climb(len(self.ladder))
         self._forget()
 
@@ -197,7 +201,7 @@ class Watch:
         above = final
         if self.guard.rung:
             above = self.ladder[self.guard.rung - 1][1][layer].decide(
-                logits_TE, self.plan.layers[layer].spec, rows, own
+                logits_TE, self.plan.layers[layer].spec, self.plan.with_costs(layer, rows), own
             )
         pair = (final,) if above is final else (final, above)
         if layer in self.layers:

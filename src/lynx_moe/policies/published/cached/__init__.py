@@ -1,0 +1,1 @@
+"""Published rules that look at which experts are in memory."""
