@@ -83,7 +83,9 @@ def alone(forward: Any, hidden_ND: Tensor, ids_N1: Tensor, weights: Tensor) -> T
     return output.reshape(hidden_ND.shape)  # DBRX adds a dimension
 
 
-def experts_of(model: Any, one: Found, purpose: str = "calibrated; leave sere, exfold and reap out for this model") -> Any:
+def experts_of(
+    model: Any, one: Found, purpose: str = "calibrated; leave sere, exfold and reap out for this model"
+) -> Any:
     """The module that takes hidden states, ids and weights of a layer. Raises ValueError where there is none: it cannot
     be used for this `purpose`."""
     block = one.layer.name if one.row.method != "forward" else one.layer.name.rpartition(".")[0]

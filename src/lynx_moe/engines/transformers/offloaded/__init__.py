@@ -4,8 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
 from lynx_moe.engines.disk.amount import GIB, Amount
 from lynx_moe.engines.disk.checkpoint import Checkpoint
 from lynx_moe.engines.disk.singles import SingleLayer, Singles
@@ -70,11 +68,16 @@ class Offloaded:
         given = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
         self.model = load(meta, checkpoint, arranging.rest(layers), list(modules), dtype=dtype, **given)
         self._check_dtype(layers)
-        self._source = Singles(checkpoint, layers)
-        self._store = _store(self._source, slots, amount)
         self.layers = tuple(modules)
         self.slots, self.experts = tuple(slots), tuple(layer.num_experts for layer in layers)
         self.bytes = sum(count * layer.expert_bytes for count, layer in zip(slots, layers, strict=True))
+        self._source = Singles(checkpoint, layers)
+        try:
+            self._store = Store(self._source, slots)
+        except OSError as error:
+            raise ValueError(
+                f"resident={amount} takes {self.bytes / GIB:.3g} GiB, and there is no such memory: {error.strerror}"
+            ) from error
         self._wraps = Wraps()
         for number, layer in enumerate(layers):
             module, held = self.model.get_submodule(layer.name), Held(self._store, number, layer.name)
@@ -83,12 +86,13 @@ class Offloaded:
             self._wraps.add(module, "forward", held.forward)
 
     def _check_dtype(self, layers: list[SingleLayer]) -> None:
-        kinds = {part.dtype for layer in layers for part in layer.parts} | {str(self.model.dtype).removeprefix("torch.")}
+        kinds = {part.dtype for layer in layers for part in layer.parts} | {
+            str(self.model.dtype).removeprefix("torch.")
+        }
         if len(kinds) > 1:
-            stored = layers[0].parts[0].dtype
             raise ValueError(
-                f"dtype={self.model.dtype} is not that of the checkpoint's experts, which are read as they lie: {stored}; "
-                "leave dtype out, or convert the checkpoint"
+                f"dtype={self.model.dtype} is not that of the checkpoint's experts, which are read as they lie: "
+                f"{layers[0].parts[0].dtype}; leave dtype out, or convert the checkpoint"
             )
 
 
@@ -103,13 +107,3 @@ def _experts(meta: Any) -> dict[str, tuple[Any, int, int]]:
     why = "offloaded; load this model whole"
     pairs = [(experts_of(meta, one, why), one.layer.spec) for one in found]
     return {names[id(module)]: (module, spec.num_experts, spec.top_k) for module, spec in pairs}
-
-
-def _store(source: Singles, slots: list[int], amount: Amount) -> Store:
-    try:
-        return Store(source, slots)
-    except OSError as error:
-        needed = sum(count * layer.expert_bytes for count, layer in zip(slots, source.layers, strict=True))
-        raise ValueError(
-            f"{amount.name}={amount} takes {needed / GIB:.3g} GiB of memory, and there is none: {error.strerror}; give less"
-        ) from error

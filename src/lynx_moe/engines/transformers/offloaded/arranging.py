@@ -17,7 +17,7 @@ from lynx_moe.engines.disk.checkpoint import Checkpoint, Stored
 from lynx_moe.engines.disk.singles import SingleLayer, SinglePart, Span
 
 Sources = list[tuple[str | None, str]]
-"""Of one parameter, in transformers' order: pattern of the conversion (None: there is none), tensor of the checkpoint."""
+"""Of one parameter, in transformers' order: the conversion's pattern (None: there is none) and the stored tensor."""
 
 
 class Arranging:
@@ -64,7 +64,9 @@ class Arranging:
         if len(kinds) > 1 or not hasattr(torch, stored[0].dtype):
             raise ValueError(f"{target} is of {' and '.join(sorted(kinds))} in the checkpoint, which is not read")
         if len(param) != num_experts:
-            raise ValueError(f"{target} has {list(param.shape)} numbers, and not one row for each of {num_experts} experts")
+            raise ValueError(
+                f"{target} has {list(param.shape)} numbers, and not one row for each of {num_experts} experts"
+            )
         found = list(self._experts(sources, stored, num_experts))
         if not self._in_order(target, sources, found, tuple(param.shape[1:])):
             shapes = ", ".join(sorted({str(list(one.shape)) for one in stored}))
@@ -104,8 +106,8 @@ class Arranging:
             (made,) = numbers
         else:
             converter = copy.deepcopy(self.by_pattern[patterns[0]])
-            for pattern, one in zip(patterns, numbers, strict=True):
-                converter.add_tensor(target, target, pattern, one)
+            for pattern, numbered in zip(patterns, numbers, strict=True):
+                converter.add_tensor(target, target, pattern, numbered)
             made = converter.convert(target, model=self.model, config=self.model.config).get(target)
             made = made[0] if isinstance(made, list) else made
         whole = made is not None and made.shape in ((1, *shape), shape)

@@ -1,4 +1,4 @@
-"""A transformers model of which the experts are not loaded: everything else is, and takes no more memory than itself."""
+"""A transformers model without its experts: all else is loaded, and takes no more memory than itself."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -64,4 +64,6 @@ def _without(kind: type, experts: Collection[str]) -> Any:
     def save_pretrained(self: Any, *_: Any, **__: Any) -> None:
         raise ValueError("an offloaded model has no experts to save: copy its folder")
 
-    return type(kind.__name__, (kind,), {"__init__": init, "save_pretrained": save_pretrained, "__module__": kind.__module__})
+    return type(
+        kind.__name__, (kind,), {"__init__": init, "save_pretrained": save_pretrained, "__module__": kind.__module__}
+    )
