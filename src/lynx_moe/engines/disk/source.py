@@ -36,8 +36,10 @@ class ExpertPart(Protocol):
 
 
 class ExpertLayer(Protocol):
-    """The experts of a layer."""
+    """The experts of the layer of this name."""
 
+    @property
+    def name(self) -> str: ...
     @property
     def num_experts(self) -> int: ...
     @property
