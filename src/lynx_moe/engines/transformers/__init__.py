@@ -14,7 +14,7 @@ from typing import Any
 from lynx_moe.engines.disk.amount import Amount
 from lynx_moe.engines.disk.slots import Sums
 from lynx_moe.engines.shared.metrics import LayerStats, Stats, Tally
-from lynx_moe.engines.transformers.offloaded import Offloaded
+from lynx_moe.engines.transformers.offloading import Offloaded
 from lynx_moe.engines.transformers.run import Run
 from lynx_moe.policies import Policy
 
