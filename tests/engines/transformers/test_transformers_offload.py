@@ -259,9 +259,11 @@ def run_little(*given):
 
 def test_memory_holds_the_slots_and_the_rest_of_the_model_while_it_opens_and_after(tmp_path):
     """288 MiB of experts under a limit at which the plain model ends."""
-    sizes = {"hidden_size": 512, "moe_intermediate_size": 256, "num_hidden_layers": 6, "num_experts": 64}
+    sizes = {"hidden_size": 512, "moe_intermediate_size": 256, "num_hidden_layers": 6}
+    sizes |= {name: 64 for name in COMMON if name.endswith("experts")}
     config = transformers.Qwen3MoeConfig(**{**COMMON, **sizes})
     transformers.Qwen3MoeForCausalLM._from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size > 288 * 2**20
     done = run_little(tmp_path, "150", "8")
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
