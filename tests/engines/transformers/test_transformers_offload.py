@@ -267,7 +267,7 @@ def test_memory_holds_the_slots_and_the_rest_of_the_model_while_it_opens_and_aft
     done = run_little(tmp_path, "150", "8")
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
-    assert len(told["tokens"]) > 10
+    assert len(told["tokens"]) == 10
     assert told["slots"] == 36 * 2**20
     most = told["most"]
     assert 0 < most["RssShmem"] <= 37
