@@ -6,15 +6,15 @@ from lynx_moe.policies import make_policy
 from lynx_moe.routing import RouterSpec, Routing, Rows
 
 if TYPE_CHECKING:
-    from lynx_moe.engines.transformers import apply
+    from lynx_moe.engines.transformers import apply, offload
 
-__all__ = ["RouterSpec", "Routing", "Rows", "apply", "make_policy"]
+__all__ = ["RouterSpec", "Routing", "Rows", "apply", "make_policy", "offload"]
 
 
 def __getattr__(name: str) -> Any:
-    """`apply` comes with the engine, which is imported when it is asked for."""
-    if name == "apply":
-        from lynx_moe.engines.transformers import apply
+    """`apply` and `offload` come with the engine, which is imported when one is asked for."""
+    if name in ("apply", "offload"):
+        from lynx_moe.engines import transformers
 
-        return apply
+        return getattr(transformers, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

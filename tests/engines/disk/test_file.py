@@ -15,8 +15,9 @@ from expert_files import FROM, LAYERS, SHAPES, E, make, packed, there, weights
 from lynx_moe.engines.disk import origin
 from lynx_moe.engines.disk.layout import BadFile
 from lynx_moe.engines.disk.making import Making, NoRoom
-from lynx_moe.engines.disk.reader import Reader, ReadError
+from lynx_moe.engines.disk.reader import Reader
 from lynx_moe.engines.disk.slots import Slots, Sums
+from lynx_moe.engines.disk.source import ReadError
 
 ALL = np.arange(E)
 

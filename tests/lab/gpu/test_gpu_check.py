@@ -13,7 +13,10 @@ from lynx_moe.lab.gpu import report, steps
 from lynx_moe.lab.gpu.checks import verdict
 from lynx_moe.lab.shared import record
 
-DRY = ("copy", "kernels", "prices", "decision", "trained", "transformers-olmoe-1b-7b", "vllm-qwen3-30b", "speculation")
+DRY = (
+    *("copy", "kernels", "prices", "decision", "trained"),
+    *("transformers-olmoe-1b-7b", "vllm-qwen3-30b", "uva", "speculation"),
+)
 
 
 def check(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -32,7 +35,7 @@ def test_every_step_runs_dry_and_is_not_done_again(tmp_path: Path) -> None:
     assert found["kernels"]["result"]["passed"] == 2
     assert found["prices"]["result"]["steps"] == 16
     assert min(found["prices"]["result"].values()) > 0
-    for name in DRY[5:7]:
+    for name in DRY[5:8]:
         by_policy = {row["policy"]: row for row in found[name]["result"]["summary"]}
         assert by_policy["lynx"]["after"] < by_policy["lynx"]["before"]
         assert by_policy["vanilla"]["after"] == by_policy["vanilla"]["before"]
@@ -156,3 +159,37 @@ def test_the_share_of_the_ideal_saving_is_of_the_bytes_no_longer_read() -> None:
     assert shares == [None, None, None, pytest.approx(0.75)]
     assert [row["after"] for row in saved["summary"]] == [8, 8, 50, 30]
     assert saved["fit"]["n"] == 4
+
+
+@pytest.mark.vllm
+def test_experts_that_are_not_in_the_hosts_memory_end_the_step() -> None:
+    """Nothing offloaded, less than all, by copies in place of uva, or packed anew on the GPU."""
+    from vllm.model_executor.offloader import base
+    from vllm.model_executor.offloader.uva import UVAOffloader
+
+    from lynx_moe.lab.gpu.checks import uva
+
+    shape = uva.SHAPES[uva.SHAPE]
+    needed = int(uva.all_bytes(shape))
+    assert needed == 48 * 128 * 3 * 2048 * 768 * 2
+    options = uva.offloading(shape)
+    assert options["cpu_offload_gb"] * 2**30 > needed
+    before = base.get_offloader()
+    try:
+        base.set_offloader(None)
+        with pytest.raises(RuntimeError, match=r"vLLM offloaded 0 of 5.8e\+10 bytes of experts by NoopOffloader"):
+            uva.placed(shape, 0)
+        offloader = UVAOffloader(2 * needed, options["cpu_offload_params"])
+        base.set_offloader(offloader)
+        offloader.uva_offloading, offloader.cpu_offload_bytes = True, needed - 1
+        with pytest.raises(RuntimeError, match=r"of 5.8e\+10 bytes of experts by UVAOffloader"):
+            uva.placed(shape, 0)
+        offloader.cpu_offload_bytes = needed
+        with pytest.raises(RuntimeError, match=r"so the 5.8e\+10 bytes of experts do as well"):
+            uva.placed(shape, needed + 2 * uva.KV_BYTES)
+        assert uva.placed(shape, 2**30) == {"host_bytes": needed, "device_bytes": 2**30}
+        offloader.uva_offloading = False
+        with pytest.raises(RuntimeError, match="by UVAOffloader"):
+            uva.placed(shape, 0)
+    finally:
+        base.set_offloader(before)

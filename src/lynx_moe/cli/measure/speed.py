@@ -8,10 +8,12 @@ import typer
 from lynx_moe.cli.shared.options import (
     Baseline,
     BatchSizes,
+    Data,
     Layers,
     Out,
     Policies,
     Shape,
+    found,
     json_of,
     sizes,
 )
@@ -41,8 +43,13 @@ def bench(
     experts_residency: Annotated[
         str | None, typer.Option(help="Whether policies know which are in memory: blind (default) or aware.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A trained model in place of a shape: folder, hub name, or one of the testbed.")
+    ] = None,
+    data: Data = "testbed",
 ) -> None:
-    """Time per output token of policies, interleaved in one engine, on a published layer shape with random weights."""
+    """Time per output token of policies, interleaved in one engine, on a published layer shape with random weights, or
+    on a trained model."""
     from lynx_moe.lab.demo.measure import apart, run_speed, run_verification
     from lynx_moe.lab.shared import tables
     from lynx_moe.lab.speed import disk, verification
@@ -54,6 +61,8 @@ def bench(
     path = out / "speed.json"
     options: dict[str, Any] = {"shape": shape, "layers": layers, "policies": specs, "batch_sizes": batches}
     options["rounds"] = rounds
+    if drafts and model is not None:
+        raise ValueError("--drafts are timed on a published shape; leave out --model")
     if drafts and experts_resident is not None:
         raise ValueError("--drafts and --experts-resident are measured apart; leave out either")
     if drafts:
@@ -64,7 +73,8 @@ def bench(
         typer.echo(f"Record: {path}")
         return
     options |= {"experts_resident": experts_resident, "experts_folder": experts_folder}
-    result = apart(run_speed, path, options | {"experts_residency": experts_residency})
+    options |= {"experts_residency": experts_residency, "model": model and found(model), "data": data}
+    result = apart(run_speed, path, options)
     rows = tables.speed_rows(result["summary"])
     if experts_resident is None:
         tables.show(result["model"], tables.SPEED_HEAD, rows, terminal.console())

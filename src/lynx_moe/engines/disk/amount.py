@@ -10,21 +10,23 @@ EXAMPLES = "a count of experts a layer (32), a share of them (25%), or memory fo
 
 @dataclass(frozen=True)
 class Amount:
-    """As it was given: `number` experts a layer, percent of them, or GiB, as `unit` says ("", "%" or "GiB")."""
+    """As it was given: `number` experts a layer, percent of them, or GiB, as `unit` says ("", "%" or "GiB"), under the
+    name that errors call it by."""
 
     number: float
     unit: str
+    name: str = "experts_resident"
 
     @classmethod
-    def of(cls, given: Any) -> Self:
+    def of(cls, given: Any, name: str = "experts_resident") -> Self:
         """Raises ValueError for anything but a whole number of 1 or more, a share of up to 100%, or GiB."""
         found = re.fullmatch(r"(\d+(?:\.\d+)?) *(%|GiB)?", str(given)) if isinstance(given, int | str) else None
         if found is None or isinstance(given, bool):
-            raise ValueError(f"experts_resident={given!r} must be {EXAMPLES}")
+            raise ValueError(f"{name}={given!r} must be {EXAMPLES}")
         number, unit = float(found[1]), found[2] or ""
         if number <= 0 or (unit == "" and number != int(number)) or (unit == "%" and number > 100):
-            raise ValueError(f"experts_resident={given!r} must be above 0, and {EXAMPLES}")
-        return cls(number, unit)
+            raise ValueError(f"{name}={given!r} must be above 0, and {EXAMPLES}")
+        return cls(number, unit, name)
 
     def __str__(self) -> str:
         return f"{self.number:g}{self.unit}"
@@ -43,7 +45,7 @@ class Amount:
         if slots < top_k:
             least = f"{top_k}, {100 * top_k / num_experts:.3g}% or {top_k * layers * expert_bytes / GIB:.3g}GiB"
             raise ValueError(
-                f"experts_resident={self} holds {slots} of {num_experts} experts a layer, fewer than the {top_k} that "
+                f"{self.name}={self} holds {slots} of {num_experts} experts a layer, fewer than the {top_k} that "
                 f"one row takes; the least is {least}"
             )
         return slots

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lynx_moe.engines.disk.reader import Job, Reader
+from lynx_moe.engines.disk.source import Job, Source
 
 EMPTY = -1
 HELD = 0.125  # of an expert in memory, in reads of one that is not: docs/results/disk.md
@@ -29,9 +29,9 @@ class Sums:
 
 
 class Slots:
-    """Of layer `number` of the reader's file. `tables` [K, ...], one per part, are what a kernel takes."""
+    """Of layer `number` of what is read from. `tables` [K, ...], one per part, are what a kernel takes."""
 
-    def __init__(self, reader: Reader, number: int, slots: int) -> None:
+    def __init__(self, reader: Source, number: int, slots: int) -> None:
         region = reader.layers[number]
         self.reader, self.number = reader, number
         self.expert_K = np.full(slots, EMPTY, dtype=np.int64)

@@ -1,20 +1,20 @@
-"""The experts of a served model, all layers together: what engines talk to."""
+"""The experts of a model, all layers together: what engines talk to."""
 
 from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
-from lynx_moe.engines.disk.reader import Reader
 from lynx_moe.engines.disk.slots import Slots, Sums
+from lynx_moe.engines.disk.source import Source
 
 COLUMNS = tuple(asdict(Sums()))
 
 
 class Store:
-    """`slots` experts of each layer of the reader's file. `kind` is that of the step that runs, by which is counted."""
+    """`slots` experts of each layer of what is read from. `kind` is that of the step that runs, by which is counted."""
 
-    def __init__(self, reader: Reader, slots: list[int]) -> None:
+    def __init__(self, reader: Source, slots: list[int]) -> None:
         self.reader = reader
         self.layers = [Slots(reader, number, count) for number, count in enumerate(slots)]
         self.by_name = {region.name: slots for region, slots in zip(reader.layers, self.layers, strict=True)}

@@ -83,8 +83,11 @@ def alone(forward: Any, hidden_ND: Tensor, ids_N1: Tensor, weights: Tensor) -> T
     return output.reshape(hidden_ND.shape)  # DBRX adds a dimension
 
 
-def experts_of(model: Any, one: Found) -> Any:
-    """The module that takes hidden states, ids and weights of a layer. Raises ValueError where there is none."""
+def experts_of(
+    model: Any, one: Found, purpose: str = "calibrated; leave sere, exfold and reap out for this model"
+) -> Any:
+    """The module that takes hidden states, ids and weights of a layer. Raises ValueError where there is none: it cannot
+    be used for this `purpose`."""
     block = one.layer.name if one.row.method != "forward" else one.layer.name.rpartition(".")[0]
     experts = inside(getattr(modules_of(model)[block], "experts", None))
     if (
@@ -94,6 +97,6 @@ def experts_of(model: Any, one: Found) -> Any:
     ):
         raise ValueError(
             f"layer {one.layer.name}: its experts cannot be called one by one with ids and weights, so they cannot be "
-            "calibrated; leave sere, exfold and reap out for this model"
+            f"{purpose}"
         )
     return experts

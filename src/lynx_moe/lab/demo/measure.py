@@ -31,7 +31,13 @@ def bar() -> Progress:
 def run_speed(path: Path, options: dict[str, Any]) -> None:
     """The speed half, with a progress bar; the record goes to `path`."""
     total = len(options["batch_sizes"]) * len(options["policies"]) * (options["rounds"] + 1)
-    _run(speed.measure, path, options, total, "loading random weights")
+    _run(
+        speed.measure,
+        path,
+        options,
+        total,
+        "loading the trained model" if options.get("model") else "loading random weights",
+    )
 
 
 def run_verification(path: Path, options: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ def main(
     bandwidth = records.get("copy", {}).get("result", {}).get("bytes_per_s")
     for one in records.values():
         if "summary" in one.get("result", {}):
-            one["result"] = report.with_savings(one["result"], bandwidth)
+            one["result"] = report.with_savings(one["result"], one["result"].get("bytes_per_s") or bandwidth)
     whole = {"kind": "gpu", "environment": record.environment(), "device": steps.device(), "steps": records}
     path = record.save(whole, out / "gpu.json")
     report.show(records, console)

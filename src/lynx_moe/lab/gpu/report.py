@@ -26,7 +26,7 @@ def fit(points: list[tuple[float, float, float]]) -> Record:
 
 def with_savings(result: Record, bytes_per_s: float | None) -> Record:
     """The record of a shape with its fit, and in each line of the summary `ideal_share`: of the time that the experts
-    no longer read would take at the bandwidth of a copy, the part that the step became shorter by."""
+    no longer read would take at this bandwidth, the part that the step became shorter by."""
     base = {row["batch"]: row for row in result["summary"] if row["policy"] == result["summary"][0]["policy"]}
     for row in result["summary"]:
         before, after = experts(result, row["policy"], row["batch"])

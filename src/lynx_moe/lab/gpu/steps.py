@@ -17,12 +17,12 @@ from lynx_moe.lab.gpu.checks.step import Step
 from lynx_moe.lab.shared import record
 
 LIMITS = {"qwen3-30b": 120, "olmoe-1b-7b": 55, "mixtral-8x7b": 70, "gpt-oss-20b": 70}
-MODES, SPECULATION = "modes", "speculation"
+MODES, SPECULATION, UVA = "modes", "speculation", "uva"
 
 
 def steps() -> dict[str, Step]:
     """All steps by name."""
-    from lynx_moe.lab.gpu.checks import apart, decision, kernels, model, modes, prices, serve, speculation, trained
+    from lynx_moe.lab.gpu.checks import apart, decision, kernels, model, modes, prices, serve, speculation, trained, uva
 
     table = {
         "copy": Step(measure=decision.copy_bandwidth, limit=20),
@@ -36,6 +36,7 @@ def steps() -> dict[str, Step]:
     for shape, limit in LIMITS.items():
         table[f"transformers-{shape}"] = Step(measure=model.on(shape), limit=limit)
     table[SPECULATION] = Step(measure=speculation.measure, limit=150)
+    table[UVA] = Step(measure=uva.measure, limit=120)
     table["trained"] = Step(measure=trained.measure, limit=560)
     return table
 
@@ -43,7 +44,7 @@ def steps() -> dict[str, Step]:
 def usual() -> list[str]:
     """What is run unless something else is asked for: all but `trained`, shapes and drafts through vLLM where it can be
     imported, else shapes through transformers."""
-    other = ("transformers-",) if importlib.util.find_spec("vllm") is not None else ("vllm-", MODES, SPECULATION)
+    other = ("transformers-",) if importlib.util.find_spec("vllm") is not None else ("vllm-", MODES, SPECULATION, UVA)
     return [name for name in steps() if name != "trained" and not name.startswith(other)]
 
 
@@ -117,7 +118,7 @@ def _in_child(name: str, path: Path, log: Path, dry: bool, limit: int, apart: bo
     env = dict(os.environ)
     if dry:
         env |= {"CUDA_VISIBLE_DEVICES": ""}
-        if not name.startswith(("vllm", "trained", "kernels", MODES, SPECULATION)):
+        if not name.startswith(("vllm", "trained", "kernels", MODES, SPECULATION, UVA)):
             env |= {"TRITON_INTERPRET": "1"}
     with log.open("w", encoding="utf-8") as file:
         command = command_of(name, path.parent, dry, apart)

@@ -9,9 +9,9 @@ from typing import Any
 
 from lynx_moe.lab.shared import record
 from lynx_moe.lab.shared.engine import open_engine, run_batch
-from lynx_moe.lab.speed import disk
+from lynx_moe.lab.speed import disk, trained
 from lynx_moe.lab.speed.random_weights import LOAD_FORMAT, register_loader
-from lynx_moe.lab.speed.shapes import SHAPES, VOCABULARY, num_experts, write_config
+from lynx_moe.lab.speed.shapes import SHAPES, VOCABULARY, Shape, num_experts, write_config
 
 PROMPT_TOKENS = 16
 NEW_TOKENS = 25
@@ -28,6 +28,8 @@ def measure(
     experts_resident: str | None = None,
     experts_folder: str | None = None,
     experts_residency: str | None = None,
+    model: str | None = None,
+    data: str = "testbed",
     advance: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """The record of an interleaved run: A B C, B C A, ... for `rounds` rounds at every batch size, after a warm-up of
@@ -35,25 +37,28 @@ def measure(
 
     A round's TPOT is the median of its decode steps (milliseconds). experts_resident: what stays in memory, the rest is
     read from a disk (`disk.py`); None: all does. experts_residency: whether policies know it, as `Options` says; None:
-    they do not. Raises ValueError as `check` does.
+    they do not. model: a trained one in place of a shape, on prompts of `data` (`trained.py`). Raises ValueError as
+    `check` and `trained.drawing` do.
     """
     check(shape, batch_sizes)
-    layers = layers or SHAPES[shape].layers
     from lynx_moe.engines import vllm as engine
 
     asked = {"experts_resident": experts_resident, "experts_folder": experts_folder}
     asked["experts_residency"] = experts_residency
     paged = {key: value for key, value in asked.items() if value is not None}
-    llm = open_shape(shape, layers, max(batch_sizes), **paged)
-    samples = interleaved(llm, engine.set_policy, policies, batch_sizes, rounds, advance)
+    draw: trained.Draw = draw_prompts
+    if model is None:
+        llm = open_shape(shape, layers or SHAPES[shape].layers, max(batch_sizes), **paged)
+        told = about(SHAPES[shape], layers or SHAPES[shape].layers)
+    else:
+        llm = trained.open_trained(model, max(batch_sizes), **paged)
+        draw = trained.drawing(llm.get_tokenizer(), data, PROMPT_TOKENS, NEW_TOKENS)
+        told = trained.about(model, engine.shape())
+    samples = interleaved(llm, engine.set_policy, policies, batch_sizes, rounds, advance, draw)
     return {
         "kind": "speed",
         "environment": record.environment(),
-        "model": f"{layers} layers of {SHAPES[shape].title}'s shape, random weights, bfloat16, eager",
-        "gates": SHAPES[shape].gates.about(),
-        "num_experts": num_experts(SHAPES[shape]),
-        "top_k": SHAPES[shape].config["num_experts_per_tok"],
-        "layers": layers,
+        **told,
         "policies": list(policies),
         "batch_sizes": list(batch_sizes),
         "rounds": rounds,
@@ -71,13 +76,15 @@ def interleaved(
     batch_sizes: Sequence[int],
     rounds: int,
     advance: Callable[[str], None],
+    draw: trained.Draw | None = None,
 ) -> list[dict[str, Any]]:
-    """The samples of `measure`, from an open engine that `use` switches to a policy; it returns the full spec."""
+    """The samples of `measure`, from an open engine that `use` switches to a policy; it returns the full spec. draw:
+    makes a batch's prompts; None: of random tokens."""
     rng = random.Random(0)
     samples: list[dict[str, Any]] = []
     for batch in batch_sizes:
         for number in range(rounds + 1):
-            found = one_round(llm, use, policies, number, draw_prompts(batch, rng), advance)
+            found = one_round(llm, use, policies, number, (draw or draw_prompts)(batch, rng), advance)
             samples += found if number else []  # round 0 warms up
     return samples
 
@@ -110,6 +117,17 @@ def draw_prompts(
 ) -> list[list[int]]:
     """Prompts of random tokens."""
     return [[rng.randrange(vocabulary) for _ in range(tokens)] for _ in range(batch)]
+
+
+def about(shape: Shape, layers: int) -> dict[str, Any]:
+    """What a record says of a shape with so many layers."""
+    return {
+        "model": f"{layers} layers of {shape.title}'s shape, random weights, bfloat16, eager",
+        "gates": shape.gates.about(),
+        "num_experts": num_experts(shape),
+        "top_k": shape.config["num_experts_per_tok"],
+        "layers": layers,
+    }
 
 
 def open_shape(shape: str, layers: int, max_num_seqs: int, **options: Any) -> Any:

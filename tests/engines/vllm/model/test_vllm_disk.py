@@ -17,7 +17,7 @@ from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 
 from lynx_moe.engines import vllm as plugin
 from lynx_moe.engines.disk.amount import Amount
-from lynx_moe.engines.disk.reader import ReadError
+from lynx_moe.engines.disk.source import ReadError
 from lynx_moe.engines.shared.refusals import Refusal
 from lynx_moe.engines.vllm.launch import disk
 from lynx_moe.engines.vllm.launch.options import Options

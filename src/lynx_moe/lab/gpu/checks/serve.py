@@ -79,14 +79,14 @@ def about(shape: Shape) -> dict[str, Any]:
 
 
 def open_all_layers(
-    shape: Shape, batches: Sequence[int], policy: str, dry: bool, rows: Sequence[int] = (), **options: Any
+    shape: Shape, batches: Sequence[int], policy: str, eager: bool, rows: Sequence[int] = (), **options: Any
 ) -> Any:
-    """The engine: V1 runner, FULL graphs that record the policy, of so many rows (none: as the batches have); more of
-    vLLM's own options."""
+    """The engine: V1 runner, FULL graphs that record the policy, of so many rows (none: as the batches have), or eager;
+    more of vLLM's own options."""
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     register_loader()
     graphs = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": list(rows or batches)}
-    more = {"enforce_eager": True} if dry else {"compilation_config": graphs, "gpu_memory_utilization": 0.9}
+    more = {"enforce_eager": True} if eager else {"compilation_config": graphs, "gpu_memory_utilization": 0.9}
     with tempfile.TemporaryDirectory() as folder:
         return open_engine(
             write_config(shape, shape.all_layers, Path(folder)),

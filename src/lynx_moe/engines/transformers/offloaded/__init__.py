@@ -1,0 +1,1 @@
+"""Experts of a transformers model that are read one by one; `../offloading.py` puts it together."""
