@@ -169,7 +169,7 @@ def test_ranks_replicas_and_caches_count_as_each_step_alone(tmp_path: Path) -> N
     assert line["after"] == pytest.approx(np.mean(union))
     assert line["fullest_after"] == pytest.approx(np.mean(fullest))
     assert line["replica_after"] == pytest.approx(np.mean(replica))
-    by_rank = [cache.loads(used_LSE & (placement.rank_E == rank), 2) for rank in range(3)]
+    by_rank = [cache.loads(used_LSE & (placement.here_RE[rank]), 2) for rank in range(3)]
     assert line["loads_after"] == pytest.approx(float(torch.stack(by_rank).amax(0).double().mean()))
     assert line["replica_after"] < line["after"]
 
