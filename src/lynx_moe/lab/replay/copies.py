@@ -94,7 +94,7 @@ class Copies:
         Each of `replicas` counts its own rows from 0; METRO knows what all of them ask for."""
         parts = [self.by_token(part) for part in ids_DTK.tensor_split(replicas, 1) if part.shape[1]]
         flags_XDP = torch.stack([torch.stack(parts).any(0), self.fewest(used_DE)])
-        return flags_XDP.unflatten(-1, (self.num_ranks, -1)).sum(-1).amax(-1)
+        return flags_XDP.view(2, len(used_DE), self.num_ranks, -1).sum(-1).amax(-1)
 
 
 def balanced(window: Recording, redundant: int, num_ranks: int) -> list[Copies]:

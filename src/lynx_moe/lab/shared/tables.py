@@ -134,7 +134,7 @@ def fidelity_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
             text(line, "agree", 100),
             text(line, "gain", 1000, "+"),
             f"{math.exp(-line['exact']):.4g} → {math.exp(-line['exact'] - line['gain']):.4g}",
-            _experts(line),
+            _experts(line) + (f"\nfullest {_experts(line, 'fullest_')}" if "fullest_after" in line else ""),
         )
         for line in results
     ]
