@@ -6,7 +6,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch.distributed as dist
 
 from lynx_moe.engines.vllm.model import agreement
