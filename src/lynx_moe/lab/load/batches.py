@@ -9,7 +9,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -83,23 +83,20 @@ def _turn(
 
 def _between(server: Server, name: str, tokens: int, prompt: list[int]) -> float:
     """Seconds between the tokens of an answer, which is as long as was asked for."""
-    given = {
-        "model": name,
-        "prompt": prompt,
-        "max_tokens": tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-    }
-    times = [time.perf_counter() for _ in _events(server, given)]
-    if len(times) < tokens:
-        raise ValueError(f"{server.url} told {len(times)} of {tokens} tokens one by one; let it stream every token")
-    return (times[tokens - 1] - times[0]) / (tokens - 1)
-
-
-def _events(server: Server, given: dict[str, Any]) -> Iterator[bytes]:
+    given = {"model": name, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+    given |= {"stream": True, "stream_options": {"include_usage": True}}
+    times, written = [], 0
     with server.opened("/v1/completions", json.dumps(given).encode()) as answer:
-        yield from (line for line in answer if line.startswith(b"data: {"))
+        for line in answer:
+            if line.startswith(b"data: {"):
+                told = json.loads(line.removeprefix(b"data: "))
+                times += [time.perf_counter()] if told["choices"] else []
+                written = (told.get("usage") or {}).get("completion_tokens", written)
+    if written != tokens or len(times) < tokens // 2:  # a token that ends no character may come with the next one
+        raise ValueError(
+            f"{server.url} streamed {written} of {tokens} tokens in {len(times)} pieces; let it stream each"
+        )
+    return (times[-1] - times[0]) / (tokens - 1)
 
 
 def main(
