@@ -1,18 +1,16 @@
-"""Experts on ranks: a policy decides by them, what the fullest loads is counted, and policies are compared at that."""
+"""Experts on ranks: a policy decides by them, and what the fullest loads is counted."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_equal import line
 from tiny_moe import documents
 from typer.testing import CliRunner
 
 import lynx_moe
 from lynx_moe.cli import app
 from lynx_moe.engines.shared.layers import Layer
-from lynx_moe.lab.fidelity import equal
 from lynx_moe.lab.fidelity.lockstep import decode
 from lynx_moe.lab.fidelity.ranks import Fullest
 from lynx_moe.lab.shared import lines
@@ -80,16 +78,6 @@ def test_counts_are_those_of_each_step() -> None:
     count.add(layer, Routing(torch.tensor([[0, 1], [0, 2]]), weights), Routing(torch.tensor([[0, 2], [0, 2]]), weights))
     count.add(layer, Routing(torch.tensor([[0, 2], [0, 2]]), weights), Routing(torch.tensor([[0, 2], [0, 2]]), weights))
     assert count.means() == [1.5, 1.0]
-
-
-def test_policies_are_compared_at_equal_loads_of_the_fullest_rank() -> None:
-    def ranked(policy: str, fullest: float, factor: float) -> dict[str, Any]:
-        return line(policy, 20, factor) | {"fullest_before": 12.0, "fullest_after": fullest}
-
-    ours = [ranked("priced:price=0.1,per_rank=true", 4, 8), ranked("priced:price=0.01,per_rank=true", 8, 2)]
-    (found,) = equal.compared([*ours, ranked("lynx", 6, 8)])
-    assert (found["ours"], found["before"], found["after"]) == ("priced:per_rank=true", 12, 6)
-    assert found["ratio"] == pytest.approx(4 / 8)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_routes import EXPERTS, SPEC, written
+from made_routes import EXPERTS, SPEC, written
 
 from lynx_moe.lab.replay import routes
 from lynx_moe.lab.replay.copies import Copies, halves
