@@ -206,22 +206,25 @@ def largest(value: list[float], num: int, first: set[int] = frozenset()) -> set[
     return set(sorted(range(len(value)), key=lambda e: (e not in first, -f32(value[e]), e))[:num])
 
 
-def spread(batch: Batch, keep: set[int], pinned: set[int], ranks: list[int]) -> set[int]:
-    """The kept set over ranks; ranks[e]: where an expert lives."""
+def spread(batch: Batch, keep: set[int], pinned: set[int], ranks: list[set[int]]) -> set[int]:
+    """The kept set over ranks; ranks[e]: where an expert lives, with its copies."""
     always = pinned | batch.free
     keep = keep | always
     candidates = keep | {e for row in batch.rows.values() for e in row.own}
     wish = [math.fsum(row.p[e] for row in batch.rows.values() if e in row.allowed) for e in range(len(ranks))]
-    homes = [sorted(e for e in candidates if ranks[e] == rank) for rank in range(max(ranks) + 1)]
-    height = 0
-    while sum(min(height, len(home)) for home in homes) < len(keep):
-        height += 1
-    height = max(height, *(len(always & set(home)) for home in homes))
 
     def order(e: int) -> tuple[bool, bool, float, int]:
         return e not in always, e not in keep, -f32(wish[e]), e
 
-    return {e for home in homes for e in sorted(home, key=order)[:height]}
+    homes = [sorted((e for e in candidates if rank in ranks[e]), key=order) for rank in set().union(*ranks)]
+
+    def below(height: int) -> set[int]:
+        return {e for e in candidates if all(e not in home[height:] for home in homes)}
+
+    height = max(len(always & set(home)) for home in homes)
+    while len(below(height)) < len(keep):
+        height += 1
+    return below(height)
 
 
 def xshare(batch: Batch, budget: int, k0: int) -> set[int]:

@@ -60,7 +60,7 @@ def make(text: str, num_experts: int, device: str = "cpu") -> Policy:
     """The policy with its numbers of experts made to fit, calibration attached, and experts on three ranks."""
     text = text.replace("=8", f"={min(num_experts, 8)}")
     calibration = {name: tensor.to(device) for name, tensor in make_calibration(num_experts).items()}
-    placement = Placement(3, Placement.linear(num_experts, 3).rank_E.to(device))
+    placement = Placement.linear(num_experts, 3, device)
     return make_policy(text).for_layer(0, {0: calibration}).for_placement(placement)
 
 

@@ -15,9 +15,9 @@ E, K, T = 12, 3, 6
 
 
 def plainly(
-    ids: list[list[int]], shares: list[list[float]], price: float, free: set[int], ranks: list[int] | None = None
+    ids: list[list[int]], shares: list[list[float]], price: float, free: set[int], ranks: list[set[int]] | None = None
 ) -> list[list[bool]]:
-    """Which slots of the voters' rows stay, by the definition; ranks: the rank of every expert, for levels."""
+    """Which slots of the voters' rows stay, by the definition; ranks: those of every expert, for levels."""
     stays = {e for row in ids for e in row}
     lost = [0.0] * len(ids)
     for share in ROUNDS:
@@ -35,26 +35,27 @@ def plainly(
     return [[e in stays | free for e in row] for row in ids]
 
 
-def levelled(harm: dict[int, float], free: set[int], price: float, ranks: list[int]) -> set[int]:
+def levelled(harm: dict[int, float], free: set[int], price: float, ranks: list[set[int]]) -> set[int]:
     """Levels go, the highest first, while their loss is worth it and they hold no donated expert."""
     lists = [
-        sorted((e for e in {*harm, *free} if ranks[e] == r), key=lambda e: (e not in free, -harm.get(e, 0.0), e))
-        for r in set(ranks)
+        sorted((e for e in {*harm, *free} if r in ranks[e]), key=lambda e: (e not in free, -harm.get(e, 0.0), e))
+        for r in set().union(*ranks)
     ]
+    level = {e: 1 + max(one.index(e) for one in lists if e in one) for e in {*harm, *free}}
     height = max(map(len, lists))
-    while height and all(len(one) < height or one[height - 1] not in free for one in lists):
-        if sum(harm[one[height - 1]] for one in lists if len(one) >= height) > price * len(lists):
+    while height and not any(level[e] == height for e in free):
+        if sum(harm[e] for e in harm if level[e] == height) > price * len(lists):
             break
         height -= 1
-    return {e for one in lists for e in one[:height] if e in harm}
+    return {e for e in harm if level[e] <= height}
 
 
 @pytest.mark.parametrize("price", [0.0, 0.03, 1.0, 100.0])
 @pytest.mark.parametrize("calibrated", [False, True])
-@pytest.mark.parametrize("ranked", [False, True])
+@pytest.mark.parametrize("ranked", ["", "ranks", "copies"])
 @pytest.mark.parametrize("seed", range(5))
 def test_an_expert_goes_while_its_loss_adds_at_most_the_price(
-    price: float, calibrated: bool, ranked: bool, seed: int
+    price: float, calibrated: bool, ranked: str, seed: int
 ) -> None:
     rng = torch.Generator().manual_seed(seed)
     logits, spec = torch.randn(T, E, generator=rng) * 2, RouterSpec(num_experts=E, top_k=K)
@@ -67,8 +68,11 @@ def test_an_expert_goes_while_its_loss_adds_at_most_the_price(
         gain = [max(n / typical, FLOOR) ** 0.5 for n in norms.tolist()]
     ranks = None
     if ranked:
-        ranks = [0, 1, 2, *torch.randint(0, 3, (E - 3,), generator=rng).tolist()]
-        policy = replace(policy, per_rank=True).for_placement(Placement.of(ranks))
+        ranks = [{r} for r in [0, 1, 2, *torch.randint(0, 3, (E - 3,), generator=rng).tolist()]]
+        if ranked == "copies":
+            ranks = [one | ({e % 3} if e % 2 else set()) for e, one in enumerate(ranks)]
+        here = torch.tensor([[r in one for one in ranks] for r in range(3)])
+        policy = replace(policy, per_rank=True).for_placement(Placement.fixed(here))
     ids, weights = own.ids[:-1].tolist(), own.weights[:-1].double().tolist()
     shares = [
         [(gain[e] * w / sum(row)) ** 2 for e, w in zip(row_ids, row, strict=True)]

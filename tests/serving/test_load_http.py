@@ -10,13 +10,15 @@ import running
 from openai import OpenAI
 
 from lynx_moe.control.tuned import Tuned
-from lynx_moe.lab.load import measure
+from lynx_moe.lab.load import batches, measure
 from lynx_moe.lab.load.server import Server
 from lynx_moe.lab.shared import lines
 from lynx_moe.testbed import path
 
 KEY = "open-sesame"
-SHADOW = {"lynx_moe": {"shadow": 0.5}}  # with KL measured, gauges below 0 stand among the counters
+SHADOW = {
+    "lynx_moe": {"shadow": 0.5, "metrics_every": 0.2}
+}  # with KL measured, gauges below 0 stand among the counters
 
 
 TUNED = Tuned(model={"experts": 64}, max_kl=0.01, batches={"1": "vanilla", "2-4": "priced:price=0.3"})
@@ -89,3 +91,27 @@ def test_each_run_is_counted_by_itself_and_all_requests_are_answered(
             assert one["after"] < 0.8 * one["before"]
             assert one["kl"] > 0
             assert 0 < one["kl_rows"] < 8 * 30
+
+
+def test_batches_of_one_size_are_measured_policies_in_turns(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+    server, policies, said = Server(url, settle=0.7), ("vanilla", "priced:price=0.3"), []
+    found = batches.quality(server, policies, 2, 14, said.append)
+    base, priced = found["summary"]
+    assert base["n"] == priced["n"] == 28
+    assert base["exact_match"] > 0.8
+    assert priced["after"] < 0.8 * base["after"]
+    assert base["after"] == base["before"] > 8
+    found = batches.speed(server, policies, [1, 4], 2, 8, said.append)
+    assert [(one["batch"], one["round"], one["policy"]) for one in found["samples"]] == [
+        (batch, number, policy)
+        for batch in (1, 4)
+        for number in (1, 2)
+        for policy in (policies if number == 2 else policies[::-1])
+    ]
+    assert all(one["tpot_ms"] > 0 for one in found["samples"])
+    alone, together = (next(s for s in found["samples"] if s["batch"] == batch) for batch in (1, 4))
+    assert alone["after"] is None
+    assert 8 < together["after"] < 32
+    with pytest.raises(ValueError, match=r"answers 400: .*max_tokens"):
+        batches.speed(server, policies, [1], 1, 10_000, said.append)

@@ -21,8 +21,9 @@ OF_TIME = {
     "gpu.md",
     "load.md",
     "serving.md",
+    "sglang.md",
     "training.md",
-}  # no table of quality there
+}  # no table of quality there, or one of servers, of which one lives in an environment of its own
 STEPS = steps()
 PLACES = {"out": "o", "carved": "c", "routes": "r.npz", "twins": "t"}
 

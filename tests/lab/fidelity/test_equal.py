@@ -29,6 +29,16 @@ def test_kl_is_interpolated_geometrically_and_likelihood_in_a_line() -> None:
     assert found["ratio"] == pytest.approx(8 / 5)  # just where one was measured
 
 
+def test_policies_are_compared_at_equal_loads_of_the_fullest_rank() -> None:
+    def ranked(policy: str, fullest: float, factor: float) -> dict[str, Any]:
+        return line(policy, 20, factor) | {"fullest_before": 12.0, "fullest_after": fullest}
+
+    ours = [ranked("priced:price=0.1,per_rank=true", 4, 8), ranked("priced:price=0.01,per_rank=true", 8, 2)]
+    (found,) = equal.compared([*ours, ranked("lynx", 6, 8)])
+    assert (found["ours"], found["before"], found["after"]) == ("priced:per_rank=true", 12, 6)
+    assert found["ratio"] == pytest.approx(4 / 8)
+
+
 def test_settings_are_grouped_by_all_but_the_price_and_cells_stand_alone() -> None:
     ours = [line(f"priced:price={price},slope=1", after, 1) for price, after in ((0.1, 10), (0.01, 30))]
     rest = [line("priced:reroute=1", 12, 1), line("lynx", 20, 2), line("lynx", 20, 2, size=4)]

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_routes import EXPERTS, LAYERS, SPEC, TOKENS, TOP_K, made_logits, parts, written
 
 from lynx_moe.lab.replay import cache, routes
 from lynx_moe.lab.replay.measure import Setting, replay
@@ -12,39 +13,9 @@ from lynx_moe.lab.replay.over_routes import Draw, replay_routes
 from lynx_moe.lab.replay.recording import Recorded, Recording
 from lynx_moe.lab.shared import tables
 from lynx_moe.policies import POLICIES, Placement, make_policy
-from lynx_moe.routing import RouterSpec, Routing, Rows, loaded, select
+from lynx_moe.routing import Routing, Rows, loaded
 
-LAYERS, TOKENS, EXPERTS, TOP_K = 2, 300, 12, 3
-SPEC = RouterSpec(num_experts=EXPERTS, top_k=TOP_K, renormalize=False)
 OWN_ONLY = ["vanilla", "priced:price=0.1", "topk:k=2", "naee:beta=0.7", "min-p:k_min=1,threshold=0.6", "oea:k0=1"]
-
-
-def made_logits() -> torch.Tensor:
-    """[L, N, E], some experts more popular than others."""
-    generator = torch.Generator().manual_seed(4)
-    shape = (LAYERS, TOKENS, EXPERTS)
-    return torch.randn(shape, generator=generator) + torch.randn(LAYERS, 1, EXPERTS, generator=generator)
-
-
-def parts() -> dict[str, np.ndarray]:
-    """A trace of 15 sequences of 20 tokens, two tasks in turn."""
-    own = [select(logits, SPEC) for logits in made_logits()]
-    sequence = np.arange(TOKENS) // 20
-    return {
-        "ids": np.stack([routing.ids.numpy().astype(np.uint8) for routing in own]),
-        "weights": np.stack([routing.weights.numpy() for routing in own]),
-        "sequence": sequence,
-        "num_experts": np.array(EXPERTS),
-        "task": sequence % 2,
-        "tasks": np.array(["code", "prose"]),
-    }
-
-
-def written(folder: Path, **changed: object) -> Path:
-    """The trace as a file; a part that is changed to None is left out."""
-    path = folder / "routes.npz"
-    np.savez(path, **{name: part for name, part in (parts() | changed).items() if part is not None})
-    return path
 
 
 @pytest.mark.parametrize("policy", OWN_ONLY)
@@ -169,7 +140,7 @@ def test_ranks_replicas_and_caches_count_as_each_step_alone(tmp_path: Path) -> N
     assert line["after"] == pytest.approx(np.mean(union))
     assert line["fullest_after"] == pytest.approx(np.mean(fullest))
     assert line["replica_after"] == pytest.approx(np.mean(replica))
-    by_rank = [cache.loads(used_LSE & (placement.rank_E == rank), 2) for rank in range(3)]
+    by_rank = [cache.loads(used_LSE & (placement.here_RE[rank]), 2) for rank in range(3)]
     assert line["loads_after"] == pytest.approx(float(torch.stack(by_rank).amax(0).double().mean()))
     assert line["replica_after"] < line["after"]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from lynx_moe.lab.demo.measure import verdict
-from lynx_moe.lab.demo.quality import summarise as summarise_quality
 from lynx_moe.lab.shared import plots, record, tables
 from lynx_moe.lab.shared.intervals import mean_difference, proportion
+from lynx_moe.lab.shared.scores import paired as summarise_quality
 from lynx_moe.lab.speed.measure import summarise
 
 SAMPLES = [

@@ -41,6 +41,9 @@ def fidelity(
         str,
         typer.Option(help='Prices and "exact" between spaces: rows of all of them in one batch, and among their like.'),
     ] = "",
+    ranks: Annotated[
+        str, typer.Option(help="Ranks that the experts live on: 2,4,8; tells what the fullest loads, too.")
+    ] = "",
     engine: Annotated[
         Literal["transformers", "vllm"], typer.Option(help="What decodes; vllm: as it serves, quantised or parallel.")
     ] = "transformers",
@@ -59,6 +62,7 @@ def fidelity(
     from lynx_moe.lab.evaluation import arguments
     from lynx_moe.lab.fidelity import measure as measurement
     from lynx_moe.lab.fidelity import plot as plot_fidelity
+    from lynx_moe.lab.fidelity import ranks as ranked
     from lynx_moe.lab.fidelity import served
     from lynx_moe.lab.fidelity import tiers as tiered
     from lynx_moe.lab.shared import tables
@@ -78,6 +82,8 @@ def fidelity(
         split=split,
     )
     console, on_vllm = terminal.console(), engine == "vllm"
+    if tiers and ranks:
+        raise ValueError("--tiers and --ranks are two measurements: give one of them")
     if (tiers and on_vllm) or (model_args and not on_vllm):
         raise ValueError("--tiers is measured on transformers alone, and --model-args goes to --engine vllm alone")
     if tiers:
@@ -86,6 +92,19 @@ def fidelity(
         for title, lines in tables.by_cache(result["results"]).items():
             tables.show(f"{model}: {title}", tiered.HEAD, tiered.rows(lines), console)
         console.print(f"Record: {file}")
+        return
+    if ranks:
+        if on_vllm:
+            raise ValueError(
+                "--ranks deals experts out on transformers; --engine vllm has them where --model-args says"
+            )
+        for number in sizes(ranks):
+            file = out / f"{number}-ranks.jsonl"
+            result = ranked.measure(settings, policies.split(), number, file, console.print, max_memory)
+            for title, lines in tables.by_cache(result["results"]).items():
+                of_ranks = f"{model} on {number} ranks: {title}"
+                tables.show(of_ranks, tables.FIDELITY_HEAD, tables.fidelity_rows(lines), console)
+            console.print(f"Record: {file}")
         return
     file = out / "fidelity.jsonl"
     if on_vllm:

@@ -72,6 +72,10 @@ def replay(
         typer.Option(help="Only so many steps, evenly spaced (default: all). Routes: steps of a batch (16)."),
     ] = None,
     ranks: Annotated[int, typer.Option(help="Ranks of expert parallelism, for the fullest rank's experts.")] = 1,
+    redundant_experts: Annotated[
+        int | None,
+        typer.Option(help="Copies of popular experts on those ranks, as EPLB puts them (0: moved about only)."),
+    ] = None,
     replicas: Annotated[int, typer.Option(help="Data-parallel replicas that share out the rows and decide alone.")] = 1,
     votes: Annotated[
         bool, typer.Option("--votes", help="Each replica knows which experts the others kept in the step before.")
@@ -102,7 +106,7 @@ def replay(
     asked |= {"batch_sizes": None if batch_sizes is None else tuple(sizes(batch_sizes))}
     asked |= {"mixes": None if mixes is None else tuple(mixes.split(","))}
     given = {name: value for name, value in asked.items() if value is not None}
-    shown_by: dict[str, Any] = {"ranks": ranks, "replicas": replicas, "slots": slots}
+    shown_by: dict[str, Any] = {"ranks": ranks, "redundant": redundant_experts, "replicas": replicas, "slots": slots}
     parallel: dict[str, Any] = {**shown_by, "votes": votes, "aware": aware}
     if recorded.suffix == ".npz":
         given |= {} if steps is None else {"steps": steps}

@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -18,7 +19,7 @@ from lynx_moe.engines.transformers.model import checked, decoder_of, generator_o
 from lynx_moe.engines.transformers.rows import PHASES, StepRows, given, of_forward
 from lynx_moe.engines.transformers.table import Found
 from lynx_moe.engines.transformers.wrap import Wraps, is_wrapped
-from lynx_moe.policies import Policy, make_policy
+from lynx_moe.policies import Placement, Policy, make_policy
 from lynx_moe.routing import Routing, Rows
 
 
@@ -31,20 +32,27 @@ class Run:
     bypassed  MoE layers that keep the model's own routing: name -> why.
     rows      your own masks and prices, and which rows verify drafts, for every forward from now on, [batch * new
               tokens], sequence by sequence; they go before `phase` and all that is detected. None: detect.
+    watch     called with a layer, its own routing and the policy's in every step in which rows may be remapped, but for
+              steps that torch.compile runs. None: nobody looks.
     """
 
-    def __init__(self, model: Any, policy: str | Policy, phase: str, layers: Collection[int] | None) -> None:
+    def __init__(
+        self, model: Any, policy: str | Policy, phase: str, layers: Collection[int] | None, ranks: int = 1
+    ) -> None:
         if phase not in PHASES:
             raise ValueError(f"phase={phase!r} is unknown; allowed: {', '.join(PHASES)}")
         self._model, self._phase = checked(model), phase
         self._found, unfit, left = layers_of(self._model, layers)
         self._unfit, self.bypassed = unfit, {**unfit, **left}
         self.layers: tuple[Layer, ...] = tuple(one.layer for one in self._found)
+        if ranks != 1:
+            self.layers = tuple(_on_ranks(layer, ranks, next(self._model.parameters()).device) for layer in self.layers)
         self.shape = shape_of(self._model, self.layers[0].spec)
         self.policy: Policy = (make_policy(policy) if isinstance(policy, str) else policy).for_model(self.shape)
         self._by_layer = fitted(self.policy, self.layers, self.shape.name, next(self._model.parameters()).device)
         self.recorder: Recorder | None = None
         self.rows: Rows | None = None
+        self.watch: Callable[[Layer, Routing, Routing], None] | None = None
         names = [layer.name for layer in self.layers]
         self._decoder, self._generator = decoder_of(self._model, names), generator_of(self._model, names)
         self._names = tuple(inspect.signature(self._decoder.forward).parameters)
@@ -130,7 +138,7 @@ class Run:
 
     def _around(self, number: int, one: Found) -> Callable[..., Any]:
         """Around what picks the experts of one layer."""
-        layer, picker, layout, policy = one.layer, one.picker, one.row.layout, self._by_layer[number]
+        layer, picker, layout, policy = self.layers[number], one.picker, one.row.layout, self._by_layer[number]
 
         def pick(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             output = original(*args, **kwargs)
@@ -154,6 +162,8 @@ class Run:
                     decide = policy.route if compiling else policy.decide
                     final = decide(logits_TE, layer.spec, step.masks, own)
                 self._counters.add(number, own, final, layer.spec.num_experts, step.valid)
+                if self.watch is not None and not compiling:
+                    self.watch(layer, own, final)
             return output if final is own else layout.write(output, Choice(logits_TE, final.weights, final.ids))
 
         return pick
@@ -177,6 +187,10 @@ class Run:
         if message not in self._warned and not torch.compiler.is_compiling():
             self._warned.add(message)
             warnings.warn(f"lynx_moe: {message}", stacklevel=3)
+
+
+def _on_ranks(layer: Layer, ranks: int, device: torch.device) -> Layer:
+    return replace(layer, placement=Placement.linear(layer.spec.num_experts, ranks, device))
 
 
 def _check_rows(layer: Layer, step: StepRows, logits_TE: torch.Tensor, ids_TK: torch.Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lynx_moe.lab.shared import record
 from lynx_moe.lab.shared.engine import open_engine
-from lynx_moe.lab.shared.intervals import mean_difference, proportion
+from lynx_moe.lab.shared.scores import paired
 from lynx_moe.testbed.tasks import TASKS, test_items
 
 MARGIN = 4  # tokens beyond the right answer's length before an answer is cut off, as wrong
@@ -67,24 +67,5 @@ def measure(
         "concurrency": concurrency,
         "tasks": [task for task, _ in items],
         "results": results,
-        "summary": summarise(results),
+        "summary": paired(results),
     }
-
-
-def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per policy: exact match with its 95 % interval, and the paired difference to the first policy."""
-    base = results[0]["right"]
-    return [
-        {
-            "policy": r["policy"],
-            "spec": r["spec"],
-            "n": len(base),
-            "exact_match": sum(r["right"]) / len(base),
-            "interval": proportion(r["right"]),
-            "difference": (sum(r["right"]) - sum(base)) / len(base),
-            "difference_interval": mean_difference(r["right"], base),
-            "before": r["before"],
-            "after": r["after"],
-        }
-        for r in results
-    ]

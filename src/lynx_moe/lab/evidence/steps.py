@@ -28,6 +28,10 @@ OF_A_CACHE = (
 )
 OF_PRICES = "priced:price=0.01 priced priced:price=0.06 priced:price=0.1"
 RULES_OF_A_CACHE = "drop-on-miss:mass=0.1 drop-on-miss:mass=0.2 cache-prior:weight=0.1 cache-prior:weight=0.3"
+ON_RANKS = (
+    "priced:price=0.01 priced priced:price=0.1 priced:price=0.3 priced:price=0.01,per_rank=true priced:per_rank=true "
+    "priced:price=0.1,per_rank=true priced:price=0.3,per_rank=true lynx lynx:per_rank=true"
+)
 TIERS = {"tiers-exact": "0.01 0.03 0.1 exact", "tiers": "0.01 0.03 0.1"}
 DRAFTERS = {"qwen3-moe": "none ngram draft olmoe", "mixtral": "none ngram draft", "deepseek-v3": "none mtp draft"}
 ACCEPTED = {"qwen3-moe": "0.976,0.919,0.841", "mixtral": "0.977,0.914,0.844"}  # of the dense drafter's, by depth
@@ -93,6 +97,18 @@ def steps() -> list[Step]:
             "lynx-moe replay {out}/routing.safetensors --ranks 8 --policies 'vanilla priced priced:per_rank=true "
             "oea:k0=3 oea:k0=3,per_rank=true' > {out}/ranks.txt",
         )),
+        *(
+            Step(f"{name} on ranks", "ranks.md", 8, (
+                f"lynx-moe fidelity {name} --ranks 2,4,8 --policies '{ON_RANKS}' --batch-sizes 16 --mixes mixed "
+                f"--sequences 112 --dtype float32 --out {{out}}/ranks/{name}",
+                *(
+                    f"lynx-moe table {{out}}/ranks/{name}/{number}-ranks.jsonl --at-equal-experts "
+                    f"> {{out}}/ranks/{name}/{number}-ranks.md"
+                    for number in (2, 4, 8)
+                ),
+            ))
+            for name in ("qwen3-moe", "deepseek-v3")
+        ),
         Step("the carved model", "carved.md", 10, ("lynx-moe testbed carve",)),
         Step("fidelity of the carved model", "carved.md", 90, (
             f"lynx-moe fidelity carved {HELD_OUT} --policies '{ON_CARVED}' --batch-sizes 1,4,16,64 --mixes mixed "

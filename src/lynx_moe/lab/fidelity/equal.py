@@ -1,4 +1,5 @@
 """Policies that ask prices against all others, at the number of experts that the other keeps: from a saved record.
+Where experts were on ranks, that of the fullest one.
 
 Between two prices KL is interpolated geometrically and log-likelihood in a line, both over distinct experts. Sequences
 are drawn anew together, so the ratio and the difference are paired.
@@ -27,6 +28,7 @@ def compared(results: Sequence[Line], seed: int = 0) -> list[Line]:
     for cell in dict.fromkeys((line["batch_size"], line["mix"], line["cache"]) for line in results):
         lines = [line for line in results if (line["batch_size"], line["mix"], line["cache"]) == cell]
         forms = [_form(line["policy"]) for line in lines]
+        of = "fullest_" if "fullest_after" in lines[0] else ""
         for rival, rivals_form in zip(lines, forms, strict=True):
             if rivals_form not in (None, DEFAULT) or not rival["kl"]:
                 continue
@@ -34,9 +36,9 @@ def compared(results: Sequence[Line], seed: int = 0) -> list[Line]:
                 if name in (None, rivals_form):
                     continue
                 settings = [line for line, form in zip(lines, forms, strict=True) if form == name]
-                if pair := _around(settings, rival["after"]):
-                    known = {"batch": cell[0], "rival": rival["policy"], "ours": name, "before": rival["before"]}
-                    found.append(known | {"after": rival["after"]} | _against(*pair, rival, seed))
+                if pair := _around(settings, rival, f"{of}after"):
+                    known = {"batch": cell[0], "rival": rival["policy"], "ours": name, "before": rival[f"{of}before"]}
+                    found.append(known | {"after": rival[f"{of}after"]} | _against(*pair, rival, f"{of}after", seed))
     return found
 
 
@@ -46,18 +48,18 @@ def _form(spec: str) -> str | None:
     return str(policy.without_price().spec) if policy.knows_prices else None
 
 
-def _around(settings: Sequence[Line], after: float) -> tuple[Line, Line] | None:
-    """The two nearest settings, of fewer experts and of more."""
-    fewer = [line for line in settings if line["after"] <= after and line["kl"]]
-    more = [line for line in settings if line["after"] >= after and line["kl"]]
+def _around(settings: Sequence[Line], rival: Line, after: str) -> tuple[Line, Line] | None:
+    """The two nearest settings, of fewer experts and of more; after: the experts that count."""
+    fewer = [line for line in settings if line[after] <= rival[after] and line["kl"]]
+    more = [line for line in settings if line[after] >= rival[after] and line["kl"]]
     if not fewer or not more:
         return None
-    return max(fewer, key=lambda line: line["after"]), min(more, key=lambda line: line["after"])
+    return max(fewer, key=lambda line: line[after]), min(more, key=lambda line: line[after])
 
 
-def _against(fewer: Line, more: Line, rival: Line, seed: int) -> Line:
-    width = more["after"] - fewer["after"]
-    part = (rival["after"] - fewer["after"]) / width if width else 0.0
+def _against(fewer: Line, more: Line, rival: Line, after: str, seed: int) -> Line:
+    width = more[after] - fewer[after]
+    part = (rival[after] - fewer[after]) / width if width else 0.0
     steps = np.array(rival["steps_by_sequence"], dtype=float)
     drawn = np.random.default_rng(seed).integers(len(steps), size=(DRAWS, len(steps)))
     drawn = np.concatenate([np.arange(len(steps))[None], drawn])  # first, all of them as they are

@@ -24,6 +24,7 @@ from lynx_moe.lab.shared.pieces import Pieces
 from lynx_moe.lab.shared.progress import Progress
 
 Line = dict[str, Any]
+FULLEST = ("fullest_before", "fullest_after")  # of experts on ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +141,8 @@ class Decoder(Protocol):
 class Local:
     """A `Decoder` on transformers, in this process."""
 
-    def __init__(self, settings: Settings, specs: Sequence[str]) -> None:
-        self.model, self.runs = open_model(settings, specs)
+    def __init__(self, settings: Settings, specs: Sequence[str], ranks: int = 1) -> None:
+        self.model, self.runs = open_model(settings, specs, ranks)
         self.policies = [run.policy.spec for run in self.runs]
 
     def check(self, cuts: Iterable[tuple[str, Sequence[Batch]]], max_gib: float | None) -> None:
@@ -199,7 +200,8 @@ def mean_loads(cut: Sequence[Batch], pieces: Sequence[Line]) -> Line:
     """What `loads` says of the pieces, means over steps."""
     steps = torch.tensor([batch.num_steps for batch in cut], dtype=torch.float64)
     found: Line = {"num_experts": pieces[0]["num_experts"]}
-    for name in ("before", "after", "before_by_layer", "after_by_layer", *(("read",) if "read" in pieces[0] else ())):
+    told = [name for name in (*FULLEST, "read") if name in pieces[0]]
+    for name in ("before", "after", *told, "before_by_layer", "after_by_layer"):
         values = torch.tensor([piece[name] for piece in pieces], dtype=torch.float64)
         found[name] = (torch.tensordot(steps, values, 1) / steps.sum()).tolist()
     return found
@@ -215,11 +217,11 @@ def documents(settings: Settings) -> list[Document]:
     return from_file(Path(settings.data), tokenizer, *size, settings.split)
 
 
-def open_model(settings: Settings, specs: Sequence[str]) -> tuple[Any, list[Run]]:
+def open_model(settings: Settings, specs: Sequence[str], ranks: int = 1) -> tuple[Any, list[Run]]:
     """The model, and a run of each policy, not installed. Raises ValueError as `measure` does."""
     model = _loaded("AutoModelForCausalLM", settings, dtype=settings.dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), [apply(model, spec) for spec in specs]
+    return model.to(device).eval(), [apply(model, spec, ranks=ranks) for spec in specs]
 
 
 def _loaded(kind: str, settings: Settings, **options: Any) -> Any:

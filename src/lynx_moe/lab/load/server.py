@@ -56,20 +56,26 @@ class Server:
 
     def ask(self, path: str, body: bytes | None = None) -> str:
         """The answer's text. Raises ValueError where there is none, or it is an error, in one line."""
+        with self.opened(path, body) as answer:
+            text: str = answer.read().decode()
+        return text
+
+    @contextmanager
+    def opened(self, path: str, body: bytes | None = None) -> Iterator[Any]:
+        """The answer while it comes. Raises ValueError as `ask` does."""
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(f"{self.url}{path}", body, headers)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
-                text: str = answer.read().decode()
+                yield answer
         except HTTPError as error:
             said = " ".join(error.read().decode(errors="replace").split())[:300]
             hint = f"; {KEY_VARIABLE} holds the key that is sent" if error.code == 401 else ""
             raise ValueError(f"{self.url}{path} answers {error.code}: {said}{hint}") from None
         except OSError as error:
             raise ValueError(f"{self.url}{path} cannot be reached ({getattr(error, 'reason', error)})") from None
-        return text
 
 
 def running(url: str) -> Server:

@@ -5,13 +5,14 @@ D decisions of T rows each, S steps, L layers, E experts, K = top_k, R replicas.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lynx_moe.engines.shared.layers import Layer, fitted
-from lynx_moe.lab.replay import cache, votes
+from lynx_moe.lab.replay import cache, copies, votes
 from lynx_moe.lab.replay.decisions import Decisions, chosen_steps, groups
 from lynx_moe.lab.replay.recording import Recording
 from lynx_moe.lab.replay.resident import decided as of_cache
@@ -25,14 +26,16 @@ OF_ROWS = ("mass", "overlap", "changed", "x")
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """How a recording is looked at. steps: only so many, evenly spaced; None: all. The experts live on `ranks` ranks,
-    one after another. The rows of a step are dealt out to `replicas`, each of which decides for its own; with `votes`
-    each knows which experts the others kept in the step before. slots: experts that the cache of a layer holds, on each
-    rank. aware: policies know which these are.
+    one after another; with `redundant` a load balancer (EPLB) has put that many copies of popular ones beside them, by
+    the first half of the steps, and the second half is measured. The rows of a step are dealt out to `replicas`, which
+    decide each for its own; with `votes` each knows which experts the others kept in the step before. slots: experts
+    that the cache of a layer holds, on each rank. aware: policies know which these are.
 
     Raises ValueError for numbers that leave nothing to replay."""
 
     steps: int | None = None
     ranks: int = 1
+    redundant: int | None = None
     replicas: int = 1
     votes: bool = False
     slots: int | None = None
@@ -41,6 +44,8 @@ class Setting:
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"{self.steps} steps leave nothing to replay; use 1 or more")
+        if self.redundant is not None and (self.redundant < 0 or self.votes or self.slots is not None):
+            raise ValueError(f"{self.redundant} redundant experts: use 0 or more, without --votes and --slots")
         if self.replicas < 1:
             raise ValueError(f"{self.replicas} replicas cannot share out the rows; use 1 or more")
         if self.votes and self.replicas < 2:
@@ -66,7 +71,8 @@ def replay(
     """A line per policy, means over layers and steps, or over the rows that it may remap:
 
     before, after  distinct experts of a layer and step, by the model's own routing and by the policy's.
-    fullest_before, fullest_after    the same of the rank that loads most.
+    fullest_before, fullest_after    the same of the rank that loads most; with copies by vLLM's choice.
+    fewest_before, fewest_after      the same by METRO's choice of copies (`copies`); with copies only.
     replica_before, replica_after    the same of one replica's rows.
     loads_before, loads_after        experts that the rank which misses most must load into its cache; with slots only.
     mass           router scores of the experts that a row got, as a share of those that it asked for.
@@ -87,8 +93,15 @@ def replay(
     run = recording.facts.get("run")
     if setting.votes and run is None:
         raise ValueError("votes of the step before need batches that go on: give a trace of routes (.npz)")
-    placement = Placement.linear(recording.layers[0].spec.num_experts, setting.ranks)
-    layers = [Layer(name=layer.name, spec=layer.spec, placement=placement) for layer in recording.layers]
+    placements, of_layers = [Placement.linear(recording.layers[0].spec.num_experts, setting.ranks)], None
+    if setting.redundant is not None:
+        window, recording = copies.halves(recording)
+        of_layers = copies.balanced(window, setting.redundant, setting.ranks)
+        placements = [one.placement() for one in of_layers]
+    layers = [
+        Layer(name=layer.name, spec=layer.spec, placement=placement)
+        for layer, placement in zip(recording.layers, cycle(placements), strict=False)
+    ]
     steps_S, numbers = chosen_steps(recording, setting.steps), range(len(layers))
     stacked = list(groups(recording, steps_S, numbers))
     lines = []
@@ -100,13 +113,13 @@ def replay(
             jobs = ((group, _taken(decided, group)) for group in stacked)
         elif setting.votes and not policy.layers_differ:
             jobs = ((group, votes.decide(group, fits[0], setting.replicas, run or 1)) for group in stacked)
-        elif not policy.layers_differ:
+        elif not policy.layers_differ and of_layers is None:
             jobs = ((group, group.decide(fits[0], setting.replicas)) for group in stacked)
-        else:  # every layer has a policy of its own
+        else:  # every layer has a policy of its own, or experts of its own on ranks
             by_layer = ((n, group) for n in numbers for group in groups(recording, steps_S, [n]))
             jobs = ((group, group.decide(fits[n], setting.replicas)) for n, group in by_layer)
-        counted = _count(jobs, (len(layers), len(steps_S), layers[0].spec.num_experts), setting.replicas)
-        lines.append({"policy": policy.spec, **_line(counted, placement, setting, run)})
+        counted = _count(jobs, (len(layers), len(steps_S), layers[0].spec.num_experts), setting.replicas, of_layers)
+        lines.append({"policy": policy.spec, **_line(counted, placements[0], setting, run)})
     return lines
 
 
@@ -148,23 +161,36 @@ def _check_own_only(policies: Sequence[Policy]) -> None:
 @dataclass(frozen=True, eq=False)
 class _Counted:
     """used_CRLSE: experts that were loaded, C being the model's own routing and the policy's; of_rows_SM: sums over the
-    rows that may change of what OF_ROWS names; rows_S: how many these are, in all layers."""
+    rows that may change of what OF_ROWS names; rows_S: how many these are, in all layers; fullest_XCLS: loads of the
+    fullest rank by each of `copies.CHOICES`."""
 
     used_CRLSE: Tensor
     of_rows_SM: Tensor
     rows_S: Tensor
+    fullest_XCLS: Tensor
 
 
-def _count(jobs: Iterable[tuple[Decisions, Routing]], shape_LSE: tuple[int, int, int], replicas: int) -> _Counted:
-    """Of decisions and what was decided."""
+def _count(
+    jobs: Iterable[tuple[Decisions, Routing]],
+    shape_LSE: tuple[int, int, int],
+    replicas: int,
+    of_layers: Sequence[copies.Copies] | None,
+) -> _Counted:
+    """Of decisions and what was decided; with copies each job is of one layer."""
     num_steps = shape_LSE[1]
     used_CRLSE = torch.zeros(2, replicas, *shape_LSE, dtype=torch.bool)
     of_rows_SM = torch.zeros(num_steps, len(OF_ROWS), dtype=torch.float64)
     rows_S = torch.zeros(num_steps, dtype=torch.int64)
+    fullest_XCLS = torch.zeros(len(copies.CHOICES), *used_CRLSE.shape[:1], *shape_LSE[:2], dtype=torch.int64)
     for group, final in jobs:
         score_DTE = group.scores()
         for column, choice in enumerate((group.ids, final.ids)):
-            used_CRLSE[column, :, group.layer_D, group.step_D] = group.used(choice, replicas).transpose(0, 1)
+            used_DRE = group.used(choice, replicas)
+            used_CRLSE[column, :, group.layer_D, group.step_D] = used_DRE.transpose(0, 1)
+            if of_layers is not None:
+                mine = of_layers[int(group.layer_D[0])]
+                fullest_XD = mine.fullest(choice, used_DRE.any(1), replicas)
+                fullest_XCLS[:, column, group.layer_D, group.step_D] = fullest_XD
         live_DTK = (final.weights > 0).to(score_DTE.dtype)  # a slot left over holds some loaded expert, at weight 0
         chosen_DTE = torch.zeros_like(score_DTE).scatter_reduce(2, final.ids, live_DTK, "amax")
         asked_DT = score_DTE.gather(2, group.ids).sum(-1).clamp(min=1e-20)
@@ -176,15 +202,19 @@ def _count(jobs: Iterable[tuple[Decisions, Routing]], shape_LSE: tuple[int, int,
         found_DM = torch.stack([value.double().where(group.remap, 0.0).sum(-1) for value in found], -1)
         of_rows_SM.index_add_(0, group.step_D, found_DM)
         rows_S.index_add_(0, group.step_D, group.remap.sum(-1))
-    return _Counted(used_CRLSE, of_rows_SM, rows_S)
+    return _Counted(used_CRLSE, of_rows_SM, rows_S, fullest_XCLS)
 
 
 def _line(counted: _Counted, placement: Placement, setting: Setting, run: int | None) -> dict[str, Any]:
     union_CLSE = counted.used_CRLSE.any(1)
     loaded_CS = union_CLSE.sum(-1).double().mean(1)
     line = dict(zip(("before", "after"), loaded_CS.mean(-1).tolist(), strict=True))
-    rank_CLSE = [union_CLSE & mine for mine in _ranks(placement, union_CLSE.shape[-1])]
-    line |= _pair("fullest", torch.stack([mine.sum(-1) for mine in rank_CLSE]).amax(0))
+    rank_CLSE = [union_CLSE & here_E for here_E in placement.here_RE]
+    if setting.redundant is None:
+        line |= _pair("fullest", torch.stack([mine.sum(-1) for mine in rank_CLSE]).amax(0))
+    else:
+        for name, value_CLS in zip(copies.CHOICES, counted.fullest_XCLS, strict=True):
+            line |= _pair(name, value_CLS)
     line |= _pair("replica", counted.used_CRLSE.sum(-1).double().mean(1))
     if setting.slots is not None:
         missed = [torch.stack([cache.loads(used, setting.slots) for used in mine]) for mine in rank_CLSE]
@@ -192,12 +222,6 @@ def _line(counted: _Counted, placement: Placement, setting: Setting, run: int | 
     means = counted.of_rows_SM.sum(0) / counted.rows_S.sum().clamp(min=1)
     line |= dict(zip(OF_ROWS, means.tolist(), strict=True))
     return line if run is None else line | _with_intervals(loaded_CS, counted, run)
-
-
-def _ranks(placement: Placement, num_experts: int) -> list[Tensor]:
-    if placement.rank_E is None:
-        return [torch.ones(num_experts, dtype=torch.bool)]
-    return [placement.rank_E == rank for rank in range(placement.num_ranks)]
 
 
 def _pair(name: str, value_CLS: Tensor) -> dict[str, float]:

@@ -85,6 +85,26 @@ def control(found: Sequence[Line]) -> str:
     return f"random:num_keep={round(rows[1]['after'])}"
 
 
+def paired(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per policy, from what each got `right` of the same items: exact match with its 95 % interval, and the
+    paired difference to the first policy."""
+    base = results[0]["right"]
+    return [
+        {
+            "policy": r["policy"],
+            "spec": r["spec"],
+            "n": len(base),
+            "exact_match": sum(r["right"]) / len(base),
+            "interval": proportion(r["right"]),
+            "difference": (sum(r["right"]) - sum(base)) / len(base),
+            "difference_interval": mean_difference(r["right"], base),
+            "before": r["before"],
+            "after": r["after"],
+        }
+        for r in results
+    ]
+
+
 def _weighted(items: Sequence[Sequence[float]]) -> list[float]:
     """All items, such that their plain mean is the mean of the tasks' means."""
     n = sum(map(len, items))
@@ -103,8 +123,8 @@ def interval(values: Sequence[float]) -> list[float]:
 
 
 def _difference(metric: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    paired = metric["items"] is not None and base["items"] is not None
+    both = metric["items"] is not None and base["items"] is not None
     return {
         "difference": metric["value"] - base["value"],
-        "difference_interval": mean_difference(metric["items"], base["items"]) if paired else None,
+        "difference_interval": mean_difference(metric["items"], base["items"]) if both else None,
     }

@@ -134,19 +134,25 @@ def fidelity_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
             text(line, "agree", 100),
             text(line, "gain", 1000, "+"),
             f"{math.exp(-line['exact']):.4g} → {math.exp(-line['exact'] - line['gain']):.4g}",
-            _experts(line),
+            _experts(line) + (f"\nfullest {_experts(line, 'fullest_')}" if "fullest_after" in line else ""),
         )
         for line in results
     ]
 
 
 def replay_table(
-    found: Sequence[dict[str, Any]], ranks: int = 1, replicas: int = 1, slots: int | None = None
+    found: Sequence[dict[str, Any]],
+    ranks: int = 1,
+    redundant: int | None = None,
+    replicas: int = 1,
+    slots: int | None = None,
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and rows of what was asked for: with more than one rank the experts of the fullest one too, with replicas
-    those of one of them, with slots the experts loaded into a cache; of a trace of routes batches and intervals."""
+    """Head and rows of what was asked for: with more than one rank the experts of the fullest one too, with copies by
+    both choices between them, with replicas those of one of them, with slots the experts loaded into a cache; of routes
+    batches and intervals."""
     where = ("batch", "tasks") if "batch" in found[0] else ()
-    pairs = [(f"fullest of {ranks} ranks", "fullest_")] if ranks > 1 else []
+    pairs = [(f"fullest of {ranks} ranks", "fullest_")] if ranks > 1 or redundant is not None else []
+    pairs += [] if redundant is None else [("fullest, METRO's choice", "fewest_")]
     pairs += [(f"a replica of {replicas}", "replica_")] if replicas > 1 else []
     pairs += [(f"loads, {slots} slots", "loads_")] if slots is not None else []
     shares = list(zip(REPLAY_HEAD[2:-1], ("mass", "overlap", "changed"), strict=True))

@@ -1,11 +1,11 @@
 """Workers that were not started alike are refused, on torch's own store; each side says what differs."""
 
+import socket
 import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch.distributed as dist
 
 from lynx_moe.engines.vllm.model import agreement
@@ -66,10 +66,13 @@ def test_one_that_says_nothing_is_given_up_by_name() -> None:
 def test_files_must_be_there_and_alike(tmp_path: Path) -> None:
     file = tmp_path / "calibration.safetensors"
     policy = make_policy(f"reap:share=0.5,data={file}")
-    with pytest.raises(ValueError, match=f"calibration file {file} cannot be read on .*under the same path on every"):
-        agreement.told({}, [policy])
-    said = []
+    lacking, said = agreement.told({}, [policy]), []
     for content in (b"one", b"two"):
         file.write_bytes(content)
         said.append({**agreement.told({}, [policy]), "machine": content.decode()})
     assert f"differ in the content of {file}: " in compared(*said)[0]
+    first, _, third = compared(said[0], said[0], lacking)
+    here = f"rank 2 of 3: calibration file {file} cannot be read on {socket.gethostname()} (No such file or directory)"
+    assert first == third == f"{here}; it must lie under the same path on every machine"
+    alone, *rest = compared(lacking, said[0])
+    assert [alone, *rest] == [first.replace("rank 2 of 3", "rank 0 of 2")] * 2

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ def read(given: Any) -> Tuned:
     try:
         return Tuned.of(json.loads(Path(given).expanduser().read_bytes()))
     except OSError as error:
-        raise ValueError(f"tuned={given!r} cannot be read ({error.strerror}); {AGAIN}") from None
+        where = f"cannot be read on {socket.gethostname()} ({error.strerror})"
+        raise ValueError(f"tuned={given!r} {where}; {AGAIN}") from None
     except (UnicodeDecodeError, json.JSONDecodeError):
         raise ValueError(f"tuned={given!r} is no JSON, so no file of tuned settings; {AGAIN}") from None
     except ValueError as error:

@@ -21,6 +21,7 @@ from lynx_moe.engines.vllm.tell.relay import Place, here
 from lynx_moe.policies import Policy
 
 ABOUT = ("machine", "place", "instance")  # of the worker itself, so it may differ
+LACKS = "lacks"
 PATIENCE = timedelta(seconds=120)  # all of them have met a moment ago
 
 
@@ -41,22 +42,26 @@ def check(vllm_config: Any, options: Options) -> Place:
 
 
 def told(given: Any, policies: Iterable[Policy]) -> dict[str, str]:
-    """What must be the same everywhere, in words; and which machine says so. Raises ValueError, naming the machine, if
-    it lacks a calibration file."""
+    """What must be the same everywhere, in words; and which machine says so, and what it lacks."""
     files = sorted({str(policy.calibration_file) for policy in policies if policy.calibration_file is not None})
+    digests = {file: _digest(file) for file in files}
+    missing = [reason for _, reason in digests.values() if reason]
     return {
+        **({LACKS: "; ".join(missing)} if missing else {}),
         "machine": socket.gethostname(),
         "lynx-moe": metadata.version("lynx-moe"),
         "options": json.dumps(given, sort_keys=True, default=str),
-        **{f"the content of {file}": _digest(file) for file in files},
+        **{f"the content of {file}": digest for file, (digest, _) in digests.items()},
     }
 
 
 def compare(store: Any, rank: int, size: int, mine: dict[str, str], patience: timedelta) -> dict[str, str]:
     """The first rank hears all others, and they hear the first: what that has said. Raises ValueError, naming both and
-    what differs."""
+    what differs, or the one that lacks something: so that the first machine's log has the reason too."""
     theirs = mine
     store.set(f"{KEY}/{rank}", json.dumps(mine))
+    if LACKS in mine:
+        raise ValueError(f"rank {rank} of {size}: {mine[LACKS]}")
     for other in range(1, size) if rank == 0 else (0,):
         key = f"{KEY}/{other}"
         try:
@@ -67,6 +72,8 @@ def compare(store: Any, rank: int, size: int, mine: dict[str, str], patience: ti
                 f"on its machine too, and start it with the same additional_config[{KEY!r}]"
             ) from None
         theirs = json.loads(store.get(key))
+        if LACKS in theirs:
+            raise ValueError(f"rank {other} of {size}: {theirs[LACKS]}")
         for name in mine.keys() | theirs.keys():
             if name not in ABOUT and mine.get(name) != theirs.get(name):
                 here, there = (f"{one.get(name)} on {one['machine']}" for one in (mine, theirs))
@@ -74,11 +81,12 @@ def compare(store: Any, rank: int, size: int, mine: dict[str, str], patience: ti
     return mine if rank == 0 else theirs
 
 
-def _digest(file: str) -> str:
+def _digest(file: str) -> tuple[str, str]:
+    """Of its content; and why there is none."""
     try:
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12], ""
     except OSError as error:
-        raise ValueError(
-            f"calibration file {file} cannot be read on {socket.gethostname()} ({error.strerror}); it must lie "
-            "under the same path on every machine"
-        ) from None
+        return "", (
+            f"calibration file {file} cannot be read on {socket.gethostname()} ({error.strerror}); it must lie under "
+            "the same path on every machine"
+        )

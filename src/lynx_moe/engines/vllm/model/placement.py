@@ -11,13 +11,12 @@ from lynx_moe.policies import ONE_RANK, Placement
 def placement_of(module: Any, device: torch.device) -> tuple[Placement | None, torch.Tensor | None]:
     """(the placement, bool [E]: the experts of this rank) of vLLM's MoE layer `module`.
 
-    Without expert parallelism (one rank, and no flags). (None, None) where the load balancer (EPLB) is on: it keeps
-    copies of experts, and moves them. No flags under data parallelism either: what a rank loads there is for the tokens
-    of all ranks, and it routes its own alone.
+    Without expert parallelism (one rank, and no flags). Where the load balancer (EPLB) is on an expert is on all ranks
+    that hold a copy, by the map that vLLM's own router reads in the same step; no flags there, since which copy a row
+    goes to is settled later. No flags under data parallelism either: what a rank loads there is for the tokens of all
+    ranks, and it routes its own alone.
     """
-    manager = module.expert_map_manager
-    if module.router.eplb_state is not None:
-        return None, None
+    manager, state = module.expert_map_manager, module.router.eplb_state
     if manager.ep_size == 1:
         return ONE_RANK, None
     ranks = torch.empty(manager.global_num_experts, dtype=torch.int64, device="cpu")
@@ -26,9 +25,18 @@ def placement_of(module: Any, device: torch.device) -> tuple[Placement | None, t
             manager.ep_size, rank, manager.global_num_experts, manager.placement_strategy
         )
         ranks[map_E.cpu() >= 0] = rank
-    ranks = ranks.to(device)
-    here_E = None if module.moe_config.dp_size > 1 else ranks == manager.ep_rank
-    return Placement(manager.ep_size, ranks), here_E
+    here_RP = (ranks == torch.arange(manager.ep_size)[:, None]).to(device)
+    if state is not None:
+        return Placement(manager.ep_size, lambda: with_copies(here_RP, state.logical_to_physical_map)), None
+    return Placement.fixed(here_RP), None if module.moe_config.dp_size > 1 else here_RP[manager.ep_rank]
+
+
+def with_copies(here_RP: torch.Tensor, physical_EC: torch.Tensor) -> torch.Tensor:
+    """bool [R, E]: the ranks that hold a copy of an expert. here_RP: those of each of P physical experts; physical_EC:
+    the physical experts of each, the first ones of its row, -1 behind them."""
+    most = 1 + here_RP.shape[1] - len(physical_EC)  # copies of one: vLLM has columns for many more
+    physical_EC = physical_EC[:, :most]
+    return (here_RP[:, physical_EC.clamp(min=0)] & (physical_EC >= 0)).any(-1)
 
 
 def gathers_first(module: Any) -> bool:
