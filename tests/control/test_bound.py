@@ -297,11 +297,11 @@ def test_one_step_in_so_many_is_due():
 
 
 @pytest.mark.parametrize("tail", ["exponential", "lognormal 1.5"])
-@pytest.mark.parametrize("batch", [1, 16])
-def test_under_a_lower_bound_no_price_stays_that_only_the_old_one_allowed(batch, tail):
-    """At once, and without rows of the new bound: most servers are below it from the next step on, and end near it."""
+@pytest.mark.parametrize(("batch", "servers"), [(4, 3), (16, 10)])
+def test_under_a_lower_bound_no_price_stays_that_only_the_old_one_allowed(batch, servers, tail):
+    """At once, before a row was measured under the new one: it holds from the next step on, and they end near it."""
     below, ends, above = [], [], []
-    for seed in range(10):
+    for seed in range(servers):
         served = Served(0.01, tail, 0.05, 1.5, batch, seed).run(40_000)
         assert served.one.level
         change = served.one.aim(0.002)
@@ -312,13 +312,13 @@ def test_under_a_lower_bound_no_price_stays_that_only_the_old_one_allowed(batch,
         served.run(40_000)
         ends.append(served.means[-1] / 0.002)
         above.append(np.mean(np.array(served.means[start:]) > 0.002 * 1.05))
-    assert sum(below) == 10
+    assert all(below)
     assert max(ends) <= 1.05
     assert np.median(ends) >= 0.4
     assert max(above) < 0.05
 
 
-@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("batch", [4, 16])
 def test_under_a_higher_bound_the_price_stays_and_a_higher_one_is_looked_for(batch):
     ends = []
     for seed in range(5):

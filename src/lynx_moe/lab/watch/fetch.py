@@ -7,13 +7,22 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 
+def base_of(url: str) -> str:
+    """A server's address without a path: HTTP where nothing is said."""
+    return (url if "://" in url else f"http://{url}").rstrip("/")
+
+
+def opener(address: str) -> urllib.request.OpenerDirector:
+    """What opens an address: by no proxy on this machine."""
+    return urllib.request.build_opener(*[urllib.request.ProxyHandler({})] if is_local(address) else [])
+
+
 def fetch(address: str, timeout: float) -> str:
     """What is at an address. Raises ValueError where it cannot be read."""
-    direct = is_local(address)
-    opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] if direct else [])
-    way = "" if direct or not _proxy(address) else ", by the proxy of the environment (no_proxy names who needs none)"
+    proxied = not is_local(address) and _proxy(address)
+    way = ", by the proxy of the environment (no_proxy names who needs none)" if proxied else ""
     try:
-        with opener.open(address, timeout=timeout) as answer:
+        with opener(address).open(address, timeout=timeout) as answer:
             text: str = answer.read().decode()
     except HTTPError as error:
         raise ValueError(
