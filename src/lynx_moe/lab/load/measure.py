@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lynx_moe.lab.load import client
+from lynx_moe.lab.load import client, timeline
 from lynx_moe.lab.load import trace as traces
 from lynx_moe.lab.load.arm import Arm, arms_of
 from lynx_moe.lab.load.server import Server, running, started
@@ -102,8 +102,11 @@ class Settings:
         return [("", None, tuple(self.policies)), *bounded]
 
 
-def measure(settings: Settings, path: Path, advance: Callable[[str], None] = print) -> lines.Record:
-    """The record at `path`, finished: what it has already is not measured again.
+def measure(
+    settings: Settings, path: Path, advance: Callable[[str], None] = print, seconds: Path | None = None
+) -> lines.Record:
+    """The record at `path`, finished: what it has already is not measured again. seconds: a second record, of what is
+    seen in each second of each run (`timeline.py`); None: nobody looks.
 
     Raises ValueError for a trace that cannot be used, a server that does not start or refuses a policy, no vLLM (its
     client is used), and a record of other settings.
@@ -133,9 +136,11 @@ def measure(settings: Settings, path: Path, advance: Callable[[str], None] = pri
                     server.switch(arm.switch(settings.goals))
                 for _ in range(settings.warm_rounds if arm.goals else 0):
                     client.send(target, sources.at(rate), settings.seed)
-                line = one(server, target, sources.at(rate), settings.seed, wish)
+                which = {"server": name, "round": number, "rate": rate, "policy": policy}
+                with timeline.kept(seconds, settings.saved, server.url, arm, which):
+                    line = one(server, target, sources.at(rate), settings.seed, wish)
                 line["spec"] = arm.spec
-                whole["results"].append({"server": name, "round": number, "rate": rate, "policy": policy, **line})
+                whole["results"].append({**which, **line})
                 lines.save(whole, path)
     return whole
 
