@@ -1,6 +1,6 @@
 """A trace whose load makes a step up and a step down: `python tests/timing/step_trace.py FILE`, for `lynx-moe load`.
 
-Requests come evenly: 2 in 4 seconds, then 108 in 45 seconds, then 6 in 18 seconds; each has a prompt of 8 tokens and an
+Requests come evenly: 2 in 4 seconds, then 72 in 45 seconds, then 6 in 18 seconds; each has a prompt of 8 tokens and an
 answer of 100.
 """
 
@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-PARTS = ((4.0, 0.5), (45.0, 2.4), (18.0, 1 / 3))  # seconds, requests per second
+PARTS = ((4.0, 0.5), (45.0, 1.6), (18.0, 1 / 3))  # seconds, requests per second
 PROMPT, ANSWER = 8, 100
 
 

@@ -176,7 +176,7 @@ def test_under_a_bound_the_baseline_is_exact_requests_and_nothing_is_switched(fa
 
 def test_a_policy_with_a_goal_is_warmed_up_after_its_switch_and_the_others_turn_it_off(faked, tmp_path):
     notes, trace = faked
-    policies = ("vanilla", "priced", "priced@slo_tpot_ms=70", "lynx@max_kl=0.01,slo_tpot_ms=9")
+    policies = ("vanilla", "priced", "priced@slo_tpot_ms=70", "priced@slo_tpot_ms=80", "lynx@max_kl=0.01,slo_tpot_ms=9")
     settings = settings_of(trace, policies=policies, rounds=1, warm_rounds=2)
     whole = measure.measure(settings, tmp_path / "load.jsonl", lambda text: None)
     off = {"slo_tpot_ms": None, "max_kl": None}
@@ -186,10 +186,11 @@ def test_a_policy_with_a_goal_is_warmed_up_after_its_switch_and_the_others_turn_
         *({"policy": "vanilla"} | off, "run"),
         *({"policy": priced} | off, "run"),
         *({"policy": priced} | off | {"slo_tpot_ms": 70.0}, "warm", "warm", "run"),
+        *(off | {"slo_tpot_ms": 80.0}, "run"),  # what was learnt for 70 is kept
         *({"policy": "lynx", "max_kl": 0.01, "slo_tpot_ms": 9.0}, "warm", "warm", "run"),
     ]
     assert [one["policy"] for one in whole["results"]] == list(policies)
-    assert [one["spec"] for one in whole["results"]] == ["vanilla", priced, priced, "lynx"]
+    assert [one["spec"] for one in whole["results"]] == ["vanilla", priced, priced, priced, "lynx"]
 
 
 @pytest.mark.parametrize(

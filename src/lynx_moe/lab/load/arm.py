@@ -34,9 +34,16 @@ class Arm:
                 raise ValueError(f"{text!r}: {part!r} is no goal; allowed: {', '.join(GOALS)}, such as {example}")
         return cls(text, make_policy(policy).spec, goals)
 
-    def switch(self, names: Sequence[str]) -> Switch:
-        """What puts it on; names: the goals of all that take turns, of which it turns off those that it has not."""
-        return Switch(policy=self.spec, goals={name: self.goals.get(name) for name in names})
+    def begins_anew(self, before: "Arm | None") -> bool:
+        """Whether its goals know nothing of what they moved before: another policy, or none of them, was on."""
+        return before is None or before.spec != self.spec or not set(self.goals) <= set(before.goals)
+
+    def switch(self, names: Sequence[str], before: "Arm | None" = None) -> Switch:
+        """What puts it on; names: the goals of all that take turns, of which it turns off those that it has not. Where
+        `before` has the same policy and is followed by goals of the same kind, the policy is not named: what they have
+        learnt is kept."""
+        stays = self.goals and not self.begins_anew(before)
+        return Switch(policy=None if stays else self.spec, goals={name: self.goals.get(name) for name in names})
 
 
 def arms_of(texts: Sequence[str]) -> list[Arm]:

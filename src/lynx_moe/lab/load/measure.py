@@ -39,7 +39,7 @@ class Settings:
               take turns, since a switch would begin the search for prices anew.
     rates     requests per second.
     rounds    each policy serves all requests once a round; warm_rounds: before them, where prices are looked for: on
-              servers with a bound, and after every switch to a policy with a goal.
+              servers with a bound, and after a switch to a policy with a goal that was not there before.
     url       a server that runs already; None: one is started, with `serve` as more flags.
     """
 
@@ -128,13 +128,14 @@ def measure(
             for _ in range(settings.warm_rounds if bound is not None else 0):
                 advance(f"{name}: looking for prices")
                 client.send(target, sources.at(max(settings.rates)), settings.seed)
+            arm: Arm | None = None
             for number, rate, policy in left:
                 advance(f"{name or 'server'}: round {number} of {settings.rounds}, {rate:g} requests/s, {policy}")
                 wish = "exact" if bound is not None and policy == settings.policies[0] else None
-                arm = Arm.of(policy)
+                last, arm = arm, Arm.of(policy)
                 if bound is None:
-                    server.switch(arm.switch(settings.goals))
-                for _ in range(settings.warm_rounds if arm.goals else 0):
+                    server.switch(arm.switch(settings.goals, last))
+                for _ in range(settings.warm_rounds if arm.goals and arm.begins_anew(last) else 0):
                     client.send(target, sources.at(rate), settings.seed)
                 which = {"server": name, "round": number, "rate": rate, "policy": policy}
                 with timeline.kept(seconds, settings.saved, server.url, arm, which):

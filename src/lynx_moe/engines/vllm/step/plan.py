@@ -171,7 +171,7 @@ class Plan(Deciding):
         if not self.drafts:
             activate(self)
         kind, within = self.rows.kind, self.options.acts_at(self.rows.num_decode_rows)
-        if kind.acts and not within:  # what graphs have recorded acts in every step
+        if self.graphs and kind.acts and not within:  # what they have recorded acts in every step
             self.rows.ask(np.zeros_like(self.rows.price_T))
         self.acts = within and self.could_act()
         trials = self.shadow_step()
