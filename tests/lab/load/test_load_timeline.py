@@ -14,13 +14,15 @@ from lynx_moe.lab.shared import lines
 LABELS = 'model_name="m",engine="0",stage="0"'
 
 
-def exposition(steps: int, rows: int, running: int, tokens: int, seconds: float, **gauges: str) -> str:
+def exposition(steps: int, running: int, tokens: int, seconds: float, **gauges: str) -> str:
+    objective = [f"lynx_moe_slo_tpot_seconds{{{LABELS}}} 0.03"] if "slo_share" in gauges else []
     ours = [
-        f'lynx_moe_steps_total{{{LABELS},kind="decode"}} {steps}',
-        f'lynx_moe_rows_total{{{LABELS},handling="remappable"}} {rows}',
+        *objective,
+        f"lynx_moe_drafts_total{{{LABELS}}} 0",
         *(f'lynx_moe_{name}{{{LABELS},batch="9-16"}} {value}' for name, value in gauges.items()),
     ]
     own = [
+        f'vllm:iteration_tokens_total_count{{engine="0"}} {steps}',
         f'vllm:num_requests_running{{engine="0"}} {running}',
         f'vllm:inter_token_latency_seconds_sum{{engine="0"}} {seconds}',
         f'vllm:inter_token_latency_seconds_count{{engine="0"}} {tokens}',
@@ -32,10 +34,10 @@ def exposition(steps: int, rows: int, running: int, tokens: int, seconds: float,
 def looked(name: str, **gauges: str) -> list[dict[str, Any]]:
     seen = timeline.Timeline("localhost:1", Arm.of(name))
     assert seen.address == "http://localhost:1/metrics"
-    seen.look(exposition(100, 700, 0, 50, 1.0), 10.0)
-    seen.look(exposition(100, 700, 0, 50, 1.0), 11.0)  # nobody is there yet
-    seen.look(exposition(110, 820, 12, 170, 4.0, **gauges), 12.0)
-    seen.look(exposition(110, 820, 12, 170, 4.0, **gauges), 13.5)
+    seen.look(exposition(100, 0, 50, 1.0), 10.0)
+    seen.look(exposition(100, 0, 50, 1.0), 11.0)  # nobody is there yet
+    seen.look(exposition(110, 12, 170, 4.0, **gauges), 12.0)
+    seen.look(exposition(110, 12, 170, 4.0, **gauges), 13.5)
     return seen.points
 
 
@@ -63,7 +65,7 @@ def test_the_price_is_the_share_that_an_objective_asks_of_what_a_bound_allows(
 
 
 def test_points_are_kept_beside_those_of_earlier_runs_and_drawn(tmp_path: Path, monkeypatch: Any) -> None:
-    texts = iter([exposition(10 * n, 120 * n, 12, 10 * n, 0.3 * n) for n in range(1, 100)])
+    texts = iter([exposition(10 * n, 12, 120 * n, 0.3 * n) for n in range(1, 100)])
     monkeypatch.setattr(timeline, "EVERY", 0.01)
     monkeypatch.setattr(timeline, "fetch", lambda address, timeout: next(texts))
     path, settings = tmp_path / "timeline.jsonl", {"model": "org/m", "trace": "t.jsonl"}

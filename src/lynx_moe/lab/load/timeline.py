@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from lynx_moe.control.sampling import bucket
+from lynx_moe.control.sampling import bucket, in_order
 from lynx_moe.lab.load.arm import Arm
 from lynx_moe.lab.shared import lines
 from lynx_moe.lab.shared.plots import COLORS, save
@@ -20,8 +20,9 @@ from lynx_moe.policies import make_policy
 
 KIND = "load timeline"
 EVERY = 1.0  # seconds between two looks, as the server's workers write their numbers
-RUNNING, TOKEN = "vllm:num_requests_running", "vllm:inter_token_latency_seconds"
-ACTS = ("decode", "mixed", "single")
+# vLLM's own, counted by one process, so that they belong to the same steps
+RUNNING, STEPS = "vllm:num_requests_running", "vllm:iteration_tokens_total_count"
+TOKENS, SECONDS = (f"vllm:inter_token_latency_seconds_{part}" for part in ("count", "sum"))
 Point = dict[str, Any]
 
 
@@ -47,7 +48,7 @@ class Timeline:
     def __init__(self, url: str, arm: Arm) -> None:
         self.address, self.arm = f"{base_of(url)}/metrics", arm
         self.points: list[Point] = []
-        self.before: tuple[Scrape, dict[str, float]] | None = None
+        self.before: dict[str, float] | None = None
         self.start: float | None = None
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="lynx_moe timeline", daemon=True)
@@ -70,24 +71,20 @@ class Timeline:
     def look(self, text: str, moment: float) -> None:
         """One exposition, read at a moment in seconds. Raises ValueError if it is none."""
         now, own = Scrape(parse(text), moment), _of_vllm(text)
-        before, self.before = self.before, (now, own)
+        before, self.before = self.before, own
         running = own.get(RUNNING, 0.0)
         if before is None or (self.start is None and not running):
             return
         if self.start is None:
             self.start = moment
-        new = now.since(before[0])
-        steps = sum(new.total("steps_total", kind=kind) for kind in ACTS)
-        rows = new.total("rows_total", handling="remappable") + new.total("rows_total", handling="exact")
-        batch = rows / steps if steps else 0.0
-        tokens = own.get(f"{TOKEN}_count", 0.0) - before[1].get(f"{TOKEN}_count", 0.0)
-        seconds = own.get(f"{TOKEN}_sum", 0.0) - before[1].get(f"{TOKEN}_sum", 0.0)
+        steps, tokens, seconds = (own.get(name, 0.0) - before.get(name, 0.0) for name in (STEPS, TOKENS, SECONDS))
+        batch = tokens / steps if steps > 0 else 0.0
         self.points.append(
             {
                 "second": round(moment - self.start, 2),
                 "running": int(running),
                 "batch": round(batch, 2),
-                "price": _price(now, self.arm, batch) if steps else None,
+                "price": _price(now, self.arm, batch) if tokens > 0 else None,
                 "tpot_ms": round(1e3 * seconds / tokens, 3) if tokens > 0 else None,
             }
         )
@@ -102,16 +99,26 @@ def _price(now: Scrape, arm: Arm, batch: float) -> float:
     whole = policy.asks if policy.knows_prices else 1.0
     if size in now.values("max_kl_price", "batch"):
         whole = now.total("max_kl_price", batch=size)
-    share = now.total("slo_share", batch=size) if size in now.values("slo_share", "batch") else 1.0
-    return float(whole * share)
+    return float(whole * _share(now, size))
+
+
+def _share(now: Scrape, size: str) -> float:
+    """A size that was not met yet has that of the next smaller one, as it will begin."""
+    if not now.total("slo_tpot_seconds"):
+        return 1.0
+    known = now.values("slo_share", "batch")
+    smaller = [
+        one for one in in_order([*{*known, size}]) if one in known and int(one.split("-")[0]) <= int(size.split("-")[0])
+    ]
+    return now.total("slo_share", batch=smaller[-1]) if smaller else 0.0
 
 
 def _of_vllm(text: str) -> dict[str, float]:
-    """Sums over all engines of the two families that are vLLM's own."""
+    """Sums over all engines of what is vLLM's own."""
     found: dict[str, float] = {}
     for line in text.splitlines():
         name = line.partition("{")[0]
-        if name in (RUNNING, f"{TOKEN}_sum", f"{TOKEN}_count"):
+        if name in (RUNNING, STEPS, TOKENS, SECONDS):
             found[name] = found.get(name, 0.0) + float(line.rpartition(" ")[2])
     return found
 
