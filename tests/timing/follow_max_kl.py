@@ -37,29 +37,8 @@ def follow(family: str, policy: str, batch: int, back: bool) -> dict[str, Any]:
 
     from lynx_moe.engines.vllm.plugin import register
     from lynx_moe.engines.vllm.step.plan import active
-    from lynx_moe.engines.vllm.step.shadows.follow import Follow
     from lynx_moe.lab.shared.documents import from_testbed
     from lynx_moe.testbed.locate import path
-
-    class Watched(Follow):
-        """Tells every step's KL, and lets the bound know of those that a server samples."""
-
-        def __init__(self, *given: Any) -> None:
-            super().__init__(*given)
-            self.real: deque[bool] = deque()
-            self.told: list[tuple[float, float]] = []
-
-        def due(self, batch: int) -> bool:
-            real = super().due(batch)
-            wanted = real or self.bound.of(batch).price > 0
-            if wanted:
-                self.real.append(real)
-            return wanted
-
-        def hear(self, sample: Any) -> None:
-            self.told.append((sample.server.rows, sample.server.kl))
-            if self.real.popleft():
-                super().hear(sample)
 
     register()
     model = str(path(family))
@@ -74,17 +53,17 @@ def follow(family: str, policy: str, batch: int, back: bool) -> dict[str, Any]:
     prose = [ids[start : start + PROMPT] for start in range(0, len(ids) - PROMPT, PROMPT)]
     before_it, after_it = (prose, easy) if back else (easy, prose)
     plan = active()
-    plan.bounded = watched = Watched(MOST, plan.policy, 0)
-    one = watched.bound.of(batch)
+    plan.bounded = bounded = watched(MOST, plan.policy, 0)
+    one = bounded.bound.of(batch)
     took = 0
     for took, _ in enumerate(steps(llm, before_it, batch), 1):
         if (one.settled and one.now.rows > 2000) or took >= SEARCH:
             break
-    before, change = one.price, len(watched.told)
+    before, change = one.price, len(bounded.told)
     prices: list[float] = []
     for _ in islice(steps(llm, after_it, batch), AFTER):
         prices.append(one.price)
-    after = watched.told[change:]
+    after = bounded.told[change:]
     return {
         "family": family,
         "policy": policy,
@@ -93,7 +72,7 @@ def follow(family: str, policy: str, batch: int, back: bool) -> dict[str, Any]:
         "steps": took,
         "price": before,
         "back": back,
-        "before": mean(watched.told[:change][-500:]),
+        "before": mean(bounded.told[:change][-500:]),
         "first": mean(after[:WINDOW]),
         "passed": last_above(after),
         "after": mean(after),
@@ -102,6 +81,33 @@ def follow(family: str, policy: str, batch: int, back: bool) -> dict[str, Any]:
         "changes": dict(one.changes),
         "kl": [kl for _, kl in after],
     }
+
+
+def watched(*given: Any, **more: Any) -> Any:
+    """A `Follow` that tells every step's KL, and lets the bound know of those that a server samples."""
+    from lynx_moe.engines.vllm.step.shadows.follow import Follow
+
+    class Watched(Follow):
+        def __init__(self) -> None:
+            super().__init__(*given, **more)
+            self.real: deque[bool] = deque()
+            self.reals = 0
+            self.told: list[tuple[float, float]] = []
+
+        def due(self, batch: int) -> bool:
+            real = super().due(batch)
+            self.reals += real
+            wanted = real or self.bound.of(batch).price > 0
+            if wanted:
+                self.real.append(real)
+            return wanted
+
+        def hear(self, sample: Any) -> None:
+            self.told.append((sample.server.rows, sample.server.kl))
+            if self.real.popleft():
+                super().hear(sample)
+
+    return Watched()
 
 
 def mean(told: list[tuple[float, float]]) -> float:

@@ -31,6 +31,10 @@ def serve(
     max_kl: Annotated[
         float | None, typer.Option(help="Nats: the price follows the KL that is measured, up to this bound.")
     ] = None,
+    back_off_kl: Annotated[
+        float | None,
+        typer.Option(help="Nats: prices begin with the policy's, and fall where more is measured (no policy: 0.01)."),
+    ] = None,
     slo_tpot_ms: Annotated[
         float | None, typer.Option(help="Milliseconds a token: prices are no higher than this needs.")
     ] = None,
@@ -56,7 +60,8 @@ def serve(
     if importlib.util.find_spec(engine) is None:
         raise ValueError(ENGINES[engine])
     spec = None if policy is None else make_policy(policy).spec
-    asked = {"policy": spec, "verify": verify, "max_kl": max_kl, "slo_tpot_ms": slo_tpot_ms, "tuned": tuned}
+    asked = {"policy": spec, "verify": verify, "max_kl": max_kl, "back_off_kl": back_off_kl}
+    asked |= {"slo_tpot_ms": slo_tpot_ms, "tuned": tuned}
     asked |= {"experts_resident": experts_resident, "experts_folder": experts_folder}
     asked |= {"doctor": doctor, "act_from": act_from, "act_to": act_to}
     asked = {key: value for key, value in asked.items() if value is not None}

@@ -25,6 +25,10 @@ Of another bound a bucket keeps what it has measured. Under a lower one a level 
 lies below RAISE of that too. Else the price falls as if KL rose as the price, from that confidence bound, or where too
 little is known in force from RAISE of the old bound. Under a higher one the level stays, and higher ones are tried
 again.
+
+A bound may also only back off (seeks=False): the list ends at the policy's own price, and a bucket begins there. Its
+first step is a shadow step, and the same rules take the price down, and up again. Nothing is looked for in haste, so it
+costs next to nothing where the bound holds; but the first price in force is one that nobody has measured.
 """
 
 import math
@@ -39,19 +43,21 @@ LEAST, STEP, MOST = 1e-4, 2**0.25, 2.0  # prices that are tried; a price of 2 lo
 RECENT, FEW = 64, 256  # rows
 RAISE = 0.9  # of the bound
 CUT, LOOK = 16.0, 2.0  # bounds above the bound, of a mean of one row; of n rows by their root less
-# shares of the steps that are shadow steps: while a level is sought, while it is confirmed in force, and after
-DENSE, CONFIRMING, SPARSE = 1 / 4, 1 / 32, 1 / 512
+# shares of the steps that are shadow steps: while a level is sought, while it is confirmed in force, while one that was
+# not tried is, and after
+DENSE, CONFIRMING, WATCHING, SPARSE = 1 / 4, 1 / 32, 1 / 128, 1 / 512
 LONGEST = 8  # levels that are skipped at once
 
 
-def price_list(*, knows_prices: bool) -> list[float]:
-    """The levels: exact, and prices; of a policy that knows none, exact and itself."""
+def price_list(*, knows_prices: bool, last: float | None = None) -> list[float]:
+    """The levels: exact, and prices up to `last`, None: as far as prices go; of a policy that knows none, exact and
+    itself."""
     if not knows_prices:
         return [0.0, 1.0]
     found = [0.0, LEAST]
     while found[-1] * STEP <= MOST:
         found.append(found[-1] * STEP)
-    return found
+    return found if last is None else [price for price in found if price < last] + [last]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +71,14 @@ class Change:
 
 
 class Bucket:
-    """One controller. most: the bound, in nats; prices: the levels."""
+    """One controller. most: the bound, in nats; prices: the levels. seeks: it begins exact, and looks for the highest
+    price that the bound allows; else it begins with the last one, and backs off."""
 
-    def __init__(self, batch: str, most: float, prices: Sequence[float]) -> None:
-        self.batch, self.most, self.prices = batch, most, prices
-        self.level, self.jump = 0, LONGEST
+    def __init__(self, batch: str, most: float, prices: Sequence[float], *, seeks: bool = True) -> None:
+        self.batch, self.most, self.prices, self.seeks = batch, most, prices, seeks
+        self.level, self.jump = (0, LONGEST) if seeks else (len(prices) - 1, 1)
         self.now, self.above = Measured(), Measured()
-        self.settled, self.credit = False, 1.0
+        self.settled, self.credit = not seeks, 1.0
         self.looks = False  # something in force asks to be looked at closely
         self.spike = 0.0  # the largest sum of a sample in force, forgotten over some thousand samples
         self.changes = {"raise": 0, "lower": 0}
@@ -88,9 +95,13 @@ class Bucket:
     @property
     def share(self) -> float:
         """Of the steps of this bucket that are shadow steps."""
-        if not self.settled or self.looks:
+        if self.looks:
             return DENSE
-        return CONFIRMING if self.level > 0 and self.now.rows < KEPT / 2 else SPARSE
+        if not self.settled:
+            return DENSE if self.seeks else CONFIRMING
+        if self.level == 0 or self.now.rows >= KEPT / 2:
+            return SPARSE
+        return CONFIRMING if self.seeks else WATCHING
 
     def due(self) -> bool:
         """Whether the step that begins is a shadow step."""
@@ -188,15 +199,15 @@ class Bucket:
 class Bound:
     """All buckets of one engine, made when they are first met."""
 
-    def __init__(self, most: float, prices: Sequence[float]) -> None:
-        self.most, self.prices = most, prices
+    def __init__(self, most: float, prices: Sequence[float], *, seeks: bool = True) -> None:
+        self.most, self.prices, self.seeks = most, prices, seeks
         self.buckets: dict[str, Bucket] = {}
 
     def of(self, batch: int) -> Bucket:
         """The controller for steps of this many rows that may be remapped."""
         name = bucket(batch)
         if name not in self.buckets:
-            self.buckets[name] = Bucket(name, self.most, self.prices)
+            self.buckets[name] = Bucket(name, self.most, self.prices, seeks=self.seeks)
         return self.buckets[name]
 
     def aim(self, most: float) -> list[Change]:

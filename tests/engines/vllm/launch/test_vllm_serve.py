@@ -178,10 +178,23 @@ def test_a_policy_is_named_once(served, refused, model: str) -> None:
     named = ["--additional-config.lynx_moe.policy", "oea:k0=3", "--port", "0"]
     assert served(model, *named, policy="").additional_config == {"lynx_moe": {"policy": "oea:k0=3"}}
     assert served(model, *named, policy="oea:k0=3").additional_config == {"lynx_moe": {"policy": "oea:k0=3"}}
-    assert served(model, "--port", "0", policy="").additional_config == {"lynx_moe": {"policy": DEFAULT}}
     ranks = served(model, "--port", "0", "--data-parallel-size", "4", policy="")
-    assert ranks.additional_config == {"lynx_moe": {"policy": "priced:price=0.0075"}}  # a quarter of the default's
+    assert ranks.additional_config["lynx_moe"]["policy"] == "priced:price=0.0075"  # a quarter of the default's
     assert "leave one of them out" in refused(model, *named)
+
+
+def test_the_default_backs_off_unless_somebody_else_moves_it(served, model: str) -> None:
+    def ours(options: dict[str, object]) -> object:
+        config = served(model, "--port", "0", "--additional-config", json.dumps({"lynx_moe": options}), policy="")
+        return config.additional_config["lynx_moe"]
+
+    assert ours({}) == {"policy": DEFAULT, "back_off_kl": 0.01}
+    assert ours({"slo_tpot_ms": 30}) == {"policy": DEFAULT, "back_off_kl": 0.01, "slo_tpot_ms": 30}
+    assert ours({"back_off_kl": 0.1}) == {"policy": DEFAULT, "back_off_kl": 0.1}
+    for others in ({"back_off_kl": None}, {"max_kl": 0.1}, {"guard": {"max_error": 0.1}}, {"verify": "draft"}):
+        assert ours(others) == {"policy": DEFAULT, **others}
+    assert ours({"shadow": 0}) == {"policy": DEFAULT, "shadow": 0}
+    assert ours({"policy": DEFAULT}) == {"policy": DEFAULT}
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,24 @@ def test_another_policy_begins_anew_under_the_goals_that_stand() -> None:
     assert plan.describe() | {"max_kl": 0.02, "slo_tpot_ms": None} == plan.describe()
 
 
+def test_a_bound_takes_the_place_of_backing_off_which_ends_with_it() -> None:
+    plan = made(policy=None, back_off_kl=0.02)
+    plan.aim(anew=True)
+    first = plan.bounded
+    assert first is not None
+    assert not first.bound.seeks
+    switch(plan, slo_tpot_ms=50)
+    switch(plan, max_kl=None)  # none is on
+    assert plan.bounded is first
+    assert first.bound.most == 0.02
+    switch(plan, max_kl=0.01)
+    assert plan.bounded is not None
+    assert plan.bounded.bound.seeks
+    assert plan.bounded.number > first.number
+    switch(plan, max_kl=None)
+    assert plan.bounded is None
+
+
 def test_what_is_told_changes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DIRECTORY, str(tmp_path))
     plan = made()

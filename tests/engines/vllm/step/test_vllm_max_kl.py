@@ -7,6 +7,7 @@ from tiny_vllm import engine, tokens
 from lynx_moe.control import bound
 from lynx_moe.engines import vllm as lynx_vllm
 from lynx_moe.engines.vllm.step.plan import active
+from lynx_moe.engines.vllm.step.shadows import follow
 from lynx_moe.engines.vllm.step.shadows.sample import SERVER
 from lynx_moe.lab.shared.documents import from_testbed
 
@@ -118,3 +119,22 @@ def test_another_policy_is_sought_anew_and_vanilla_ends_it():
         lynx_vllm.set_policy("vanilla")
         assert plan.bounded is None
         assert lynx_vllm.stats().bound is None
+
+
+def test_a_price_backs_off_where_it_harms_and_stays_where_it_does_not(prompts, monkeypatch):
+    """Of three engines one is told a bound that nothing reaches: its tokens are the fixed price's."""
+    policy, found, said = "priced:price=0.5", {}, []
+    monkeypatch.setattr(follow.logger, "info", lambda text, *given: said.append(text % given))
+    for name, most in (("fixed", None), ("loose", 1.0), ("tight", 0.001)):
+        assert not any("back_off_kl" in line for line in said)
+        options = {"policy": policy, "back_off_kl": most, "log_every": 0}
+        with engine(MODEL, additional_config={"lynx_moe": options}) as llm:
+            found[name] = tokens(serve(llm, prompts["tune"], 48)), active().bounded
+            lynx_vllm.set_policy(policy)
+            assert active().bounded is None  # whoever names a policy gets it as it is
+    loose, tight = (found[name][1].bound.of(BATCH) for name in ("loose", "tight"))
+    assert found["fixed"][1] is None
+    assert found["loose"][0] == found["fixed"][0]
+    assert (loose.price, loose.changes) == (0.5, {"raise": 0, "lower": 0})
+    assert tight.price < 0.5
+    assert any(line.startswith("lynx_moe: back_off_kl 0.001: steps of ") for line in said)

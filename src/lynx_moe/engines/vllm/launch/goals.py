@@ -39,7 +39,7 @@ def check(goals: Mapping[str, Any], options: Options, *, policy: str, guard: Gua
         return
     if not tuned:
         named |= {"policy": policy, "tuned": None}
-    replace(options, **{"guard": guard, **dict.fromkeys(GOALS), **named})
+    replace(options, **{"guard": guard, "back_off_kl": None, **dict.fromkeys(GOALS), **named})
 
 
 def refuse(goals: Mapping[str, Any], reasons: Mapping[str, str]) -> None:

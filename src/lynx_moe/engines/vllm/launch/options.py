@@ -31,6 +31,8 @@ class Options(Serving):
                `launch/twice.py` says.
     max_kl     nats: the price of each step follows the KL that shadow steps measure (`control/bound.py`); None: it is
                the policy's. Their share then is the bound's too.
+    back_off_kl  nats: the price begins with the policy's, and falls where shadow steps measure more; None: it stays. It
+               stays too where an engine has no shadow steps. A policy that the server is switched to stays as named.
     slo_tpot_ms  rows ask the share of their prices that such steps need (`control/latency.py`); None: the whole.
     tuned      what acts at which batch size (`control/tuned.py`): a file, or what it holds, in place of a policy.
     experts_resident  how many experts stay in memory (`engines/disk/amount.py`), the others on a disk; None: all do.
@@ -42,6 +44,7 @@ class Options(Serving):
     verify: str = EXACT
     shadow: float | None = None
     max_kl: float | None = None
+    back_off_kl: float | None = None
     slo_tpot_ms: float | None = None
     tuned: Tuned | None = None
     experts_resident: int | str | None = None
@@ -57,7 +60,8 @@ class Options(Serving):
             raise ValueError(f"{KEY}: a guard watches the layers that verify={DRAFT!r} leaves alone; leave out either")
         if self.shadow is not None and not (is_number(self.shadow) and 0 <= self.shadow <= 1):
             raise ValueError(f"{KEY}: shadow={self.shadow!r} must be a share of the steps from 0 to 1, such as 0.01")
-        self._check_max_kl()
+        self._check_kl("max_kl", self.max_kl)
+        self._check_kl("back_off_kl", self.back_off_kl)
         self._check_slo()
         self._check_tuned()
         if self.guard is not None and self.guard.max_kl is not None and self.shadow == 0:
@@ -77,7 +81,8 @@ class Options(Serving):
     def acts_at(self, rows: int) -> bool:
         """Whether a policy may act in a step of so many rows that may be remapped. Where none may, the least size
         counts, so that `act_from=1` leaves nothing out."""
-        return self.act_from <= max(rows, 1) and (self.act_to is None or rows <= self.act_to)
+        size = max(rows, 1)
+        return self.act_from <= size and (self.act_to is None or size <= self.act_to)
 
     @property
     def for_target(self) -> str:
@@ -88,7 +93,8 @@ class Options(Serving):
     def of_drafter(self) -> "Options":
         """For the layers of a model that drafts: what moves the served model's policy is not theirs."""
         policy = self.policy if self.verify == DRAFT else VANILLA
-        return replace(self, policy=policy, verify=EXACT, guard=None, max_kl=None, slo_tpot_ms=None, tuned=None)
+        unbound = replace(self, guard=None, max_kl=None, back_off_kl=None, slo_tpot_ms=None, tuned=None)
+        return replace(unbound, policy=policy, verify=EXACT)
 
     @property
     def remaps_drafts(self) -> bool:
@@ -99,17 +105,20 @@ class Options(Serving):
         """All that may act where requests ask for nothing."""
         return [self.make_policy()] if self.tuned is None else [make_policy(spec) for spec in self.tuned.specs]
 
-    def _check_max_kl(self) -> None:
-        most = self.max_kl
+    def _check_kl(self, name: str, most: float | None) -> None:
         if most is None:
             return
         if not (is_number(most) and SMALLEST <= most <= LARGEST):
             raise ValueError(
-                f"{KEY}: max_kl={most!r} must be a number of nats from {SMALLEST:g} to {LARGEST:g}, such as 0.01 "
+                f"{KEY}: {name}={most!r} must be a number of nats from {SMALLEST:g} to {LARGEST:g}, such as 0.01 "
                 "(perplexity up to 1 % higher)"
             )
-        more = {"without shadow steps (shadow=0) nothing measures it": self.shadow == 0}
-        self._moves_prices(f"max_kl={most:g} bounds what the policy does", more)
+        more = {
+            "without shadow steps (shadow=0) nothing measures it": self.shadow == 0,
+            "max_kl seeks the price, back_off_kl begins with the policy's": None not in (self.max_kl, self.back_off_kl),
+            "tuned says which policy acts": self.tuned is not None,
+        }
+        self._moves_prices(f"{name}={most:g} bounds what the policy does", more)
 
     def _check_slo(self) -> None:
         goal = self.slo_tpot_ms
@@ -133,7 +142,7 @@ class Options(Serving):
     def _check_tuned(self) -> None:
         if self.tuned is None:
             return
-        others = {"max_kl": self.max_kl, "guard": self.guard, f"verify={DRAFT!r}": self.verify == DRAFT or None}
+        others = {"guard": self.guard, f"verify={DRAFT!r}": self.verify == DRAFT or None}
         for other in (name for name, given in others.items() if given is not None):
             raise ValueError(f"{KEY}: tuned says which policy acts, and {other} would move it; leave out either")
 

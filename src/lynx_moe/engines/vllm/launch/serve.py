@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from lynx_moe.calibration import artifact
 from lynx_moe.engines.shared import config
-from lynx_moe.engines.shared.options import KEY
+from lynx_moe.engines.shared.options import DRAFT, KEY
 from lynx_moe.engines.vllm.launch import acting, address, command, ranks
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.policies import DEFAULT, Policy
@@ -26,6 +26,7 @@ from lynx_moe.policies import DEFAULT, Policy
 logger = logging.getLogger("vllm.lynx_moe")
 ALLOWED = "VLLM_PLUGINS"
 ENDPOINTS = "vllm.endpoint_plugins"
+BACK_OFF = 0.01  # nats: perplexity up to 1 % higher
 LOADED = tuple(f"vllm.{kind}_plugins" for kind in ("general", "io_processor", "platform", "stat_logger"))
 
 
@@ -99,8 +100,9 @@ def prepare(args: Any, asked: Mapping[str, Any]) -> None:
 
 
 def with_ours(given: Any, asked: Mapping[str, Any], default: str = DEFAULT) -> dict[str, Any]:
-    """The user's additional config with what is asked for in it, and a policy: where none is named, `default`. Raises
-    ValueError if it is no JSON object, or says otherwise."""
+    """The user's additional config with what is asked for in it, and a policy: where none is named, `default`, which
+    backs off from BACK_OFF nats unless something else moves it. Raises ValueError if it is no JSON object, or says
+    otherwise."""
     given = {} if given is None else given
     if not isinstance(given, dict):
         raise ValueError(f"--additional-config {given!r} must be a JSON object, such as '{{\"key\": 1}}'")
@@ -108,8 +110,9 @@ def with_ours(given: Any, asked: Mapping[str, Any], default: str = DEFAULT) -> d
     if not isinstance(options, dict):
         raise ValueError(f'--additional-config: {KEY}={options!r} must be a JSON object, such as {{"log_every": 5}}')
     ours = {**asked, **options}
-    if ours.get("tuned") is None:
-        ours = {"policy": default, **ours}
+    if ours.get("tuned") is None and "policy" not in ours:
+        moved = any(ours.get(key) is not None for key in ("max_kl", "guard")) or ours.get("verify") == DRAFT
+        ours = {"policy": default, **({} if moved or ours.get("shadow") == 0 else {"back_off_kl": BACK_OFF}), **ours}
     for key, value in asked.items():
         if ours[key] != value:
             flag = f"--{key.replace('_', '-')}"

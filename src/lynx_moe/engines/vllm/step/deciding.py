@@ -49,9 +49,10 @@ class Deciding(shared.Deciding):
         self.verified = Verified(num_drafts)
         super().__init__(options, shape, max_rows, device, graphs=graphs, speculates=num_drafts > 0)
         self.shadows = Shadows(shadow) if shadow else None
-        self.bounded: Follow | None = None  # where `max_kl` says the prices
+        self.bounded: Follow | None = None  # where a bound on the KL says the prices
         self.pace: Pace | None = None  # where a latency objective says which share of the prices
         self.goals: dict[str, Any] = {name: getattr(options, name) for name in GOALS}  # what is asked of them now
+        self.backs_off = options.back_off_kl
         self.searches = 0  # for the prices of a bound, in this engine
         self.tuned: ByBatch | None = None  # where the size of the batch says the policy
         self.settings: dict[str, Fitted] = {}
@@ -104,13 +105,19 @@ class Deciding(shared.Deciding):
 
     def aim(self, *, anew: bool) -> None:
         """The server's policy or its goals are others, from the next step on. anew: the policy is, so that nothing
-        holds that was learnt of the one before."""
+        holds that was learnt of the one before. It backs off only from the policy that the server began with: one that
+        is switched to is as it was named."""
         most, goal_ms = (None if self.policy.is_identity else self.goals[name] for name in GOALS)
+        seeks = most is not None
+        if seeks or self.policy_changes["operator"]:
+            self.backs_off = None
+        if most is None and not self.policy.is_identity:
+            most = self.backs_off
         if most is None or self.shadows is None:
             self.bounded = None
-        elif anew or self.bounded is None:
+        elif anew or self.bounded is None or self.bounded.bound.seeks != seeks:
             self.searches += 1
-            self.bounded = Follow(most, self.policy, self.searches)
+            self.bounded = Follow(most, self.policy, self.searches, seeks=seeks)
         else:
             self.bounded.aim(most)
         if goal_ms is None:

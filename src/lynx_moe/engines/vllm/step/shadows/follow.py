@@ -15,12 +15,14 @@ logger = logging.getLogger("vllm.lynx_moe")
 
 class Follow:
     """max_kl: the bound, in nats. policy: the server's; requests that ask for another price of it keep the ratio.
-    number: of the searches in this engine, so that late samples are not taken for another's."""
+    number: of the searches in this engine, so that late samples are not taken for another's. seeks:
+    begins exact and seeks a price; else begins with the policy's own, and backs off from it."""
 
-    def __init__(self, max_kl: float, policy: Policy, number: int) -> None:
+    def __init__(self, max_kl: float, policy: Policy, number: int, *, seeks: bool = True) -> None:
         self.number = number
         self.asks = policy.asks if policy.knows_prices else 1.0
-        self.bound = Bound(max_kl, price_list(knows_prices=policy.knows_prices))
+        prices = price_list(knows_prices=policy.knows_prices, last=None if seeks else self.asks)
+        self.bound = Bound(max_kl, prices, seeks=seeks)
 
     def prices(self, price_T: np.ndarray, kin_T: np.ndarray, batch: int) -> np.ndarray:
         """What the rows of a step ask, float32, of what their policies ask; kin_T: bool, who is decided with rows of
@@ -59,7 +61,8 @@ class Follow:
 
     def _log(self, change: Change) -> None:
         logger.info(
-            "lynx_moe: max_kl %g: steps of %s rows ask %.3g instead of %.3g: %s",
+            "lynx_moe: %s %g: steps of %s rows ask %.3g instead of %.3g: %s",
+            "max_kl" if self.bound.seeks else "back_off_kl",
             self.bound.most,
             change.batch,
             change.price,
