@@ -3,11 +3,12 @@
 import json
 import os
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
 
 from lynx_moe.engines.shared.switching import PATH, Switch
-from lynx_moe.lab.watch.fetch import base_of, opener
+from lynx_moe.lab.watch.fetch import base_of, read
 
 KEY_VARIABLE = "VLLM_API_KEY"
 SECONDS = 60.0
@@ -21,16 +22,13 @@ def ask(url: str, path: str, body: bytes | None = None) -> str:
         headers["Authorization"] = f"Bearer {key}"
     address = f"{base_of(url)}{path}"
     try:
-        request = urllib.request.Request(address, body, headers)
-        with opener(address).open(request, timeout=SECONDS) as answer:
-            text: str = answer.read().decode()
+        return read(urllib.request.Request(address, body, headers), SECONDS)
     except HTTPError as error:
         said = _said(error.read().decode(errors="replace"))
         hint = f"; {KEY_VARIABLE} holds the key that is sent" if error.code == 401 else ""
         raise ValueError(f"{address} answers {error.code}: {said}{hint}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise ValueError(f"{address} cannot be reached ({getattr(error, 'reason', error)})") from None
-    return text
 
 
 def told(url: str) -> dict[str, Any]:

@@ -12,9 +12,13 @@ def base_of(url: str) -> str:
     return (url if "://" in url else f"http://{url}").rstrip("/")
 
 
-def opener(address: str) -> urllib.request.OpenerDirector:
-    """What opens an address: by no proxy on this machine."""
-    return urllib.request.build_opener(*[urllib.request.ProxyHandler({})] if is_local(address) else [])
+def read(request: urllib.request.Request, timeout: float) -> str:
+    """The text of an answer: by no proxy on this machine. Raises OSError, HTTPError among them, and ValueError."""
+    local = is_local(request.full_url)
+    opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] if local else [])
+    with opener.open(request, timeout=timeout) as answer:
+        text: str = answer.read().decode()
+    return text
 
 
 def fetch(address: str, timeout: float) -> str:
@@ -22,8 +26,7 @@ def fetch(address: str, timeout: float) -> str:
     proxied = not is_local(address) and _proxy(address)
     way = ", by the proxy of the environment (no_proxy names who needs none)" if proxied else ""
     try:
-        with opener(address).open(address, timeout=timeout) as answer:
-            text: str = answer.read().decode()
+        return read(urllib.request.Request(address), timeout)
     except HTTPError as error:
         raise ValueError(
             f"{address} answers {error.code} {error.reason}{way}; is it the address of a vLLM server?"
@@ -33,7 +36,6 @@ def fetch(address: str, timeout: float) -> str:
         raise ValueError(
             f"{address} cannot be read ({reason}){way}; is the server up, and the address right?"
         ) from None
-    return text
 
 
 def is_local(address: str) -> bool:
