@@ -32,6 +32,7 @@ NOT_OURS |= {
     "half.png",
     "doctor.json",
     "doctor.png",
+    "timeline.png",
 }  # what commands write
 needs_sphinx = pytest.mark.skipif(
     importlib.util.find_spec("sphinx") is None, reason="sphinx is missing: pip install '.[docs]'"

@@ -37,6 +37,7 @@ NEEDS = {  # the package that the line must name
     "bench": ([], ""),
     "guard-cost": ([], ""),
     "top": (["http://127.0.0.1:9"], ""),
+    "policy": (["http://127.0.0.1:9"], "cannot be reached"),
     "table": ([FILE], ""),
     "plot": ([FILE], ""),
     "testbed": (["train"], ""),

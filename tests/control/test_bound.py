@@ -342,3 +342,72 @@ def test_one_step_in_so_many_is_due():
     assert steps == list(range(256, 2049, 256))
     assert all(due(step, 1) for step in range(1, 10))
     assert not any(due(step, 0) for step in range(1, 10))
+
+
+@pytest.mark.parametrize("tail", ["exponential", "lognormal 1.5"])
+@pytest.mark.parametrize(("batch", "servers"), [(4, 3), (16, 10)])
+def test_under_a_lower_bound_no_price_stays_that_only_the_old_one_allowed(batch, servers, tail):
+    """At once, before a row was measured under the new one: it holds from the next step on, and they end near it."""
+    below, ends, above = [], [], []
+    for seed in range(servers):
+        served = Served(0.01, tail, 0.05, 1.5, batch, seed).run(40_000)
+        assert served.one.level
+        change = served.one.aim(0.002)
+        assert change is not None
+        assert change.price < change.was
+        below.append(served.mean(served.one.level) <= 0.002)
+        start = len(served.means)
+        served.run(40_000)
+        ends.append(served.means[-1] / 0.002)
+        above.append(np.mean(np.array(served.means[start:]) > 0.002 * 1.05))
+    assert all(below)
+    assert max(ends) <= 1.05
+    assert np.median(ends) >= 0.4
+    assert max(above) < 0.05
+
+
+@pytest.mark.parametrize("batch", [4, 16])
+def test_under_a_higher_bound_the_price_stays_and_a_higher_one_is_looked_for(batch):
+    ends = []
+    for seed in range(5):
+        served = Served(0.001, "lognormal 1.5", 0.05, 1.5, batch, seed).run(40_000)
+        level, rows = served.one.level, served.one.now.rows
+        assert served.one.aim(0.01) is None
+        assert (served.one.level, served.one.now.rows, served.one.settled) == (level, rows, False)
+        served.run(40_000)
+        ends.append(served.means[-1] / 0.01)
+    assert max(ends) <= 1.05
+    assert np.median(ends) >= 0.5
+
+
+def test_a_price_that_is_known_to_hold_the_lower_bound_too_stays():
+    """A highest price that costs next to nothing: thousands of rows say so."""
+    served = Served(0.1, "exponential", 1e-4, 1.0, 16).run(40_000)
+    level, rows = served.one.level, served.one.now.rows
+    assert served.one.aim(0.01) is None
+    assert (served.one.level, served.one.now.rows, served.one.settled) == (level, rows, True)
+    assert served.one.aim(1e-5) is not None  # and that is too low for it
+    assert served.mean(served.one.level) <= 1e-5
+
+
+def test_what_is_exact_stays_exact_under_any_bound_and_late_samples_change_nothing():
+    bound = Bound(0.01, PRICES)
+    one = bound.of(16)
+    one.level = 20
+    (change,) = bound.aim(0.001)  # nothing was measured in force: the old bound is all that is known
+    assert change.price <= PRICES[20] / 10
+    assert bound.of(1).most == 0.001
+    level = one.level
+    assert one.add(20, (16, 1.0), 28, (16, 0.0)) is None
+    assert (one.level, one.now.rows) == (level, 0)
+    one.level = 0
+    assert bound.aim(1e-5) == []
+    assert one.level == 0
+
+
+def test_a_policy_without_prices_is_exact_until_the_lower_bound_is_shown_to_hold():
+    one = Bucket("x", 0.01, price_list(knows_prices=False))
+    one.level = 1
+    assert one.aim(0.005) is not None
+    assert one.level == 0
+    assert not one.settled

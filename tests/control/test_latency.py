@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from lynx_moe.control.latency import LOW, MOST_PATIENCE, WINDOW, Latency, shares
+from lynx_moe.control.latency import LEAST_PATIENCE, LOW, MOST_PATIENCE, WINDOW, Latency, shares
 
 GOAL_MS = 20.0
 
@@ -140,3 +140,35 @@ def test_the_state_is_in_the_order_of_batch_sizes():
     for batch in (16, 1, 4):
         latency.of(batch)
     assert [one["batch"] for one in latency.state()["batches"]] == ["1", "2-4", "9-16"]
+
+
+def test_a_higher_objective_goes_down_to_what_is_known_to_meet_it_and_a_lower_one_goes_up_from_there():
+    server = Server(noise=0.0)
+    low = server.run(16, 2000).level  # for 20 ms, by way of levels that it has left again
+    (change,) = server.latency.aim(60.0)  # exact steps were seen to meet that
+    assert (change.share, server.latency.of(16).share) == (0.0, 0.0)
+    assert 20 < 1e3 * change.seconds < 60
+    server.run(16, 2000)
+    assert server.latency.of(16).share == 0
+    assert server.latency.state()["slo_tpot_ms"] == 60
+    assert server.latency.aim(GOAL_MS) == []
+    server.run(16, 8 * WINDOW)
+    assert mean(server, WINDOW) <= GOAL_MS * 1.03
+    assert abs(server.latency.of(16).level - low) <= 4
+    assert server.latency.aim(10.0) == []  # never up by memory
+    server.run(16, 40 * WINDOW)
+    assert server.latency.of(16).missed
+
+
+def test_of_another_objective_nothing_is_known_that_was_not_measured():
+    """A lower level that was never on, or was too slow, is not taken; patience of the old one is forgotten."""
+    one = Latency(GOAL_MS, knows_prices=True).of(16)
+    one.level, one.patience, one.medians = 20, MOST_PATIENCE, {0: 0.05, 12: 0.03}
+    assert one.aim(0.025) is None
+    assert (one.level, one.patience) == (20, LEAST_PATIENCE)
+    one.times = [0.02] * 3  # of this level: they stay true
+    assert one.aim(0.026) is None
+    assert len(one.times) == 3
+    change = one.aim(0.031)
+    assert (one.level, one.times, one.typical, change.seconds) == (12, [], 0.03, 0.03)
+    assert one.changes == {"raise": 0, "lower": 1}

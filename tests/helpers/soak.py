@@ -1,7 +1,7 @@
 """A server under everything at once, for as long as is asked: `python tests/helpers/soak.py --minutes 30`.
 
-Clients with all kinds of wishes, some of which hang up; policies switched every few seconds, under a bound on the KL
-and a latency objective that begin anew each time; unknown specs, malformed bodies; the computing process killed now and
+Clients with all kinds of wishes, some of which hang up; policies, the bound on the KL and the latency
+objective switched every few seconds; unknown specs, malformed bodies; the computing process killed now and
 then, and the server restarted by its supervisor. What must hold: exact requests get the answers that the server gave
 before any of it, everything is answered, bad requests with 400, and memory stays flat. Loopback only; every loop ends.
 """
@@ -33,6 +33,8 @@ POLICIES = ("lynx", "lynx:alpha=0.3,beta=1", "vanilla", "priced:price=0.03", "oe
 WISHES = ("exact", "exact", None, "fast", "balanced", 0.03, "oea:k0=3", "lynx:alpha=3,beta=2")
 BAD_WISHES = ("unknown", "oea:k0=99", "lynx:alpha=x", -3, "reap:share=0.5,data=/etc/hostname", "exact\n")
 BAD_BODIES = (b"", b"{", b"[]", b'{"policy": 3}', b'{"policy": "linx"}', b'{"policy": "lynx:beta=-1"}', b"\xff" * 100)
+BAD_BODIES += (b'{"slo_tpot_ms": 0}', b'{"max_kl": "low"}', b'{"slo": 5}', b'{"policy": "lynx", "max_kl": 7}')
+GOALS = {"slo_tpot_ms": (None, 0.01, 5, 15, 1000), "max_kl": (None, 1e-5, 0.01, 0.3)}
 DOWN = (502, 503, 500)
 
 
@@ -84,6 +86,11 @@ class Soak:
         for _ in self.turns():
             status, _ = self.post("/lynx_moe/policy", {"policy": rng.choice(POLICIES)})
             self.count["switched"] += status == 200
+            goals = {name: rng.choice(values) for name, values in GOALS.items()}
+            status, answer = self.post("/lynx_moe/policy", goals)
+            self.count["goals"] += status == 200
+            moves_nothing = status == 400 and b"'vanilla' changes nothing" in answer
+            self.expect(400 if moves_nothing else 200, status, f"goals {goals!r}")
             body = rng.choice(BAD_BODIES)
             self.expect(400, self.post("/lynx_moe/policy", body)[0], f"policy {body!r}")
             self.expect(400, self.post("/v1/completions", b"{" + body)[0], "malformed completion")

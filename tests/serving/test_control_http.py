@@ -13,6 +13,7 @@ import pytest
 import running
 from openai import APIStatusError, BadRequestError, OpenAI
 
+from lynx_moe import cli
 from lynx_moe.lab.watch.scrape import scrape
 from lynx_moe.testbed import path, tasks
 
@@ -59,9 +60,10 @@ def ask_all(url: str, wishes: list[str | None]) -> list[str]:
         return [answer.choices[0].text for answer in answers]
 
 
-def policy(url: str, spec: str | bytes | None = None, key: str | None = KEY) -> tuple[int, dict[str, Any]]:
-    """(status, answer) of GET, or of POST if a spec (or a raw body) is given."""
-    body = spec if spec is None or isinstance(spec, bytes) else json.dumps({"policy": spec}).encode()
+def policy(url: str, spec: Any = None, key: str | None = KEY) -> tuple[int, dict[str, Any]]:
+    """(status, answer) of GET, or of POST if a spec, a dictionary or a raw body is given."""
+    given = {"policy": spec} if isinstance(spec, str) else spec
+    body = given if given is None or isinstance(given, bytes) else json.dumps(given).encode()
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     try:
         with urllib.request.urlopen(urllib.request.Request(f"{url}/lynx_moe/policy", body, headers)) as answer:
@@ -132,6 +134,8 @@ def test_the_policy_is_told_and_switched_at_run_time(url: str) -> None:
     told = {"presets": {"balanced": POLICY, "fast": "priced:price=0.1", "half": "random:num_keep=16"}}
     told |= {
         "policy": POLICY,
+        "max_kl": None,
+        "slo_tpot_ms": None,
         "verify": "exact",
         "tuned": None,
         "act_from": 1,
@@ -145,9 +149,12 @@ def test_the_policy_is_told_and_switched_at_run_time(url: str) -> None:
     for bad, reason in (
         ("linx", "did you mean 'lynx'"),
         ("oea:k0=99", "more than the model's top_k=8"),
-        (b"{", 'the body must be a JSON object {"policy": "SPEC"}'),
+        (b"{", 'the body must be a JSON object {"policy": "SPEC"}, {"slo_tpot_ms": 25}'),
         (b'{"policy": 3}', "the body must be"),
-        (b'{"policy": "lynx", "more": 1}', "the body must be"),
+        (b'{"policy": "lynx", "more": 1}', "'more' cannot be changed; allowed: policy, max_kl, slo_tpot_ms"),
+        ({"slo_tpot_ms": 0}, "slo_tpot_ms=0 must be a number of milliseconds above 0"),
+        ({"max_kl": "low"}, "max_kl='low' must be a number of nats from 1e-05 to 1"),
+        ({"policy": "vanilla", "slo_tpot_ms": 5}, "policy='vanilla' changes nothing"),
     ):
         status, answer = policy(url, bad)
         assert (status, answer["error"]["code"]) == (400, 400)
@@ -166,6 +173,42 @@ def test_requests_go_on_while_the_policy_is_switched_and_vanilla_is_plain(plain:
         assert answers.result()[::2] == plain[::2]
     assert ask_all(url, [None] * len(ITEMS)) == plain
     assert policy(url, POLICY)[0] == 200
+
+
+def test_goals_are_switched_while_requests_go_on(
+    plain: list[str], url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An objective that no step meets, and a bound, over HTTP and by the command: told, shown, kept to, and off."""
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+
+    def command(*args: str) -> list[str]:
+        cli.app(["policy", url, *args], standalone_mode=False)
+        return capsys.readouterr().out.split()
+
+    assert policy(url, "priced:price=0.3")[0] == 200
+    with ThreadPoolExecutor(1) as pool:
+        answers = pool.submit(ask_all, url, [("exact", None)[i % 2] for i in range(len(ITEMS))])
+        told = policy(url, {"slo_tpot_ms": 0.01})[1]
+        assert (told["policy"], told["slo_tpot_ms"], told["max_kl"]) == ("priced:price=0.3", 0.01, None)
+        assert answers.result()[::2] == plain[::2]
+    assert running.eventually(lambda: scrape(url).total("slo_share")) > 0
+    assert scrape(url).total("slo_tpot_seconds") == pytest.approx(1e-5)
+    shown = command("--slo-tpot-ms", "1e9", "--max-kl", "0.05")
+    assert shown == ["policy", "priced:price=0.3", "max_kl", "0.05", "slo_tpot_ms", "1000000000.0"]
+    assert running.eventually(lambda: float(scrape(url).total("slo_tpot_seconds") == 1e6 and not missed(url)))
+    assert running.eventually(lambda: scrape(url).total("max_kl")) == 0.05
+    assert ask_all(url, ["exact"] * len(ITEMS)) == plain
+    assert command() == shown
+    with pytest.raises(ValueError, match=r"/lynx_moe/policy answers 400: lynx_moe: slo_tpot_ms=-1.0 must be a number"):
+        command("--slo-tpot-ms", "-1")
+    assert command(POLICY, "--slo-tpot-ms", "off", "--max-kl", "off") == [
+        *("policy", POLICY, "max_kl", "off", "slo_tpot_ms", "off")
+    ]
+    assert running.eventually(lambda: float(not scrape(url).values("slo_share", "batch")))
+
+
+def missed(url: str) -> float:
+    return scrape(url).total("slo_missed")
 
 
 @pytest.mark.parametrize("key", [None, "wrong"])

@@ -10,5 +10,5 @@ def test_a_server_under_everything_at_once(tmp_path: Path) -> None:
     found = soak(log, seconds=30, kills=1)
     assert (found["wrong"], found["late"], found["odd"]) == (0, 0, []), (found, log.read_text()[-3000:])
     assert found["lives"] == found["killed"] + 1 == 2
-    for what in ("exact", "refused", "switched", "hung up"):
+    for what in ("exact", "refused", "switched", "goals", "hung up"):
         assert found[what] > 0, found

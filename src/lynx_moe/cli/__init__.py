@@ -9,7 +9,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from lynx_moe.cli import evidence, serve, show, watch
+from lynx_moe.cli import control, evidence, serve, show, watch
 from lynx_moe.cli.measure import (
     bakeoff,
     calibrate,
@@ -96,6 +96,7 @@ for room in (
     evidence,
     show,
     watch,
+    control,
 ):
     app.add_typer(room.app)
 app.add_typer(testbed, name="testbed")

@@ -55,6 +55,7 @@ def plot(
     from lynx_moe.lab.fidelity import plot as plot_fidelity
     from lynx_moe.lab.fidelity import plot_pairs
     from lynx_moe.lab.load import show as load
+    from lynx_moe.lab.load import timeline
     from lynx_moe.lab.profile.show import page as profile
     from lynx_moe.lab.shared import lines, plots, record
 
@@ -67,6 +68,7 @@ def plot(
             "fidelity": plot_fidelity.draw,
             "doctor": doctor.draw,
             load.KIND: load.draw,
+            timeline.KIND: timeline.draw,
         }
         pages = {"bakeoff": bakeoff.draw, "profile": profile.draw}
         lined = lines.load(saved, *pictures, *pages)

@@ -21,6 +21,11 @@ and, in a trial that nobody's tokens come from, a higher one. What the rules pro
 
 Where the least price cannot be held, the bucket is exact, and the trials go on.
 
+Of another bound a bucket keeps what it has measured. Under a lower one a level stays only if its upper confidence bound
+lies below RAISE of that too. Else the price falls as if KL rose as the price, from that confidence bound, or where too
+little is known in force from RAISE of the old bound. Under a higher one the level stays, and higher ones are tried
+again.
+
 A bound may also only back off (seeks=False): the list ends at the policy's own price, and a bucket begins there. Its
 first step is a shadow step, and the same rules take the price down, and up again. Nothing is looked for in haste, so it
 costs next to nothing where the bound holds; but the first price in force is one that nobody has measured.
@@ -116,7 +121,7 @@ class Bucket:
             self.now.add(*now)
             found = self._judged()
             if found is not None:
-                return self._lower(*found)
+                return self._lower(found[0], f"{found[0]:.3g} nats in the last {found[1]:.0f} rows")
         if above is None or not above[0] or trial != self.trial or trial == level:
             self.settled = self.settled or trial == level
             return None
@@ -130,6 +135,19 @@ class Bucket:
             self.settled, self.jump = self.jump == 1, max(self.jump // 2, 1)
             self.above = Measured()
         return None
+
+    def aim(self, most: float) -> Change | None:
+        """The bound is another one, in nats. Returns a change, if the level in force is not known to hold it."""
+        before, self.most = self.most, most
+        if most > before:
+            self.jump, self.settled, self.above = LONGEST, False, Measured()
+        if most >= before or not self.level:
+            return None
+        known = self.now.rows >= FEW and len(self.now.samples) >= GROUPS
+        worst = self.now.upper(self.spike) if known else max(RAISE * before, self.now.mean)
+        if worst < RAISE * most:
+            return None
+        return self._lower(worst, f"{most:g} nats are allowed now, and {worst:.3g} may have been served")
 
     def _judged(self) -> tuple[float, float] | None:
         """The level in force: (mean, rows) of what the bound does not hold for, None where it does."""
@@ -151,9 +169,8 @@ class Bucket:
         self.jump, self.settled = min(2 * self.jump, LONGEST), False
         return self._changed("raise", was, why)
 
-    def _lower(self, found: float, rows: float) -> Change:
+    def _lower(self, found: float, why: str) -> Change:
         """To where the bound would hold if KL rose as the price: it rises faster."""
-        why = f"{found:.3g} nats in the last {rows:.0f} rows"
         was, reach = self.price, self.price * RAISE * self.most / found
         self.level = max(place for place in range(self.level) if place == 0 or self.prices[place] <= reach)
         self.now, self.above = Measured(), Measured()
@@ -192,3 +209,9 @@ class Bound:
         if name not in self.buckets:
             self.buckets[name] = Bucket(name, self.most, self.prices, seeks=self.seeks)
         return self.buckets[name]
+
+    def aim(self, most: float) -> list[Change]:
+        """The bound is another one from now on. Returns what changes by that."""
+        self.most = most
+        changes = [bucket.aim(most) for bucket in self.buckets.values()]
+        return [change for change in changes if change is not None]

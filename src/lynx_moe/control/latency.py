@@ -11,6 +11,9 @@ the server, whoever says it) the last. Steps that only decode are timed. The med
 - In between nothing changes.
 
 A bucket that is met for the first time begins where the next smaller one stands.
+
+Of another objective a bucket keeps where it stands and what it has measured. If a lower level is known to meet it, the
+least such level is taken at once; otherwise the rules above go on from there.
 """
 
 import statistics
@@ -50,6 +53,7 @@ class Bucket:
         self.batch, self.goal, self.levels, self.level = batch, goal, levels, level
         self.times: list[float] = []
         self.typical: float | None = None
+        self.medians: dict[int, float] = {}  # the newest of each level
         self.quiet, self.patience = 0, LEAST_PATIENCE
         self.lasted: int | None = None  # windows since the last change, if that was a fall of which too little is known
         self.changes = {"raise": 0, "lower": 0}
@@ -72,6 +76,7 @@ class Bucket:
         if len(self.times) < WINDOW:
             return None
         self.typical, self.times = statistics.median(self.times), []
+        self.medians[self.level] = self.typical
         ratio = self.typical / self.goal
         if ratio > 1:
             return self._rise(ratio)
@@ -81,6 +86,15 @@ class Bucket:
                 self.lasted, self.patience = None, max(self.patience // 2, LEAST_PATIENCE)
         self.quiet = self.quiet + 1 if ratio < LOW and self.level else 0
         return self._to(self.level - 1, "lower") if self.quiet >= self.patience and self.level else None
+
+    def aim(self, goal: float) -> Change | None:
+        """The objective is another one, in seconds of a step. Returns a change if a lower level is known to meet it."""
+        self.goal, self.quiet, self.patience, self.lasted = goal, 0, LEAST_PATIENCE, None
+        meet = [level for level, seconds in self.medians.items() if level < self.level and seconds <= goal]
+        if not meet:
+            return None
+        self.times, self.typical = [], self.medians[min(meet)]
+        return self._to(min(meet), "lower")
 
     def _rise(self, ratio: float) -> Change | None:
         self.quiet = 0
@@ -124,6 +138,12 @@ class Latency:
             level = self.buckets[smaller[-1]].level if smaller else 0
             self.buckets[name] = Bucket(name, self.goal_ms / 1e3, self.levels, level)
         return self.buckets[name]
+
+    def aim(self, goal_ms: float) -> list[Change]:
+        """The objective is another one from now on. Returns what changes by that."""
+        self.goal_ms = goal_ms
+        changes = [bucket.aim(goal_ms / 1e3) for bucket in self.buckets.values()]
+        return [change for change in changes if change is not None]
 
     def state(self) -> dict[str, Any]:
         """In plain numbers."""

@@ -252,3 +252,14 @@ def test_routing_of_rows_that_are_not_known_stays() -> None:
     logits = torch.randn(4, E)
     assert plan.reroute(0, logits, select(logits, SPEC)) is None
     assert sum(plan.steps.values()) == 0
+
+
+def test_goals_are_refused_by_name_before_any_scheduler_is_asked() -> None:
+    """What moves prices is known on vLLM only."""
+    import asyncio
+
+    from lynx_moe.engines.sglang.front import asking
+    from lynx_moe.engines.shared.switching import Switch
+
+    with pytest.raises(asking.Refused, match=r"^max_kl, slo_tpot_ms: prices that move are known on vLLM only"):
+        asyncio.run(asking.switch(None, Switch.of(b'{"policy": "lynx", "max_kl": null, "slo_tpot_ms": 25}')))

@@ -109,8 +109,8 @@ class FakeServer:
     def model(self):
         return "m", 4096
 
-    def switch(self, policy):
-        self.notes.append(policy)
+    def switch(self, asked):
+        self.notes.append(asked.policy if not asked.goals else asked.body)
 
 
 @pytest.fixture
@@ -174,10 +174,37 @@ def test_under_a_bound_the_baseline_is_exact_requests_and_nothing_is_switched(fa
     assert notes[notes.index(("server", 0.01)) :] == [("server", 0.01), "warm", "warm", "warm", "run", "run"]
 
 
+def test_a_policy_with_a_goal_is_warmed_up_after_its_switch_and_the_others_turn_it_off(faked, tmp_path):
+    notes, trace = faked
+    policies = ("vanilla", "priced", "priced@slo_tpot_ms=70", "priced@slo_tpot_ms=80", "lynx@max_kl=0.01,slo_tpot_ms=9")
+    settings = settings_of(trace, policies=policies, rounds=1, warm_rounds=2)
+    whole = measure.measure(settings, tmp_path / "load.jsonl", lambda text: None)
+    off = {"slo_tpot_ms": None, "max_kl": None}
+    priced = "priced"
+    assert notes == [
+        *(("server", None), "warm"),
+        *({"policy": "vanilla"} | off, "run"),
+        *({"policy": priced} | off, "run"),
+        *({"policy": priced} | off | {"slo_tpot_ms": 70.0}, "warm", "warm", "run"),
+        *(off | {"slo_tpot_ms": 80.0}, "run"),  # what was learnt for 70 is kept
+        *({"policy": "lynx", "max_kl": 0.01, "slo_tpot_ms": 9.0}, "warm", "warm", "run"),
+    ]
+    assert [one["policy"] for one in whole["results"]] == list(policies)
+    assert [one["spec"] for one in whole["results"]] == ["vanilla", priced, priced, priced, "lynx"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"policies": ("lynx",)}, "must be vanilla"),
+        ({"policies": ("vanilla@slo_tpot_ms=5", "lynx")}, "must be vanilla"),
+        (
+            {"policies": ("vanilla", "priced@slo=5")},
+            "'slo=5' is no goal; allowed: max_kl, slo_tpot_ms, such as priced@",
+        ),
+        ({"policies": ("vanilla", "priced@slo_tpot_ms=x")}, "'slo_tpot_ms=x' is no goal"),
+        ({"policies": ("vanilla", "priced@")}, "'' is no goal"),
+        ({"policies": ("vanilla", "priced@max_kl=1", "priced@max_kl=1.0")}, "each of them once"),
         ({"kind": "csv"}, "--kind 'csv' is unknown; allowed: timed_trace, burstgpt, sharegpt"),
         ({"rates": (0.0,)}, "above 0 requests per second"),
         ({"rates": (1.0, 1.0)}, "each once"),

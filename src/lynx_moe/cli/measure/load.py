@@ -41,12 +41,16 @@ def load(
         str | None, typer.Option(help="A server that runs already, in place of one that is started.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Draws prompts and times.")] = 0,
+    timeline: Annotated[
+        bool, typer.Option("--timeline", help="Also batch, price and TPOT of every second, as a record and a picture.")
+    ] = False,
     out: Out = Path("out/load"),
 ) -> None:
     """Latency, goodput and throughput on the arrivals of a trace, policies in turns; goes on with what --out holds."""
     from lynx_moe.lab.load import measure as measurement
     from lynx_moe.lab.load import shape, show
-    from lynx_moe.lab.shared import tables
+    from lynx_moe.lab.load import timeline as timelines
+    from lynx_moe.lab.shared import lines, tables
 
     objectives = show.objectives_of(slo_ttft_ms, _numbers(slo_tpot_ms, "--slo-tpot-ms"))
     settings = measurement.Settings(
@@ -65,14 +69,17 @@ def load(
         url=url,
         serve=serve,
     )
-    console, file = terminal.console(), out / "load.jsonl"
-    whole = measurement.measure(settings, file, console.print)
+    console, file, seconds = terminal.console(), out / "load.jsonl", out / "timeline.jsonl"
+    whole = measurement.measure(settings, file, console.print, seconds if timeline else None)
     tables.show(f"{model} on {trace.name}", *show.rows(whole, objectives), console, show.CAPTION)
     if objectives:
         tables.show("Served within an objective", show.SERVED_HEAD, show.served_rows(whole, objectives), console, "")
     console.print(show.note(whole), highlight=False)
     console.print(f"Picture: {show.draw(whole, file.with_suffix('.png'))}")
     console.print(f"Record: {file}")
+    if timeline:
+        drawn = timelines.draw(lines.load(seconds, timelines.KIND), seconds.with_suffix(".png"))
+        console.print(f"Second by second: {drawn}, {seconds}")
 
 
 def _numbers(text: str, option: str) -> list[float]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lynx_moe.engines.sglang.front import asking
 from lynx_moe.engines.sglang.front.asking import Refused
+from lynx_moe.engines.shared.switching import Switch
 
 __all__ = ["Refused", "describe", "reset_stats", "switch"]
 
@@ -21,7 +22,7 @@ def describe(engine: Any) -> dict[str, Any]:
 
 def switch(engine: Any, spec: str) -> str:
     """Switches the policy from the next step on; returns its full spec string. Raises Refused."""
-    return str(engine.loop.run_until_complete(asking.switch(engine.tokenizer_manager, spec))["policy"])
+    return str(engine.loop.run_until_complete(asking.switch(engine.tokenizer_manager, Switch(policy=spec)))["policy"])
 
 
 def reset_stats(engine: Any) -> None:

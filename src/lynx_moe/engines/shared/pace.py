@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lynx_moe.control.latency import Latency
+from lynx_moe.control.latency import Change, Latency
 from lynx_moe.policies import Policy
 
 logger = logging.getLogger("vllm.lynx_moe")
@@ -45,7 +45,7 @@ class Pace:
     """Of one policy of the server. goal_ms: the objective. clock: seconds."""
 
     def __init__(self, goal_ms: float, policy: Policy, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.goal_ms, self.clock = goal_ms, clock
+        self.clock = clock
         self.latency = Latency(goal_ms, knows_prices=policy.knows_prices)
         self.open: Open | None = None
         self.taken: list[Timed] = []
@@ -84,15 +84,24 @@ class Pace:
         bucket = self.latency.of(timed.batch)
         change = bucket.add(timed.level, timed.seconds)
         if change is not None:
-            logger.info(
-                "lynx_moe: slo_tpot_ms %g: steps of %s rows ask %.3g of their prices instead of %.3g: took %.1f ms%s",
-                self.goal_ms,
-                change.batch,
-                change.share,
-                change.was,
-                1e3 * change.seconds,
-                "; more is not allowed" if change.share == 1 else "",
-            )
+            self._log(change, "took")
+
+    def aim(self, goal_ms: float) -> None:
+        """Another objective, from the next step on."""
+        for change in self.latency.aim(goal_ms):
+            self._log(change, "took there")
+
+    def _log(self, change: Change, took: str) -> None:
+        logger.info(
+            "lynx_moe: slo_tpot_ms %g: steps of %s rows ask %.3g of their prices instead of %.3g: %s %.1f ms%s",
+            self.latency.goal_ms,
+            change.batch,
+            change.share,
+            change.was,
+            took,
+            1e3 * change.seconds,
+            "; more is not allowed" if change.share == 1 else "",
+        )
 
     def state(self) -> dict[str, Any]:
         """In plain numbers."""

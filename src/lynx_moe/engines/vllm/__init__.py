@@ -10,6 +10,7 @@ from typing import Any
 from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.shared.metrics import LayerStats, Stats, Tally
 from lynx_moe.engines.shared.recorder import Recorder
+from lynx_moe.engines.shared.switching import Switch
 from lynx_moe.engines.vllm.front.control import Refused, switch, switch_async
 from lynx_moe.engines.vllm.step.plan import active
 from lynx_moe.policies import ModelShape
@@ -61,13 +62,14 @@ def shape() -> ModelShape:
     return active().shape
 
 
-def set_policy(spec: str) -> str:
-    """Switches the policy from the next step on, without rebuilding the engine; returns its full spec string.
+def set_policy(spec: str | None = None, **goals: float | None) -> str:
+    """Switches the policy from the next step on, without rebuilding the engine; returns its full spec string. spec
+    None: the policy stays. goals: `max_kl`, `slo_tpot_ms`, None to turn one off; those that are not named stay.
 
-    Raises ValueError for a bad spec, and where CUDA graphs have recorded the policy: start those with
-    `enforce_eager=True`, or build one engine per policy.
+    Raises ValueError for a bad spec or goal, for a goal that this engine cannot follow, and where CUDA graphs have
+    recorded the policy: start those with `enforce_eager=True`, or build one engine per policy.
     """
-    return active().governed.set_policy(spec)
+    return active().switch(Switch(policy=spec, goals=goals))
 
 
 def set_guard(options: dict[str, Any] | None) -> None:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from lynx_moe.engines.shared.switching import Switch
 from lynx_moe.lab.load.measure import counted
 from lynx_moe.lab.load.server import Server, running
 from lynx_moe.lab.shared import record, tables, terminal
@@ -73,7 +74,7 @@ def _turn(
     server: Server, policy: str, at_once: int, ask: Callable[[Any], Found], items: Sequence[Any]
 ) -> tuple[list[Found], dict[str, Any]]:
     """What was found of all items under the policy, and the distinct experts that steps of several rows loaded."""
-    server.switch(policy)
+    server.switch(Switch(policy=policy))
     before = server.counted()
     with ThreadPoolExecutor(at_once) as pool:
         found = list(pool.map(ask, items))

@@ -12,12 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lynx_moe.lab.load import client
+from lynx_moe.lab.load import client, timeline
 from lynx_moe.lab.load import trace as traces
-from lynx_moe.lab.load.server import KEY_VARIABLE, Server, running, started
+from lynx_moe.lab.load.arm import Arm, arms_of
+from lynx_moe.lab.load.server import Server, running, started
 from lynx_moe.lab.load.show import KIND
 from lynx_moe.lab.shared import lines
 from lynx_moe.lab.shared.engine import import_vllm
+from lynx_moe.lab.watch.control import KEY_VARIABLE
 from lynx_moe.lab.watch.scrape import Scrape
 from lynx_moe.policies import DEFAULT, make_policy
 
@@ -32,11 +34,12 @@ class Settings:
 
     model     what is served: a folder, a hub name. Of a server that runs already its tokenizer is taken.
     trace     the file of arrivals; kind: how it is written.
-    policies  take turns; the first is the baseline.
+    policies  take turns, each with the goals that it names (`arm.py`); the first is the baseline.
     max_kl    bounds of further servers. On each, exact requests (the baseline) and such that leave it to the server
               take turns, since a switch would begin the search for prices anew.
     rates     requests per second.
-    rounds    each policy serves all requests once a round; warm_rounds: before them, on servers with a bound.
+    rounds    each policy serves all requests once a round; warm_rounds: before them, where prices are looked for: on
+              servers with a bound, and after a switch to a policy with a goal that was not there before.
     url       a server that runs already; None: one is started, with `serve` as more flags.
     """
 
@@ -56,7 +59,8 @@ class Settings:
     serve: str = ""
 
     def __post_init__(self) -> None:
-        if not make_policy(lines.specs_of(self.policies)[0]).is_identity:
+        baseline = self.arms[0]
+        if baseline.goals or not make_policy(baseline.spec).is_identity:
             raise ValueError(
                 f"--policies begins with {self.policies[0]!r}; the first is the baseline and must be vanilla"
             )
@@ -75,6 +79,15 @@ class Settings:
         self.scale  # noqa: B018  (checks it)
 
     @property
+    def arms(self) -> list[Arm]:
+        return arms_of(self.policies)
+
+    @property
+    def goals(self) -> list[str]:
+        """Those that any policy names."""
+        return list(dict.fromkeys(name for arm in self.arms for name in arm.goals))
+
+    @property
     def scale(self) -> traces.Scale:
         return traces.Scale(self.prompt_scale, self.answer_scale, self.requests)
 
@@ -89,8 +102,11 @@ class Settings:
         return [("", None, tuple(self.policies)), *bounded]
 
 
-def measure(settings: Settings, path: Path, advance: Callable[[str], None] = print) -> lines.Record:
-    """The record at `path`, finished: what it has already is not measured again.
+def measure(
+    settings: Settings, path: Path, advance: Callable[[str], None] = print, seconds: Path | None = None
+) -> lines.Record:
+    """The record at `path`, finished: what it has already is not measured again. seconds: a second record, of what is
+    seen in each second of each run (`timeline.py`); None: nobody looks.
 
     Raises ValueError for a trace that cannot be used, a server that does not start or refuses a policy, no vLLM (its
     client is used), and a record of other settings.
@@ -112,14 +128,20 @@ def measure(settings: Settings, path: Path, advance: Callable[[str], None] = pri
             for _ in range(settings.warm_rounds if bound is not None else 0):
                 advance(f"{name}: looking for prices")
                 client.send(target, sources.at(max(settings.rates)), settings.seed)
+            arm: Arm | None = None
             for number, rate, policy in left:
                 advance(f"{name or 'server'}: round {number} of {settings.rounds}, {rate:g} requests/s, {policy}")
                 wish = "exact" if bound is not None and policy == settings.policies[0] else None
+                last, arm = arm, Arm.of(policy)
                 if bound is None:
-                    server.switch(policy)
-                line = one(server, target, sources.at(rate), settings.seed, wish)
-                line["spec"] = make_policy(policy).spec
-                whole["results"].append({"server": name, "round": number, "rate": rate, "policy": policy, **line})
+                    server.switch(arm.switch(settings.goals, last))
+                for _ in range(settings.warm_rounds if arm.goals and arm.begins_anew(last) else 0):
+                    client.send(target, sources.at(rate), settings.seed)
+                which = {"server": name, "round": number, "rate": rate, "policy": policy}
+                with timeline.kept(seconds, settings.saved, server.url, arm, which):
+                    line = one(server, target, sources.at(rate), settings.seed, wish)
+                line["spec"] = arm.spec
+                whole["results"].append({**which, **line})
                 lines.save(whole, path)
     return whole
 
@@ -163,8 +185,8 @@ def _server(settings: Settings, bound: float | None, log: Path) -> Iterator[Serv
         yield running(settings.url)
         return
     flags = shlex.split(settings.serve) + ([] if bound is None else ["--max-kl", repr(bound)])
-    first = DEFAULT if bound is not None else settings.policies[0]
-    with started(settings.model, make_policy(first).spec, flags, log) as server:
+    first = make_policy(DEFAULT).spec if bound is not None else settings.arms[0].spec
+    with started(settings.model, first, flags, log) as server:
         yield server
 
 

@@ -7,19 +7,19 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 
+from lynx_moe.engines.shared.switching import Switch
+from lynx_moe.lab.watch import control
+from lynx_moe.lab.watch.fetch import base_of
 from lynx_moe.lab.watch.scrape import Scrape, scrape
 
 START_SECONDS, END_SECONDS = 600.0, 60.0
 METRICS_EVERY = 1.0
-KEY_VARIABLE = "VLLM_API_KEY"
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Server:
     url: str
     settle: float
 
-    def switch(self, policy: str) -> None:
-        """Puts a policy on. Raises ValueError with the server's reason."""
-        self.post("/lynx_moe/policy", {"policy": policy})
+    def switch(self, asked: Switch) -> None:
+        """Puts a policy and its goals on. Raises ValueError with the server's reason."""
+        control.switch(self.url, asked)
 
     def forget(self) -> bool:
         """Empties the prefix cache; False where the server does not offer that (VLLM_SERVER_DEV_MODE)."""
@@ -56,35 +56,20 @@ class Server:
 
     def ask(self, path: str, body: bytes | None = None) -> str:
         """The answer's text. Raises ValueError where there is none, or it is an error, in one line."""
-        with self.opened(path, body) as answer:
-            text: str = answer.read().decode()
-        return text
+        return control.ask(self.url, path, body)
 
-    @contextmanager
-    def opened(self, path: str, body: bytes | None = None) -> Iterator[Any]:
+    def opened(self, path: str, body: bytes | None = None) -> AbstractContextManager[Any]:
         """The answer while it comes. Raises ValueError as `ask` does."""
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY_VARIABLE):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(f"{self.url}{path}", body, headers)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                yield answer
-        except HTTPError as error:
-            said = " ".join(error.read().decode(errors="replace").split())[:300]
-            hint = f"; {KEY_VARIABLE} holds the key that is sent" if error.code == 401 else ""
-            raise ValueError(f"{self.url}{path} answers {error.code}: {said}{hint}") from None
-        except OSError as error:
-            raise ValueError(f"{self.url}{path} cannot be reached ({getattr(error, 'reason', error)})") from None
+        return control.opened(self.url, path, body)
 
 
 def running(url: str) -> Server:
     """A server that runs already. Raises ValueError if it has no metrics of ours, or no path that switches policies."""
-    base = (url if "://" in url else f"http://{url}").rstrip("/")
+    base = base_of(url)
     scrape(base)
     server = Server(base, settle=6.0)
     try:
-        server.ask("/lynx_moe/policy")
+        control.told(base)
     except ValueError as error:
         raise ValueError(f"{error}; only a server that `lynx-moe serve` started can be switched") from None
     return server

@@ -3,18 +3,36 @@
 import ipaddress
 import urllib.request
 from http.client import HTTPException
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 
+def base_of(url: str) -> str:
+    """A server's address without a path: HTTP where nothing is said."""
+    return (url if "://" in url else f"http://{url}").rstrip("/")
+
+
+def opening(request: urllib.request.Request, timeout: float) -> Any:
+    """An answer, to be read while it comes: by no proxy on this machine. Raises OSError, HTTPError among them, and
+    ValueError."""
+    local = is_local(request.full_url)
+    return urllib.request.build_opener(*[urllib.request.ProxyHandler({})] if local else []).open(request, None, timeout)
+
+
+def read(request: urllib.request.Request, timeout: float) -> str:
+    """The text of an answer. Raises as `opening` does."""
+    with opening(request, timeout) as answer:
+        text: str = answer.read().decode()
+    return text
+
+
 def fetch(address: str, timeout: float) -> str:
     """What is at an address. Raises ValueError where it cannot be read."""
-    direct = is_local(address)
-    opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] if direct else [])
-    way = "" if direct or not _proxy(address) else ", by the proxy of the environment (no_proxy names who needs none)"
+    proxied = not is_local(address) and _proxy(address)
+    way = ", by the proxy of the environment (no_proxy names who needs none)" if proxied else ""
     try:
-        with opener.open(address, timeout=timeout) as answer:
-            text: str = answer.read().decode()
+        return read(urllib.request.Request(address), timeout)
     except HTTPError as error:
         raise ValueError(
             f"{address} answers {error.code} {error.reason}{way}; is it the address of a vLLM server?"
@@ -24,7 +42,6 @@ def fetch(address: str, timeout: float) -> str:
         raise ValueError(
             f"{address} cannot be read ({reason}){way}; is the server up, and the address right?"
         ) from None
-    return text
 
 
 def is_local(address: str) -> bool:

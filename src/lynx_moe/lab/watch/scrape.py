@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lynx_moe.engines.shared.families import COMMON, WORKERS, family_of
-from lynx_moe.lab.watch.fetch import fetch
+from lynx_moe.lab.watch.fetch import base_of, fetch
 
 PREFIX = "lynx_moe_"
 ENGINE = COMMON[:2]
@@ -71,8 +71,7 @@ class Scrape:
 
 def scrape(url: str, timeout: float = 5.0) -> Scrape:
     """Reads URL/metrics. Raises ValueError where nobody answers, or the server has no metrics of lynx-moe."""
-    base = url if "://" in url else f"http://{url}"
-    address = base.rstrip("/").removesuffix("/metrics") + "/metrics"
+    address = base_of(url).removesuffix("/metrics") + "/metrics"
     found = parse(fetch(address, timeout))
     if not found:
         raise ValueError(

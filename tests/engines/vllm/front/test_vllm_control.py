@@ -88,11 +88,20 @@ def test_switching_is_all_or_nothing(fresh: Any) -> None:
         with pytest.raises(lynx_vllm.Refused, match=reason):
             lynx_vllm.switch(fresh, spec)
         assert fresh.collective_rpc("lynx_policy")[0]["policy"] == POLICY
-    assert lynx_vllm.switch(fresh, "oea:k0=2") == "oea:k0=2"
+    with pytest.raises(lynx_vllm.Refused, match=r"without shadow steps .shadow=0. nothing measures it"):
+        lynx_vllm.switch(fresh, slo_tpot_ms=50, max_kl=0.01)
+    assert lynx_vllm.stats().pace is None
+    assert lynx_vllm.switch(fresh, slo_tpot_ms=50) == POLICY
+    assert lynx_vllm.stats().pace["slo_tpot_ms"] == 50
+    with pytest.raises(lynx_vllm.Refused, match="'slo' cannot be changed"):
+        lynx_vllm.switch(fresh, slo=50)
+    assert lynx_vllm.switch(fresh, "oea:k0=2", slo_tpot_ms=None, max_kl=None) == "oea:k0=2"
     told = fresh.collective_rpc("lynx_policy")[0]
     assert isinstance(told.pop("prices"), dict)  # of the last step, whichever test took it
     assert told == {
         "policy": "oea:k0=2",
+        "max_kl": None,
+        "slo_tpot_ms": None,
         "verify": "exact",
         "tuned": None,
         "act_from": 1,

@@ -39,8 +39,9 @@ def test_a_switch_marks_what_is_hashed_and_not_computed_yet(by):
     hashes = list(exact.block_hashes)
     assert shared(running, core.add(12)) == 3
     if by == "collective_rpc":
-        told = cache.collective_rpc(lambda core, *args: args, core, "lynx_set_policy", None, ("lynx",), None)
-        assert told == ("lynx_set_policy", None, ("lynx",), None)
+        args = ("lynx", {"max_kl": 0.01})
+        told = cache.collective_rpc(lambda core, *args: args, core, "lynx_set_policy", None, args, None)
+        assert told == ("lynx_set_policy", None, args, None)
     else:
         cache.switched(False)
     assert shared(running, core.add(12)) == 1  # block 1 holds two tokens of the prompt, and two that may be remapped
@@ -58,6 +59,7 @@ def test_a_core_that_has_seen_no_request_learns_of_the_switch():
 def test_other_calls_and_engines_without_the_plugin_s_options_are_left_alone():
     core = Core("vanilla")
     cache.collective_rpc(lambda *_: None, core, "lynx_set_policy", None, ("vanilla",))
+    cache.collective_rpc(lambda *_: None, core, "lynx_set_policy", None, (None, {"slo_tpot_ms": 50}))  # no other policy
     cache.collective_rpc(lambda *_: None, core, "lynx_stats")
     assert shared(core.add(4, None, 8), core.add(12)) == 3
     core = Core("lynx")

@@ -159,7 +159,7 @@ def test_what_shadow_steps_measured_and_where_the_bound_stands() -> None:
     assert plan.shadows is None
     assert plan.bounded is None
     plan.shadows = Shadows(1)
-    plan.bound_anew(1)
+    plan.aim(anew=True)
     assert plan.bounded is not None
     for batch, kl in ((16, 0.4), (12, 0.2), (3, 0.3)):
         sample = Sample(
@@ -194,7 +194,7 @@ def test_what_shadow_steps_measured_and_where_the_bound_stands() -> None:
 def test_every_change_of_a_price_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     plan = make_plan(max_kl=0.01)
     plan.shadows = Shadows(1)
-    plan.bound_anew(1)
+    plan.aim(anew=True)
     good = Effect(16.0, 0.0, 16.0, 0.0)
     sample = Sample(batch=16, at=(1, 0, 1, True), server=good, request=Effect(), above=good, seconds=0.0)
     with caplog.at_level(logging.INFO, logger="vllm.lynx_moe"):

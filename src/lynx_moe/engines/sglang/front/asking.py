@@ -4,6 +4,7 @@ from typing import Any
 
 from lynx_moe.engines.sglang.front.control import RESET, SWITCH
 from lynx_moe.engines.shared.options import KEY
+from lynx_moe.engines.shared.switching import Switch
 
 
 class Refused(ValueError):
@@ -19,12 +20,14 @@ async def told(manager: Any) -> dict[str, Any]:
     return answer
 
 
-async def switch(manager: Any, spec: str) -> dict[str, Any]:
-    """Switches to the policy of a spec; what is told then. Raises Refused."""
-    updated = await _set(manager, f"{SWITCH}{spec}")
+async def switch(manager: Any, asked: Switch) -> dict[str, Any]:
+    """Switches to a policy; what is told then. Raises Refused, also for goals, which SGLang has none of."""
+    if asked.goals:
+        raise Refused(f"{', '.join(asked.goals)}: prices that move are known on vLLM only; send a policy alone")
+    updated = await _set(manager, f"{SWITCH}{asked.policy}")
     answer = await told(manager)
     if not all(updated):
-        raise Refused(answer["refused"] or f"the schedulers did not take {spec!r}")
+        raise Refused(answer["refused"] or f"the schedulers did not take {asked.policy!r}")
     return answer
 
 

@@ -1,16 +1,14 @@
 """`GET` and `POST /lynx_moe/policy` on SGLang's server, behind its own check of keys."""
 
 import asyncio
-import json
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 
 from lynx_moe.engines.sglang.front import asking
-from lynx_moe.engines.shared.options import KEY
+from lynx_moe.engines.shared.switching import PATH, Switch
 
-PATH = f"/{KEY}/policy"
 _switching = asyncio.Lock()
 
 
@@ -32,15 +30,10 @@ async def tell() -> JSONResponse:
 async def switch(request: Request) -> JSONResponse:
     """Body: {"policy": SPEC}."""
     try:
-        given = json.loads(await request.body())
-    except ValueError:
-        given = None
-    if not isinstance(given, dict) or set(given) != {"policy"} or not isinstance(given["policy"], str):
-        raise HTTPException(400, 'the body must be a JSON object {"policy": "SPEC"}')
-    try:
+        asked = Switch.of(await request.body())
         async with _switching:
-            return JSONResponse(await asking.switch(_manager(), given["policy"]))
-    except asking.Refused as error:
+            return JSONResponse(await asking.switch(_manager(), asked))
+    except ValueError as error:
         raise HTTPException(400, str(error)) from None
 
 

@@ -1,4 +1,4 @@
-"""The policy of a running engine: told, and switched at a step boundary on every worker or on none.
+"""The policy of a running engine and its goals: told, and switched at a step boundary on every worker or on none.
 
 Workers are asked by `collective_rpc`, which vLLM runs between steps: first all of them whether the policy fits, then,
 if it does everywhere, to switch.
@@ -19,18 +19,19 @@ class Refused(ValueError):
         self.status = status
 
 
-def switch(llm: Any, spec: str) -> str:
-    """Switches the engine of a `vllm.LLM` (in whatever process it runs) and returns the full spec string. Raises
-    Refused."""
-    full = fits(llm.collective_rpc("lynx_check_policy", args=(spec,)))
-    llm.collective_rpc("lynx_set_policy", args=(spec,))
+def switch(llm: Any, spec: str | None = None, **goals: float | None) -> str:
+    """Switches the engine of a `vllm.LLM` (in whatever process it runs) and returns the full spec string. spec None:
+    the policy stays. goals: max_kl in nats and slo_tpot_ms in milliseconds, None to turn one off; those that are not
+    named stay. Raises Refused."""
+    full = fits(llm.collective_rpc("lynx_check_policy", args=(spec, goals)))
+    llm.collective_rpc("lynx_set_policy", args=(spec, goals))
     return full
 
 
-async def switch_async(client: Any, spec: str) -> str:
+async def switch_async(client: Any, spec: str | None = None, **goals: float | None) -> str:
     """The same for an `AsyncLLM` or any other engine client."""
-    full = fits(await client.collective_rpc("lynx_check_policy", args=(spec,)))
-    await client.collective_rpc("lynx_set_policy", args=(spec,))
+    full = fits(await client.collective_rpc("lynx_check_policy", args=(spec, goals)))
+    await client.collective_rpc("lynx_set_policy", args=(spec, goals))
     return full
 
 

@@ -5,7 +5,6 @@ own paths alone, so the same check, with the same keys, stands before these two.
 """
 
 import asyncio
-import json
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request
@@ -14,10 +13,9 @@ from vllm import envs
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 from lynx_moe.engines.shared.options import KEY
+from lynx_moe.engines.shared.switching import PATH, Switch
 from lynx_moe.engines.vllm.front import control
 from lynx_moe.engines.vllm.launch.options import Options
-
-PATH = f"/{KEY}/policy"
 
 
 class PolicyEndpoint:
@@ -46,12 +44,12 @@ class PolicyEndpoint:
         return JSONResponse(control.told(await self.client.collective_rpc("lynx_policy")))
 
     async def switch(self, request: Request) -> JSONResponse:
-        """Body: {"policy": SPEC}."""
+        """Body: as `Switch` takes it."""
         self._admit(request)
         try:
-            spec = _spec(await request.body())
+            asked = _asked(await request.body())
             async with self.switching:
-                await control.switch_async(self.client, spec)
+                await control.switch_async(self.client, asked.policy, **asked.goals)
         except control.Refused as error:
             raise HTTPException(error.status, str(error)) from None
         return await self.tell(request)
@@ -64,11 +62,8 @@ class PolicyEndpoint:
             raise HTTPException(404, f"the server was started without additional_config[{KEY!r}]")
 
 
-def _spec(body: bytes) -> str:
+def _asked(body: bytes) -> Switch:
     try:
-        given = json.loads(body)
-    except ValueError:
-        given = None
-    if not isinstance(given, dict) or set(given) != {"policy"} or not isinstance(given["policy"], str):
-        raise control.Refused('the body must be a JSON object {"policy": "SPEC"}', control.BAD)
-    return str(given["policy"])
+        return Switch.of(body)
+    except ValueError as error:
+        raise control.Refused(str(error), control.BAD) from None

@@ -1,13 +1,16 @@
 """Methods that vLLM's workers gain: `llm.collective_rpc("lynx_stats")` works with the engine in other processes."""
 
 import pkgutil
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
 from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.shared.step.tiers import Recorded
+from lynx_moe.engines.shared.switching import Switch
 from lynx_moe.engines.vllm.front import control
+from lynx_moe.engines.vllm.launch.goals import Unable
 from lynx_moe.engines.vllm.step.plan import active
 
 
@@ -21,8 +24,8 @@ class WorkerExtension:
     def lynx_reset_stats(self) -> None:
         active().reset_stats()
 
-    def lynx_set_policy(self, spec: str) -> str:
-        return active().governed.set_policy(spec)
+    def lynx_set_policy(self, spec: str | None = None, goals: Mapping[str, Any] | None = None) -> str:
+        return active().switch(Switch(policy=spec, goals=goals or {}))
 
     def lynx_set_guard(self, options: dict[str, Any] | None) -> None:
         active().set_guard(None if options is None else GuardOptions.of(options))
@@ -37,12 +40,13 @@ class WorkerExtension:
     def lynx_model(self) -> dict[str, Any]:
         return active().model().told()
 
-    def lynx_check_policy(self, spec: str) -> dict[str, Any]:
+    def lynx_check_policy(self, spec: str | None = None, goals: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """{"policy": full spec} if `lynx_set_policy` would succeed, else {"error": reason, "status": HTTP status}."""
         try:
-            return {"policy": active().governed.check(spec)[0].spec}
+            return {"policy": active().may_switch(Switch(policy=spec, goals=goals or {}))[0].spec}
         except ValueError as error:
-            return {"error": str(error), "status": control.CONFLICT if isinstance(error, Recorded) else control.BAD}
+            conflict = isinstance(error, Recorded | Unable)
+            return {"error": str(error), "status": control.CONFLICT if conflict else control.BAD}
 
 
 def extend(qualname: str) -> None:

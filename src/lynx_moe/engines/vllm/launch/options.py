@@ -219,8 +219,8 @@ def check_engine(vllm_config: Any) -> None:
     verify = EXACT if options is None else options.verify
     if options is not None and options.twice and (reason := twice.refusal(vllm_config)) is not None:
         reasons.append(f"{options.twice} runs the model twice on one step, and {reason}; leave it out")
-    if options is not None and options.slo_tpot_ms is not None and vllm_config.use_v2_model_runner:
-        reasons.append("slo_tpot_ms is told to all workers by the V1 model runner; use VLLM_USE_V2_MODEL_RUNNER=0")
+    if options is not None and options.slo_tpot_ms is not None:
+        reasons.append(twice.unpaced(vllm_config))
     if verify == DRAFT and parallel.pipeline_parallel_size > 1:
         reasons.append(
             f"verify={DRAFT!r}: of pipeline_parallel_size={parallel.pipeline_parallel_size} stages the last one alone "

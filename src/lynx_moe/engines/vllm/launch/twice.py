@@ -1,4 +1,5 @@
-"""Whether an engine can run its model twice on one step's inputs, as shadow steps do, and on which share of steps."""
+"""Whether an engine can run its model twice on one step's inputs, as shadow steps do, and on which share of steps;
+whether its steps are timed."""
 
 import logging
 from typing import Any
@@ -33,6 +34,13 @@ def refusal(vllm_config: Any) -> str | None:
         "this vLLM has no `GPUModelRunner._model_forward`": not _has_forward(),
     }
     return next((reason for reason, found in why.items() if found), None)
+
+
+def unpaced(vllm_config: Any) -> str | None:
+    """Why this engine has no step times that all workers hear; None: it has."""
+    if vllm_config.use_v2_model_runner:
+        return "slo_tpot_ms is told to all workers by the V1 model runner; use VLLM_USE_V2_MODEL_RUNNER=0"
+    return None
 
 
 def share(vllm_config: Any, asked: float | None, *, bounded: bool) -> float:

@@ -16,7 +16,7 @@ from lynx_moe.engines.shared.step.rows import EXACT_ROW
 from lynx_moe.engines.shared.tell.log import log_line
 from lynx_moe.engines.shared.wrap import wrap
 from lynx_moe.engines.vllm.front import worker
-from lynx_moe.engines.vllm.launch import acting, ranks, twice
+from lynx_moe.engines.vllm.launch import acting, goals, ranks, twice
 from lynx_moe.engines.vllm.launch.options import Options, has_graphs
 from lynx_moe.engines.vllm.model import agreement, forward, lora, paging, reached
 from lynx_moe.engines.vllm.model.forward import PLAN, plan_of
@@ -55,6 +55,7 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
         num_drafts = getattr(vllm_config.speculative_config, "num_speculative_tokens", None) or 0
         shadow = twice.share(vllm_config, options.shadow, bounded=bool(options.twice))
         plan = Plan(options=options, num_drafts=num_drafts, shadow=shadow, **of_model(vllm_config))
+        plan.unable = goals.unable(vllm_config, shadow)
     with paging.building(options, vllm_config) as plan.paged:
         model = make_for(plan, make_model)
     with refusing():

@@ -50,7 +50,8 @@ def collective_rpc(
     original: Any, core: Any, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None
 ) -> Any:
     """Around EngineCore.collective_rpc: the workers may be about to remap."""
-    if method == "lynx_set_policy" and not _is_identity(*args, **kwargs or {}) and not _drafter_s(core):
+    spec = args[0] if args else (kwargs or {}).get("spec")  # None: the policy stays
+    if method == "lynx_set_policy" and spec is not None and not _is_identity(spec) and not _drafter_s(core):
         _start(core)
     return original(core, method, timeout, args, kwargs)
 

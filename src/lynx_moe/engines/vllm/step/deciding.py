@@ -17,6 +17,7 @@ from lynx_moe.engines.shared.step import deciding as shared
 from lynx_moe.engines.shared.step.requests import Fitted
 from lynx_moe.engines.shared.step.rows import StepRows, decoding
 from lynx_moe.engines.shared.step.tiers import Recorded
+from lynx_moe.engines.shared.switching import GOALS
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step.shadows.follow import Follow
 from lynx_moe.engines.vllm.step.shadows.passes import EXACT, Shadows, Trial
@@ -50,6 +51,9 @@ class Deciding(shared.Deciding):
         self.shadows = Shadows(shadow) if shadow else None
         self.bounded: Follow | None = None  # where a bound on the KL says the prices
         self.pace: Pace | None = None  # where a latency objective says which share of the prices
+        self.goals: dict[str, Any] = {name: getattr(options, name) for name in GOALS}  # what is asked of them now
+        self.backs_off = options.back_off_kl
+        self.searches = 0  # for the prices of a bound, in this engine
         self.tuned: ByBatch | None = None  # where the size of the batch says the policy
         self.settings: dict[str, Fitted] = {}
         self.watch: Watch | None = None
@@ -99,15 +103,29 @@ class Deciding(shared.Deciding):
         if rows:
             self.put(*self.settings[self.tuned.at(rows)])
 
-    def bound_anew(self, number: int) -> None:
-        """The server's policy is new, the `number`th: its prices are sought from the beginning. It backs off only from
-        the first one: a policy that is switched to is as it was named."""
-        seeks = self.options.max_kl is not None
-        most = self.options.max_kl if seeks or number else self.options.back_off_kl
-        bounded = most is not None and not self.policy.is_identity and self.shadows is not None
-        self.bounded = Follow(most or 0.0, self.policy, number, seeks=seeks) if bounded else None
-        goal = self.options.slo_tpot_ms
-        self.pace = None if goal is None or self.policy.is_identity else Pace(goal, self.policy)
+    def aim(self, *, anew: bool) -> None:
+        """The server's policy or its goals are others, from the next step on. anew: the policy is, so that nothing
+        holds that was learnt of the one before. It backs off only from the policy that the server began with: one that
+        is switched to is as it was named."""
+        most, goal_ms = (None if self.policy.is_identity else self.goals[name] for name in GOALS)
+        seeks = most is not None
+        if seeks or self.policy_changes["operator"]:
+            self.backs_off = None
+        if most is None and not self.policy.is_identity:
+            most = self.backs_off
+        if most is None or self.shadows is None:
+            self.bounded = None
+        elif anew or self.bounded is None or self.bounded.bound.seeks != seeks:
+            self.searches += 1
+            self.bounded = Follow(most, self.policy, self.searches, seeks=seeks)
+        else:
+            self.bounded.aim(most)
+        if goal_ms is None:
+            self.pace = None
+        elif anew or self.pace is None:
+            self.pace = Pace(goal_ms, self.policy)
+        else:
+            self.pace.aim(goal_ms)
 
     def hear(self, scheduler_output: Any) -> None:
         """What all workers are told at this step of the ones before it: drafts, times, shadow steps."""

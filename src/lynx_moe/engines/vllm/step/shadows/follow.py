@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lynx_moe.control.bound import Bound, price_list
+from lynx_moe.control.bound import Bound, Change, price_list
 from lynx_moe.engines.vllm.step.shadows.passes import ABOVE, Trial
 from lynx_moe.engines.vllm.step.shadows.sample import Sample
 from lynx_moe.policies import Policy
@@ -15,7 +15,7 @@ logger = logging.getLogger("vllm.lynx_moe")
 
 class Follow:
     """max_kl: the bound, in nats. policy: the server's; requests that ask for another price of it keep the ratio.
-    number: of the policies that were bounded in this engine, so that late samples are not taken for another's. seeks:
+    number: of the searches in this engine, so that late samples are not taken for another's. seeks:
     begins exact and seeks a price; else begins with the policy's own, and backs off from it."""
 
     def __init__(self, max_kl: float, policy: Policy, number: int, *, seeks: bool = True) -> None:
@@ -52,15 +52,23 @@ class Follow:
         now = (sample.server.rows, sample.server.kl) if whole else (0.0, 0.0)  # a share says nothing of the level
         change = self.bound.of(sample.batch).add(level, now, trial, above)
         if change is not None:
-            logger.info(
-                "lynx_moe: %s %g: steps of %s rows ask %.3g instead of %.3g: %s",
-                "max_kl" if self.bound.seeks else "back_off_kl",
-                self.bound.most,
-                change.batch,
-                change.price,
-                change.was,
-                change.why,
-            )
+            self._log(change)
+
+    def aim(self, max_kl: float) -> None:
+        """Another bound, from the next step on."""
+        for change in self.bound.aim(max_kl):
+            self._log(change)
+
+    def _log(self, change: Change) -> None:
+        logger.info(
+            "lynx_moe: %s %g: steps of %s rows ask %.3g instead of %.3g: %s",
+            "max_kl" if self.bound.seeks else "back_off_kl",
+            self.bound.most,
+            change.batch,
+            change.price,
+            change.was,
+            change.why,
+        )
 
     def state(self) -> dict[str, Any]:
         """In plain numbers."""
