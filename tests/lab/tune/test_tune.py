@@ -66,6 +66,13 @@ def test_a_terminal_of_80_columns_cuts_nothing(whole):
 
 
 @pytest.mark.vllm
+def test_the_command_that_it_ends_with_can_be_typed(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "measure", lambda *given, **named: whole)
+    said = CliRunner().invoke(app, ["tune", "qwen3-moe", "--out", str(tmp_path)]).output
+    assert f"lynx-moe serve {MODEL} --tuned {tmp_path / 'tuned.json'}" in said
+
+
+@pytest.mark.vllm
 def test_a_server_takes_the_file(whole, tmp_path):
     file = show.write(whole, tmp_path / "tuned.json")
     tuned = Tuned.of(json.loads(file.read_text()))

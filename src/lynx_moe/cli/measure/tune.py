@@ -66,6 +66,7 @@ def tune(
     console, file = terminal.console(), out / "tune.jsonl"
     whole = measure.measure(settings, file, max_gib=max_memory, engine_args=arguments.read(model_args))
     tables.show(f"{model}: at most {max_kl:g} nats", show.HEAD, show.rows(whole), console, show.CAPTION)
-    console.print(f"Record: {file}")
+    console.print(f"Record: {file}", highlight=False)
     tuned = show.write(whole, out / "tuned.json")
-    console.print(f"Serve with it: lynx-moe serve {model} --tuned {tuned}", highlight=False)
+    command = f"lynx-moe serve {decode.model} --tuned {tuned}"
+    console.print(f"Serve with it: {command}", highlight=False, soft_wrap=True)
