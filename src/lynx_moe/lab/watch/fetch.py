@@ -17,7 +17,8 @@ def opening(request: urllib.request.Request, timeout: float) -> Any:
     """An answer, to be read while it comes: by no proxy on this machine. Raises OSError, HTTPError among them, and
     ValueError."""
     local = is_local(request.full_url)
-    return urllib.request.build_opener(*[urllib.request.ProxyHandler({})] if local else []).open(request, None, timeout)
+    opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] if local else [])
+    return opener.open(request, timeout=timeout)
 
 
 def read(request: urllib.request.Request, timeout: float) -> str:

@@ -16,28 +16,23 @@ from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.disk.store import Store
 from lynx_moe.engines.shared.metrics import Stats
 from lynx_moe.engines.shared.options import DRAFT
-from lynx_moe.engines.shared.step.requests import Fitted
 from lynx_moe.engines.shared.step.tiers import text
-from lynx_moe.engines.shared.switching import Switch
-from lynx_moe.engines.vllm.launch import goals
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step import cache
 from lynx_moe.engines.vllm.step.built import Model, routers_of
-from lynx_moe.engines.vllm.step.deciding import Deciding
 from lynx_moe.engines.vllm.step.figures import Figures
+from lynx_moe.engines.vllm.step.switched import Switched
 from lynx_moe.engines.vllm.step.watch import Watch
-from lynx_moe.policies import ModelShape, Policy
+from lynx_moe.policies import ModelShape
 from lynx_moe.routing import Routing, Rows
 
 _active: list["Plan"] = []
 
 
-class Plan(Deciding):
+class Plan(Switched):
     """See the module. shape: the model's. graphs: whether CUDA graphs will record the policy. num_drafts: the most
     tokens that are drafted for a request. drafts: whether the model drafts for another one (`drafter.py`). shadow: the
     share of shadow steps. meets: whether other engines wait for this one in every layer (data parallelism)."""
-
-    drafts = False
 
     def __init__(
         self,
@@ -57,7 +52,6 @@ class Plan(Deciding):
         self.figures: Figures | None = None
         self.paged: Any = None  # the experts on a disk (`model/paged.py`), whose store is there once weights are loaded
         self.drafter: Any = None  # a DrafterPlan, whose class is made of this one
-        self.unable: dict[str, str] = {}  # goals that this engine cannot follow, and why
         self.attached: Any = None  # the scheduler's output as it came, where a runner passes on a copy of it
         self.seal()
         if not self.drafts:
@@ -95,42 +89,6 @@ class Plan(Deciding):
     @property
     def changes(self) -> dict[str, int]:
         return self.governed.policy_changes
-
-    def set_policy(self, spec: str) -> str:
-        self.take(*self.check(spec))
-        return self.policy.spec
-
-    def take(self, policy: Policy, by_layer: list[Policy]) -> None:
-        """The operator's policy, from the next step on."""
-        self.put(policy, by_layer)
-        self.tuned = None
-        self.policy_changes["operator"] += 1
-        self.aim(anew=True)
-        if self.watch is not None:
-            self.watch.restart(self.policy)
-        if not self.drafts:
-            cache.switched(self.policy.is_identity)
-
-    def may_switch(self, asked: Switch) -> Fitted:
-        """The server's policy as `switch` would have it. Raises ValueError where it cannot, and changes nothing:
-        Recorded and Unable are those that no other value would mend."""
-        governed, stays = self.governed, asked.policy is None
-        found = (governed.policy, governed.by_layer) if asked.policy is None else governed.check(asked.policy)
-        guard = None if self.watch is None else self.watch.options
-        tuned = stays and self.tuned is not None
-        goals.check(asked.goals, self.options, policy=found[0].spec, guard=guard, tuned=tuned)
-        goals.refuse(asked.goals, self.unable)
-        return found
-
-    def switch(self, asked: Switch) -> str:
-        """From the next step on; the full spec. Raises ValueError as `may_switch` does."""
-        policy, by_layer = self.may_switch(asked)
-        self.goals |= asked.goals
-        if asked.policy is not None:
-            self.governed.take(policy, by_layer)
-        else:
-            self.aim(anew=False)
-        return policy.spec
 
     def set_guard(self, options: GuardOptions | None) -> None:
         """Guards the policy from the next step on; None ends it. Raises ValueError for a ladder that does not fit the
