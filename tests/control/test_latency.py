@@ -27,7 +27,7 @@ class Server:
             one = self.latency.of(batch)
             level, seconds = one.level, self.seconds(batch, one.share)
             self.trace.append((batch, one.share, 1e3 * seconds))
-            one.add(level, seconds)
+            self.latency.add(batch, level, seconds)
         return self.latency.of(batch)
 
 
@@ -172,3 +172,26 @@ def test_of_another_objective_nothing_is_known_that_was_not_measured():
     change = one.aim(0.031)
     assert (one.level, one.times, one.typical, change.seconds) == (12, [], 0.03, 0.03)
     assert one.changes == {"raise": 0, "lower": 1}
+
+
+def test_a_burst_begins_with_what_smaller_batches_have_learnt():
+    """Also where its size was met before, when nothing was to be done."""
+    server = Server()
+    server.run(16, 20)
+    larger = server.latency.of(16)
+    larger.level = 0
+    learnt = server.run(8, 200).level
+    assert learnt > 0
+    assert larger.level >= learnt
+    assert larger.changes["lower"] == 0
+    assert server.latency.add(4, 0, GOAL_MS / 1e3) == []
+
+
+def test_a_share_that_was_lifted_falls_again_where_it_is_not_needed():
+    server = Server(cost=0.02)  # no step of this machine is near the objective
+    server.latency.of(4)
+    larger = server.latency.of(64)
+    (raised, lifted) = [change for _ in range(WINDOW) for change in server.latency.add(4, 0, 1.2 * GOAL_MS / 1e3)]
+    assert (raised.batch, lifted.batch) == ("2-4", "33-64")
+    assert larger.level == server.latency.of(4).level > 0
+    assert server.run(64, 4000).level == 0

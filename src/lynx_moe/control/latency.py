@@ -10,7 +10,8 @@ the server, whoever says it) the last. Steps that only decode are timed. The med
   bucket does not swing between two levels.
 - In between nothing changes.
 
-A bucket that is met for the first time begins where the next smaller one stands.
+A bucket that is met for the first time begins where the next smaller one stands. Steps of more rows take longer: where
+a bucket's share rises, larger ones that ask less rise with it, and fall again by themselves.
 
 Of another objective a bucket keeps where it stands and what it has measured. If a lower level is known to meet it, the
 least such level is taken at once; otherwise the rules above go on from there.
@@ -96,6 +97,13 @@ class Bucket:
         self.times, self.typical = [], self.medians[min(meet)]
         return self._to(min(meet), "lower")
 
+    def lift(self, level: int, seconds: float) -> Change | None:
+        """Steps of fewer rows, which took so long, ask that level now. Returns a change where these asked less."""
+        if self.level >= level:
+            return None
+        self.times, self.typical = [], seconds
+        return self._to(level, "raise")
+
     def _rise(self, ratio: float) -> Change | None:
         self.quiet = 0
         if self.lasted is not None:
@@ -138,6 +146,18 @@ class Latency:
             level = self.buckets[smaller[-1]].level if smaller else 0
             self.buckets[name] = Bucket(name, self.goal_ms / 1e3, self.levels, level)
         return self.buckets[name]
+
+    def add(self, batch: int, level: int, seconds: float) -> list[Change]:
+        """A step of this many rows was decided on a level and took so long. Returns what changes by that."""
+        one = self.of(batch)
+        change = one.add(level, seconds)
+        if change is None:
+            return []
+        order, lifted = in_order(list(self.buckets)), []
+        if change.share > change.was:
+            larger = [self.buckets[name] for name in order[order.index(one.batch) + 1 :]]
+            lifted = [other.lift(one.level, change.seconds) for other in larger]
+        return [change, *(other for other in lifted if other is not None)]
 
     def aim(self, goal_ms: float) -> list[Change]:
         """The objective is another one from now on. Returns what changes by that."""

@@ -81,9 +81,7 @@ class Pace:
 
     def hear(self, timed: Timed) -> None:
         """A step's time, as all workers hear it; a change of the share is logged."""
-        bucket = self.latency.of(timed.batch)
-        change = bucket.add(timed.level, timed.seconds)
-        if change is not None:
+        for change in self.latency.add(timed.batch, timed.level, timed.seconds):
             self._log(change, "took")
 
     def aim(self, goal_ms: float) -> None:
