@@ -136,6 +136,7 @@ def test_the_policy_is_told_and_switched_at_run_time(url: str) -> None:
         "policy": POLICY,
         "max_kl": None,
         "slo_tpot_ms": None,
+        "back_off_kl": None,
         "verify": "exact",
         "tuned": None,
         "act_from": 1,

@@ -102,6 +102,7 @@ def test_switching_is_all_or_nothing(fresh: Any) -> None:
         "policy": "oea:k0=2",
         "max_kl": None,
         "slo_tpot_ms": None,
+        "back_off_kl": None,
         "verify": "exact",
         "tuned": None,
         "act_from": 1,

@@ -130,7 +130,9 @@ def test_a_price_backs_off_where_it_harms_and_stays_where_it_does_not(prompts, m
         options = {"policy": policy, "back_off_kl": most, "log_every": 0}
         with engine(MODEL, additional_config={"lynx_moe": options}) as llm:
             found[name] = tokens(serve(llm, prompts["tune"], 48)), active().bounded
+            assert active().describe()["back_off_kl"] == most
             lynx_vllm.set_policy(policy)
+            assert active().describe()["back_off_kl"] is None
             assert active().bounded is None  # whoever names a policy gets it as it is
     loose, tight = (found[name][1].bound.of(BATCH) for name in ("loose", "tight"))
     assert found["fixed"][1] is None

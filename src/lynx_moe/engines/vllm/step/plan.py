@@ -106,6 +106,7 @@ class Plan(Switched):
             "policy": self.governed.named,
             "tuned": None if self.tuned is None else self.tuned.state(),
             **self.goals,
+            "back_off_kl": None if self.bounded is None else self.backs_off,
             "verify": self.options.verify,
             "act_from": self.options.act_from,
             "act_to": self.options.act_to,
