@@ -95,7 +95,7 @@ class Ranked(Policy):
     @property
     def spreads(self) -> bool:
         """Whether ranks make a difference here."""
-        return self.per_rank and self.placement.held is not None
+        return self.per_rank and self.placement.num_ranks > 1
 
     def for_placement(self, placement: Placement | None) -> Self:
         if placement is None and self.per_rank:

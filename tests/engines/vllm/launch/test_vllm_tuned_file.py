@@ -88,7 +88,8 @@ def test_a_missing_file_is_refused_by_name(configured, tmp_path):
     ("more", "says"),
     [
         ({"policy": "priced"}, "policy='priced' another; leave out either"),
-        ({"max_kl": 0.01}, "max_kl would move it; leave out either"),
+        ({"max_kl": 0.01}, "max_kl=0.01 bounds .* tuned says which policy acts; leave out either"),
+        ({"back_off_kl": 0.01}, "back_off_kl=0.01 bounds .* tuned says which policy acts; leave out either"),
         ({"guard": {"max_kl": 0.1}}, "guard would move it"),
         ({"verify": "draft"}, "verify='draft' would move it"),
     ],

@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.shared.options import EXACT
 from lynx_moe.engines.shared.step.wishes import understood
+from lynx_moe.engines.shared.switching import GOALS
 from lynx_moe.engines.vllm.front import admission, control, endpoint
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step.built import Model
@@ -70,17 +71,22 @@ def test_the_request_field(wish: Any, door: Any, plan: Plan) -> None:
 
 @settings(max_examples=400, deadline=None)
 @example(body=b'{"policy": "lynx"}')
+@example(body=b'{"max_kl": NaN}')
+@example(body=b'{"slo_tpot_ms": 1e400, "policy": "priced"}')
 @given(
     body=st.binary()
     | anything.map(lambda value: json.dumps(value).encode())
     | wishes.map(lambda spec: json.dumps({"policy": spec}).encode())
+    | st.dictionaries(st.sampled_from(["policy", *GOALS]), st.none() | st.floats() | st.integers() | anything).map(
+        lambda asked: json.dumps(asked).encode()
+    )
 )
 def test_what_is_posted_as_a_policy(body: bytes, plan: Plan) -> None:
-    spec, error = outcome(lambda: endpoint._spec(body))
+    asked, error = outcome(lambda: endpoint._asked(body))
     if error is not None:
         assert isinstance(error, control.Refused)
         assert error.status == 400
         return
-    full, error = outcome(lambda: plan.check(spec)[0].spec)
+    full, error = outcome(lambda: plan.may_switch(asked)[0].spec)
     assert str(error)
     assert error is not None or plan.check(full)[0].spec == full
