@@ -54,7 +54,8 @@ def share(vllm_config: Any, asked: float | None, *, bounded: bool) -> float:
     if reason is None and not bounded and not current_platform.is_cpu():
         reason = "no GPU has run them yet; ask for them by name"
     if reason is not None:
-        logger.warning("lynx_moe: no shadow steps, so nothing measures the KL of what is served: %s", reason)
+        what = "nothing measures the KL of what is served, and back_off_kl leaves prices as they are"
+        logger.warning("lynx_moe: no shadow steps, so %s: %s", what, reason)
         return 0.0
     return DEFAULT
 
