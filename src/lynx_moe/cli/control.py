@@ -26,8 +26,7 @@ def policy(
     named = {name: _number(name, text) for name, text in goals.items() if text is not None}
     asked = Switch(policy=spec, goals=named)
     found = control.switch(url, asked) if asked.body else control.told(url)
-    backs_off = [name for name in ("back_off_kl",) if found.get(name) is not None]
-    for name in ("policy", *(goal for goal in goals if goal in found), *backs_off):
+    for name in (name for name in ("policy", *goals, "back_off_kl") if name in found):
         typer.echo(f"{name:12} {OFF if found[name] is None else found[name]}")
     if not found.get("agree", True):
         typer.echo(f"The {found['workers']} workers do not all say the same; this is the first one's answer.")

@@ -107,20 +107,15 @@ def _share(now: Scrape, size: str) -> float:
     if not now.total("slo_tpot_seconds"):
         return 1.0
     known = now.values("slo_share", "batch")
-    smaller = [
-        one for one in in_order([*{*known, size}]) if one in known and int(one.split("-")[0]) <= int(size.split("-")[0])
-    ]
+    order = in_order([*{*known, size}])
+    smaller = [one for one in order[: order.index(size) + 1] if one in known]
     return now.total("slo_share", batch=smaller[-1]) if smaller else 0.0
 
 
 def _of_vllm(text: str) -> dict[str, float]:
     """Sums over all engines of what is vLLM's own."""
-    found: dict[str, float] = {}
-    for line in text.splitlines():
-        name = line.partition("{")[0]
-        if name in (RUNNING, STEPS, TOKENS, SECONDS):
-            found[name] = found.get(name, 0.0) + float(line.rpartition(" ")[2])
-    return found
+    found = parse(text, RUNNING, STEPS, TOKENS, SECONDS)
+    return {name: sum(value for _, value in samples) for name, samples in found.items()}
 
 
 PANELS = (("batch", "requests that decode, per step"), ("price", "price"), ("tpot_ms", "time per output token, ms"))

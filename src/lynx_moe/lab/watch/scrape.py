@@ -85,16 +85,18 @@ def scrape(url: str, timeout: float = 5.0) -> Scrape:
     return Scrape(found, time.monotonic())
 
 
-def parse(text: str) -> Samples:
-    """The samples of lynx-moe in a text exposition. Raises ValueError if it is none."""
+def parse(text: str, *beginnings: str) -> Samples:
+    """The samples in a text exposition whose names begin so; lynx-moe's where nothing is said. Raises ValueError if it
+    is none."""
+    begin = beginnings or (PREFIX,)
     try:
         from prometheus_client.parser import text_string_to_metric_families
     except ImportError:
         raise ValueError("prometheus-client is not installed; vLLM brings it: pip install prometheus-client") from None
     found: dict[str, list[tuple[Mapping[str, str], float]]] = {}
-    lines = "".join(f"{line}\n" for line in text.split("\n") if PREFIX in line)
+    lines = "".join(f"{line}\n" for line in text.split("\n") if any(one in line for one in begin))
     for family in text_string_to_metric_families(lines):
         for sample in family.samples:
-            if sample.name.startswith(PREFIX):
+            if sample.name.startswith(begin):
                 found.setdefault(sample.name, []).append((sample.labels, sample.value))
     return found

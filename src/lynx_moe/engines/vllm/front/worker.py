@@ -44,9 +44,10 @@ class WorkerExtension:
         """{"policy": full spec} if `lynx_set_policy` would succeed, else {"error": reason, "status": HTTP status}."""
         try:
             return {"policy": active().may_switch(Switch(policy=spec, goals=goals or {}))[0].spec}
+        except (Recorded, Unable) as error:
+            return {"error": str(error), "status": control.CONFLICT}
         except ValueError as error:
-            conflict = isinstance(error, Recorded | Unable)
-            return {"error": str(error), "status": control.CONFLICT if conflict else control.BAD}
+            return {"error": str(error), "status": control.BAD}
 
 
 def extend(qualname: str) -> None:
