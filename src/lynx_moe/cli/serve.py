@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lynx_moe.cli.shared.options import ExpertsFolder, ExpertsResidency, ExpertsResident
 from lynx_moe.policies import DEFAULT, make_policy
 
 app = typer.Typer()
@@ -39,16 +40,9 @@ def serve(
         float | None, typer.Option(help="Milliseconds a token: prices are no higher than this needs.")
     ] = None,
     tuned: Annotated[str | None, typer.Option(help="File of `lynx-moe tune`: what acts at which batch size.")] = None,
-    experts_resident: Annotated[
-        str | None,
-        typer.Option(help="Experts that stay in memory, the others on a disk: 32 a layer, 25% of them, or 4GiB."),
-    ] = None,
-    experts_folder: Annotated[
-        str | None, typer.Option(help="Where experts on a disk lie (default: the cache).")
-    ] = None,
-    experts_residency: Annotated[
-        str | None, typer.Option(help="Whether decisions know which are in memory: blind (default) or aware.")
-    ] = None,
+    experts_resident: ExpertsResident = None,
+    experts_folder: ExpertsFolder = None,
+    experts_residency: ExpertsResidency = None,
     doctor: Annotated[
         str | None, typer.Option(help="doctor.json of `lynx-moe doctor`: batches that gain nothing are exact.")
     ] = None,

@@ -9,6 +9,9 @@ from lynx_moe.cli.shared.options import (
     Baseline,
     BatchSizes,
     Data,
+    ExpertsFolder,
+    ExpertsResidency,
+    ExpertsResident,
     Layers,
     Out,
     Policies,
@@ -36,13 +39,9 @@ def bench(
         str,
         typer.Option(help="Requests verify drafts: between commas, the share of them accepted up to each depth."),
     ] = "",
-    experts_resident: Annotated[
-        str | None, typer.Option(help="Experts that stay in memory, as for serve; the others are read from a disk.")
-    ] = None,
-    experts_folder: Annotated[str | None, typer.Option(help="Where these lie (default: the cache).")] = None,
-    experts_residency: Annotated[
-        str | None, typer.Option(help="Whether policies know which are in memory: blind (default) or aware.")
-    ] = None,
+    experts_resident: ExpertsResident = None,
+    experts_folder: ExpertsFolder = None,
+    experts_residency: ExpertsResidency = None,
     model: Annotated[
         str | None, typer.Option(help="A trained model in place of a shape: folder, hub name, or one of the testbed.")
     ] = None,

@@ -34,6 +34,14 @@ Shape = Annotated[
 ]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 found = named  # what `Model` says
+ExpertsResident = Annotated[
+    str | None,
+    typer.Option(help="Experts that stay in memory, the others on a disk: 32 a layer, 25% of them, or 4GiB."),
+]
+ExpertsFolder = Annotated[str | None, typer.Option(help="Where experts on a disk lie (default: the cache).")]
+ExpertsResidency = Annotated[
+    str | None, typer.Option(help="Whether decisions know which are in memory: blind (default) or aware.")
+]
 Layers = Annotated[int | None, typer.Option(min=1, help="Layers of it (default: what fits in 3 GB).")]
 
 
