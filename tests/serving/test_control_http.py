@@ -195,7 +195,9 @@ def test_goals_are_switched_while_requests_go_on(
     assert running.eventually(lambda: scrape(url).total("slo_share")) > 0
     assert scrape(url).total("slo_tpot_seconds") == pytest.approx(1e-5)
     shown = command("--slo-tpot-ms", "1e9", "--max-kl", "0.05")
-    assert shown == ["policy", "priced:price=0.3", "max_kl", "0.05", "slo_tpot_ms", "1000000000.0"]
+    assert shown == [
+        *("policy", "priced:price=0.3", "max_kl", "0.05", "slo_tpot_ms", "1000000000.0", "back_off_kl", "off")
+    ]
     assert running.eventually(lambda: float(scrape(url).total("slo_tpot_seconds") == 1e6 and not missed(url)))
     assert running.eventually(lambda: scrape(url).total("max_kl")) == 0.05
     assert ask_all(url, ["exact"] * len(ITEMS)) == plain
@@ -203,7 +205,7 @@ def test_goals_are_switched_while_requests_go_on(
     with pytest.raises(ValueError, match=r"/lynx_moe/policy answers 400: lynx_moe: slo_tpot_ms=-1.0 must be a number"):
         command("--slo-tpot-ms", "-1")
     assert command(POLICY, "--slo-tpot-ms", "off", "--max-kl", "off") == [
-        *("policy", POLICY, "max_kl", "off", "slo_tpot_ms", "off")
+        *("policy", POLICY, "max_kl", "off", "slo_tpot_ms", "off", "back_off_kl", "off")
     ]
     assert running.eventually(lambda: float(not scrape(url).values("slo_share", "batch")))
 
