@@ -20,6 +20,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from lynx_moe.testbed.locate import HELD_OUT
 from lynx_moe.testbed.report import router
 from lynx_moe.testbed.text import held_out
 from lynx_moe.testbed.text.card import checked
@@ -95,4 +96,4 @@ def test_its_routers_are_healthy_and_not_flat(loaded: Loaded) -> None:
 
 def test_it_ships_what_git_would(loaded: Loaded) -> None:
     wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert {file.name for file in Path(FOLDER).iterdir()} >= wanted | {"README.md", "scores.json", held_out.FILE}
+    assert {file.name for file in Path(FOLDER).iterdir()} >= wanted | {"README.md", "scores.json", HELD_OUT}

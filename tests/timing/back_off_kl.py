@@ -43,7 +43,7 @@ def run(model: str, batch: int) -> dict[str, Any]:
     from lynx_moe.engines.vllm.plugin import register
     from lynx_moe.engines.vllm.step.plan import active
     from lynx_moe.lab.shared.documents import from_testbed
-    from lynx_moe.testbed.locate import path
+    from lynx_moe.testbed.locate import HELD_OUT, path
 
     register()
     folder = path(model)
@@ -56,8 +56,8 @@ def run(model: str, batch: int) -> dict[str, Any]:
         additional_config={"lynx_moe": options},
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
-    if (folder / "held_out.jsonl").exists():
-        texts = [json.loads(line)["text"] for line in (folder / "held_out.jsonl").read_text().splitlines()]
+    if (folder / HELD_OUT).exists():
+        texts = [json.loads(line)["text"] for line in (folder / HELD_OUT).read_text().splitlines()]
         prompts = [ids[:BEGINS] for ids in tokenizer(texts)["input_ids"] if len(ids) >= BEGINS]
     else:
         prompts = [list(each.prefix) for each in from_testbed(tokenizer, 560, 3, "test")]

@@ -80,7 +80,9 @@ def cell(family: str, batch: int, most: float) -> dict[str, Any]:
 
 
 def prompts_of(model: Path, tokenizer: Any, split: str) -> list[list[int]]:
-    held_out = model / "held_out.jsonl"
+    from lynx_moe.testbed.locate import HELD_OUT
+
+    held_out = model / HELD_OUT
     if not held_out.exists():
         return [list(each.prefix) for each in from_testbed(tokenizer, 560, 3, split)]
     found = [list(each.prefix) for each in from_file(held_out, tokenizer, sys.maxsize, PREFIX, TOKENS, split)]

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 FAMILIES = ("qwen3-moe", "olmoe", "mixtral", "gpt-oss", "deepseek-v3")
 APART = "-unbalanced"
-HELD_OUT = "--data {carved}/held-out.jsonl --dtype float32"
+HELD_OUT = "--data {carved}/held_out.jsonl --dtype float32"
 ON_CARVED = (
     "priced:price=0.003 priced:price=0.01 priced priced:price=0.1 priced:ends=true,slope=1 "
     "priced:price=0.1,ends=true,slope=1 priced:price=0.2,ends=true,slope=1 priced:ends=true,slope=1,reroute=1 "
@@ -115,7 +115,7 @@ def steps() -> list[Step]:
             "--split test --sequences 64 --steps 16 --out {out}/carved",
             "lynx-moe table {out}/carved/fidelity.jsonl > {out}/carved/fidelity.md",
             "lynx-moe table {out}/carved/fidelity.jsonl --at-equal-experts > {out}/carved/equal.md",
-            "python tests/helpers/kl_by_layer.py carved {carved}/held-out.jsonl > {out}/carved/by-layer.md",
+            "python tests/helpers/kl_by_layer.py carved {carved}/held_out.jsonl > {out}/carved/by-layer.md",
         ), "tests/helpers/kl_by_layer.py"),
         Step("bakeoff of the carved model", "carved.md", 40, (
             f"lynx-moe calibrate carved {HELD_OUT} --sequences 32 --prefix 32 --steps 32 --sensitivity 32 "

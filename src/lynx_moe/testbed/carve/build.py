@@ -11,8 +11,9 @@ from itertools import zip_longest
 from pathlib import Path
 
 from lynx_moe.testbed.carve import check, source, texts, write
-from lynx_moe.testbed.carve.card import RECORD, TEXT, card
+from lynx_moe.testbed.carve.card import RECORD, card
 from lynx_moe.testbed.carve.walk import SMOLLM, Sizes, carve_layers
+from lynx_moe.testbed.locate import HELD_OUT
 
 WINDOWS, HELD_OUT_WINDOWS = 128, 48
 TEXT_CHARACTERS = 1000  # of a document, of which there are two hundred: many short ones say more than a few long ones
@@ -58,7 +59,7 @@ def build(
     }
     (part / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (part / "README.md").write_text(card(record), encoding="utf-8")
-    (part / TEXT).write_text("".join(_lines(found)), encoding="utf-8")
+    (part / HELD_OUT).write_text("".join(_lines(found)), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)
     advance("writing and checking", 1, 1)

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lynx_moe.testbed.carve import source
+from lynx_moe.testbed.locate import HELD_OUT
 
 RECORD = "carve.json"
-TEXT = "held-out.jsonl"
 
 
 def summary(folder: Path) -> str:
@@ -34,6 +34,6 @@ Changed: the feed-forward layers were cut into a shared expert of {sizes["num_sh
 {sizes["num_groups"]} experts, of which a token gets {sizes["top_k"]}, with fitted routers and output matrices.
 It is for measuring what policies do on a deep model with real text, not for use: it lost {lost:.2f} nats a token.
 
-{RECORD} has the figures. {TEXT} is text that it was not carved by: State of the Union addresses (public
+{RECORD} has the figures. {HELD_OUT} is text that it was not carved by: State of the Union addresses (public
 domain), Python's own text (PSF), docstrings (BSD-3-Clause).
 """

@@ -8,10 +8,10 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from lynx_moe.testbed.locate import HELD_OUT
 from lynx_moe.testbed.text.documents import documents, split_of
 from lynx_moe.testbed.text.sources import KINDS
 
-FILE = "held_out.jsonl"
 SHIPPED = {"calibrate": 70, "tune": 80, "test": 150}  # documents of each kind
 SHIPPED_BYTES = 6000  # of the longest
 
@@ -38,10 +38,10 @@ def to_ship(found: list[Document]) -> list[Document]:
 def write(documents: Iterable[Document], folder: Path) -> None:
     """Write `held_out.jsonl`."""
     rows = ({"group": d["kind"], "source": d["source"], "text": d["text"]} for d in documents)
-    (folder / FILE).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / HELD_OUT).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def read(folder: Path) -> list[Document]:
     """The documents that came with the model in `folder`."""
-    rows = map(json.loads, (folder / FILE).read_text(encoding="utf-8").splitlines())
+    rows = map(json.loads, (folder / HELD_OUT).read_text(encoding="utf-8").splitlines())
     return [{"kind": row["group"], "source": row["source"], "text": row["text"]} for row in rows]
