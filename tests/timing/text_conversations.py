@@ -1,4 +1,6 @@
-"""Conversations shaped like ShareGPT's for the model *text*: `python tests/timing/text_conversations.py FILE`, for `lynx-moe load`.
+"""Conversations for the model *text*, shaped like ShareGPT's: `python tests/timing/text_conversations.py FILE`.
+
+They are for `lynx-moe load text --trace FILE --kind sharegpt`.
 
 Who asks begins a held-out document (split test, windows of 120 characters), and what is answered is as long as what
 follows there. So a KL that a server measures under load is one on text that the model was not trained on.
