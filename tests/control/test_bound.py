@@ -41,9 +41,9 @@ class Served:
         one, end = self.one, len(self.means) + steps
         while True:
             level = one.level
-            wait = min(max(math.ceil((1 - one.credit) / one.share - 1e-9), 1) - 1, end - len(self.means))
+            wait = min(max(math.ceil((1 - one.turns.credit) / one.share - 1e-9), 1) - 1, end - len(self.means))
             self.means += [self.mean(level)] * wait
-            one.credit += wait * one.share
+            one.turns.credit += wait * one.share
             if len(self.means) == end:
                 return self
             self.means.append(self.mean(level))

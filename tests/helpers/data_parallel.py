@@ -2,8 +2,8 @@
 offline data parallelism: `python data_parallel.py MODEL LAYOUTS SCENARIOS`. Prints what each rank of each layout found,
 a line of JSON each. The ranks are forked, so vLLM is imported once.
 
-A scenario: the policy, how many requests each rank has, which of them are exact ("odd": every second one), and the step
-at which a rank's first request is aborted.
+A scenario: the policy, how many requests each rank has, which of them are exact ("odd": every second one), the step at
+which a rank's first request is aborted, and for each rank its share of shadow steps and its bound on the KL.
 """
 
 import json
@@ -18,15 +18,24 @@ from parallel_worker import loads
 from tiny_vllm import prompts
 from vllm import LLM, SamplingParams
 
+from lynx_moe.control import bound
 from lynx_moe.engines.shared.tell.collector import Workers
+from lynx_moe.engines.vllm.step.plan import active
+from lynx_moe.engines.vllm.step.shadows.sample import Sums
 from lynx_moe.engines.vllm.tell.relay import DIRECTORY
+
+bound.DENSE, bound.FEW = 1.0, 16  # runs are short
+METRICS = ("lynx_moe_rows", "lynx_moe_shadow_steps")
 
 
 def run(llm: Any, rank: int, scenario: dict[str, Any]) -> dict[str, Any]:
     """Both ranks take the same steps: who has nothing to do makes a dummy batch, as vLLM has it."""
     engine = llm.llm_engine
-    llm.collective_rpc("lynx_set_policy", args=(scenario["policy"],))
+    policy, most = (scenario.get(name, [None, None])[rank] for name in ("policies", "max_kl"))
+    llm.collective_rpc("lynx_set_policy", args=(policy or scenario["policy"], {"max_kl": most}))
     llm.collective_rpc("lynx_reset_stats")
+    shadows = active().shadows
+    shadows.share, shadows.sums, earlier = scenario.get("shadow", [0, 0])[rank], Sums(), shadows.sums
     loads.clear()
     for i, prompt in enumerate(prompts(scenario["requests"][rank], seed=5 + rank)):
         wish = {"lynx_moe": "exact"} if scenario.get("exact") == "odd" and i % 2 else None
@@ -43,18 +52,21 @@ def run(llm: Any, rank: int, scenario: dict[str, Any]) -> dict[str, Any]:
         if step == scenario.get("abort"):
             engine.abort_request(["0"])
     stats, probe = llm.collective_rpc("lynx_stats"), llm.collective_rpc("lynx_probe")
-    return {"got": got, "dummies": dummies, "stats": stats[0], "probe": probe[0], "loads": sum(loads) / len(loads)}
+    shadows.sums.steps += earlier.steps  # counters rise
+    told = {"got": got, "dummies": dummies, "stats": stats[0], "probe": probe[0]}
+    return {**told, "loads": sum(loads) / len(loads), "passes": len(loads) / len(active().layers)}
 
 
-def metrics(engine: Any, rank: int) -> dict[str, float]:
-    """What a scrape of the server finds while both ranks are there: rows that were handled, by vLLM's engine label."""
+def metrics(engine: Any, rank: int) -> dict[str, dict[str, float]]:
+    """What a scrape of the server finds while both ranks are there: METRICS, by vLLM's engine label."""
     time.sleep(1)
     engine.has_unfinished_requests()  # both wait here
     families = {family.name: family for family in Workers().collect()} if rank == 0 else {}
     engine.has_unfinished_requests()
-    found: dict[str, float] = {}
-    for sample in families["lynx_moe_rows"].samples if families else ():
-        found[sample.labels["engine"]] = found.get(sample.labels["engine"], 0) + sample.value
+    found: dict[str, dict[str, float]] = {name: {} for name in METRICS if families}
+    for name, values in found.items():
+        for sample in families[name].samples:
+            values[sample.labels["engine"]] = values.get(sample.labels["engine"], 0) + sample.value
     return found
 
 

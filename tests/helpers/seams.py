@@ -48,6 +48,7 @@ SEAMS: dict[str, tuple[str, ...]] = {  # file -> names; "Class.method", "Class",
         "GPUModelRunner._dummy_run",
         "GPUModelRunner.get_model",
     ),
+    "vllm/v1/worker/dp_utils.py": ("_run_ar",),
     "vllm/v1/worker/gpu/model_runner.py": ("GPUModelRunner.prepare_inputs", "GPUModelRunner._dummy_run"),
     "vllm/v1/engine/async_llm.py": (
         "AsyncLLM.generate",

@@ -41,7 +41,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lynx_moe.control.measured import ENOUGH, GROUPS, KEPT, UNSEEN, Measured
-from lynx_moe.control.sampling import bucket
+from lynx_moe.control.sampling import Turns, bucket
 
 LEAST, STEP, MOST = 1e-4, 2**0.25, 2.0  # prices that are tried; a price of 2 loads what rows cannot do without
 RECENT, FEW = 64, 256  # rows
@@ -83,7 +83,7 @@ class Bucket:
         self.batch, self.most, self.prices, self.seeks = batch, most, prices, seeks
         self.level, self.jump = (0, LONGEST) if seeks else (len(prices) - 1, 1)
         self.now, self.above = Measured(), Measured()
-        self.settled, self.credit = not seeks, 1.0
+        self.settled, self.turns = not seeks, Turns(credit=1.0)
         self.looks = False  # something in force asks to be looked at closely
         self.fell: tuple[float, float] | None = None  # price and KL of the level that it fell from last
         self.spike = 0.0  # the largest sum of a sample in force, forgotten over some thousand samples
@@ -111,11 +111,7 @@ class Bucket:
 
     def due(self) -> bool:
         """Whether the step that begins is a shadow step."""
-        self.credit += self.share
-        if self.credit < 1:
-            return False
-        self.credit -= 1
-        return True
+        return self.turns.due(self.share)
 
     def add(self, level: int, now: tuple[float, float], trial: int, above: tuple[float, float] | None) -> Change | None:
         """The rows of a shadow step and their KL, of two levels. Returns a change, if due. Samples that were under way

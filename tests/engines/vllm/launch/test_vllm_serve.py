@@ -179,7 +179,8 @@ def test_a_policy_is_named_once(served, refused, model: str) -> None:
     assert served(model, *named, policy="").additional_config == {"lynx_moe": {"policy": "oea:k0=3"}}
     assert served(model, *named, policy="oea:k0=3").additional_config == {"lynx_moe": {"policy": "oea:k0=3"}}
     ranks = served(model, "--port", "0", "--data-parallel-size", "4", policy="")
-    assert ranks.additional_config["lynx_moe"]["policy"] == "priced:price=0.0075"  # a quarter of the default's
+    share = {"policy": "priced:price=0.0075", "back_off_kl": 0.01}  # a quarter of the default's
+    assert ranks.additional_config["lynx_moe"] == share
     assert "leave one of them out" in refused(model, *named)
 
 

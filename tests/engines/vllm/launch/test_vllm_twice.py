@@ -86,11 +86,17 @@ def test_what_counts_or_sends_each_pass_is_refused_by_name(configured):
     assert "a KV connector may send" in twice.refusal(config)
 
 
-def test_engines_that_meet_in_every_layer_make_no_pass_that_the_others_do_not(configured, caplog):
+def test_engines_that_meet_in_every_layer_settle_how_many_passes_they_make(configured, caplog, monkeypatch):
+    import vllm.v1.worker.dp_utils as dp_utils
+
     two = {"data_parallel_size": 2, "distributed_executor_backend": "mp"}
+    config = configured("plain", {"max_kl": 0.01}, **two)
+    assert twice.share(config, None, bounded=True) == twice.DEFAULT
+    assert ours(caplog) == []
+    monkeypatch.setattr(dp_utils, "_run_ar", lambda tokens: tokens)  # as a vLLM that tells them in another way
     with caplog.at_level(logging.WARNING, logger="vllm.lynx_moe"):
-        assert twice.share(configured("plain", {}, **two), None, bounded=False) == 0
-    assert "data_parallel_size=2 engines meet in every layer" in ours(caplog)[-1]
+        assert twice.share(config, None, bounded=False) == 0
+    assert "data_parallel_size=2 engines meet in every layer, and this vLLM has no `dp_utils._run_ar`" in ours(caplog)[-1]
     with pytest.raises(Refusal, match=r"^lynx_moe: max_kl runs the model twice on one step, and data_parallel_size=2"):
         configured("plain", {"max_kl": 0.01}, **two)
 

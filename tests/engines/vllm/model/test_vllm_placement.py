@@ -148,7 +148,7 @@ def test_a_guard_that_runs_experts_once_more_is_refused_where_engines_meet():
     plan = Plan(options=Options(policy="lynx"), shape=shape, max_rows=8, device=CPU, meets=True)
     plan.layers.append(Layer(name="layers.0", spec=RouterSpec(num_experts=8, top_k=2)))
     with pytest.raises(
-        ValueError, match=r"max_error runs .* data-parallel engines meet .* bound max_mass_lost instead"
+        ValueError, match=r"max_error runs .* data-parallel engines meet .* bound max_mass_lost or max_kl instead"
     ):
         plan.set_guard(GuardOptions(max_error=0.1))
     plan.set_guard(GuardOptions(max_mass_lost=0.1))

@@ -13,7 +13,9 @@ import pytest
 from places import HELPERS, MODELS
 from tiny_vllm import engine, prompts
 
-LYNX = "lynx:alpha=0.3,beta=1"
+from lynx_moe.engines import vllm as lynx_vllm
+
+LYNX, PRICED = "lynx:alpha=0.3,beta=1", "priced:price=0.1"
 UNEVEN = {"requests": [9, 3]}
 SCENARIOS = {
     "plain": {"policy": "vanilla", **UNEVEN},
@@ -22,6 +24,9 @@ SCENARIOS = {
     "idle": {"policy": LYNX, "exact": "odd", "requests": [9, 0]},
     "abort": {"policy": LYNX, "exact": "odd", "abort": 3, **UNEVEN},
     "per_rank": {"policy": f"{LYNX},per_rank=true", **UNEVEN},
+    "shadowed": {"policy": LYNX, "exact": "odd", "shadow": [1, 1], **UNEVEN},
+    "shadowed alone": {"policy": LYNX, "exact": "odd", "shadow": [1, 1], "requests": [9, 0]},
+    "bounded": {"policies": [PRICED, LYNX], "max_kl": [1.0, None], **UNEVEN},
 }
 LAYOUTS = {"tensors": {}, "experts": {"enable_expert_parallel": True}}
 
@@ -49,14 +54,25 @@ def ranks(request, layouts):
 
 @pytest.fixture(scope="module")
 def one_server():
-    """What one server without data parallelism answers to the first rank's requests: token and its log-probability."""
+    """Of one server without data parallelism and the first rank's requests: the model's own tokens; what every step
+    measures under the policy, where every second request is exact."""
     from vllm import SamplingParams
 
-    greedy = {"temperature": 0.0, "ignore_eos": True, "detokenize": False, "logprobs": 1}
-    asked = prompts(9, seed=5)
-    params = [SamplingParams(max_tokens=6 + (7 * i) % 16, **greedy) for i in range(9)]
-    with engine(str(MODELS / "qwen3-moe"), max_num_batched_tokens=64) as llm:
-        return [list(one.outputs[0].token_ids) for one in llm.generate(asked, params, use_tqdm=False)]
+    greedy = {"temperature": 0.0, "ignore_eos": True, "detokenize": False}
+    wishes = [{"lynx_moe": "exact"} if i % 2 else None for i in range(9)]
+    params = [SamplingParams(max_tokens=6 + (7 * i) % 16, extra_args=wish, **greedy) for i, wish in enumerate(wishes)]
+    ours = {"lynx_moe": {"policy": "vanilla", "shadow": 1}}
+    with engine(str(MODELS / "qwen3-moe"), max_num_batched_tokens=64, additional_config=ours) as llm:
+        outputs = llm.generate(prompts(9, seed=5), params, use_tqdm=False)
+        lynx_vllm.set_policy(LYNX)
+        llm.generate(prompts(9, seed=5), params, use_tqdm=False)
+        return [list(one.outputs[0].token_ids) for one in outputs], lynx_vllm.stats().shadows
+
+
+def kl(shadows):
+    """(rows that were compared, their mean KL in nats)."""
+    rows = sum(one["rows"] for one in shadows["batches"])
+    return rows, sum(one["rows"] * one["kl"] for one in shadows["batches"]) / rows
 
 
 def test_exact_requests_get_plain_answers_bit_for_bit_and_those_of_one_server(ranks, one_server):
@@ -67,7 +83,7 @@ def test_exact_requests_get_plain_answers_bit_for_bit_and_those_of_one_server(ra
         assert exact == {name: rank["plain"]["got"][name] for name in exact}
         assert rank["mixed"]["got"] != rank["plain"]["got"]
     tokens = [found[0]["plain"]["got"][str(i)][0] for i in range(9)]
-    same = sum(a == b for x, y in zip(tokens, one_server, strict=True) for a, b in zip(x[:4], y[:4], strict=True))
+    same = sum(a == b for x, y in zip(tokens, one_server[0], strict=True) for a, b in zip(x[:4], y[:4], strict=True))
     assert same >= 0.8 * 4 * 9  # a sum over ranks is rounded otherwise
 
 
@@ -113,5 +129,42 @@ def test_a_rank_spreads_its_own_rows_experts_over_all_ranks(ranks):
 def test_every_rank_tells_its_metrics_under_vllm_s_label(ranks):
     """Of two processes that share a directory, and of two that do not: there the second one is heard by the store."""
     (first, _), _ = ranks
-    assert set(first["metrics"]) == {"0", "1"}
-    assert first["metrics"]["0"] > first["metrics"]["1"] > 0
+    assert set(first["metrics"]) == {"lynx_moe_rows", "lynx_moe_shadow_steps"}
+    for found in first["metrics"].values():
+        assert set(found) == {"0", "1"}
+        assert found["0"] > found["1"] > 0
+
+
+def test_every_step_run_twice_on_both_ranks_leaves_every_answer(ranks, one_server):
+    """Bit for bit, of exact requests and of those that follow the policy. What is measured is what one server does."""
+    found, _ = ranks
+    for rank in found:
+        assert rank["shadowed"]["got"] == rank["mixed"]["got"]
+        assert rank["shadowed"]["stats"]["layers"] == rank["mixed"]["stats"]["layers"]
+        assert rank["mixed"]["stats"]["shadows"]["steps"] == 0
+        assert rank["shadowed"]["stats"]["shadows"]["steps"] > 5
+        assert rank["shadowed"]["passes"] > 1.5 * rank["mixed"]["passes"]
+    (rows, mine), (theirs, one) = kl(found[0]["shadowed"]["stats"]["shadows"]), kl(one_server[1])
+    assert rows == pytest.approx(theirs, abs=10)  # the last steps' samples are under way
+    assert mine == pytest.approx(one, rel=0.5)  # a sum over ranks is rounded otherwise, so some sequences part
+
+
+def test_a_rank_without_requests_makes_the_passes_of_the_others_and_measures_nothing(ranks):
+    (busy, idle), _ = ranks
+    assert busy["shadowed alone"]["got"] == busy["idle"]["got"]
+    assert kl(busy["shadowed alone"]["stats"]["shadows"])[1] > 0
+    assert idle["shadowed alone"]["stats"]["shadows"]["steps"] == 0
+    assert idle["shadowed alone"]["passes"] == busy["shadowed alone"]["passes"] > 1.5 * idle["idle"]["passes"]
+
+
+def test_a_bound_of_one_rank_moves_its_price_and_the_other_rank_measures_as_well(ranks):
+    """Here a rank asks for two passes more or for one, and the other one never asks, and has one thing to compare."""
+    (first, second), _ = ranks
+    bound = first["bounded"]["stats"]["bound"]
+    raised = {one["batch"]: one["price"] for one in bound["batches"] if one["changes"]["raise"]}
+    assert bound["max_kl"] == 1.0
+    assert max(raised.values()) > 0
+    assert first["bounded"]["passes"] == second["bounded"]["passes"] > 2.1 * second["all"]["passes"]
+    assert second["bounded"]["stats"]["bound"] is None
+    assert kl(second["bounded"]["stats"]["shadows"])[1] > 0
+    assert second["bounded"]["got"] == second["all"]["got"]

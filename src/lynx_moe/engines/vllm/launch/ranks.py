@@ -5,10 +5,13 @@ the experts, by whatever back end. Its ranks meet in every MoE layer, so each ma
 runs a dummy.
 """
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
 from lynx_moe.policies import DEFAULT, make_policy
+
+TELL, TOKENS = "_run_ar", "orig_num_tokens_per_ubatch"  # vLLM's function by which ranks tell their tokens, and these
 
 
 def refusals(vllm_config: Any) -> Iterator[str]:
@@ -42,6 +45,14 @@ def default(data_parallel: int) -> str:
 def meet(vllm_config: Any) -> bool:
     """Whether other engines wait for this one in every MoE layer: nothing may run the experts once more alone."""
     return bool(vllm_config.parallel_config.data_parallel_size > 1)
+
+
+def settle() -> bool:
+    """Whether such engines can say, where they tell how many tokens they have, how many passes they ask for."""
+    import vllm.v1.worker.dp_utils as dp_utils
+
+    tell = getattr(dp_utils, TELL, None)
+    return tell is not None and TOKENS in inspect.signature(tell).parameters
 
 
 def _tells_who_gathers() -> bool:

@@ -23,8 +23,10 @@ def refusal(vllm_config: Any) -> str | None:
         "expert load balancing counts each pass of the router, so every sampled step would weigh more": (
             parallel.enable_eplb
         ),
-        f"data_parallel_size={parallel.data_parallel_size} engines meet in every layer, so none can make a pass that "
-        "the others do not make": ranks.meet(vllm_config),
+        f"data_parallel_size={parallel.data_parallel_size} engines meet in every layer, and this vLLM has no "
+        f"`dp_utils.{ranks.TELL}` by which they could settle how many passes all of them make": (
+            ranks.meet(vllm_config) and not ranks.settle()
+        ),
         "Model Runner V2 has no forward pass of its own to repeat (use VLLM_USE_V2_MODEL_RUNNER=0)": (
             vllm_config.use_v2_model_runner
         ),

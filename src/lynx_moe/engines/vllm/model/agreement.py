@@ -25,15 +25,20 @@ LACKS = "lacks"
 PATIENCE = timedelta(seconds=120)  # all of them have met a moment ago
 
 
-def check(vllm_config: Any, options: Options) -> Place:
-    """Where this worker is among the others. Raises ValueError if one of them has another version, other options or
-    other files, or says nothing."""
+def check(vllm_config: Any, options: Options, shadow: float) -> Place:
+    """Where this worker is among the others. shadow: its share of shadow steps. Raises ValueError if one of them has
+    another version, other options, files or shadow steps, or says nothing."""
     instance, parallel = str(vllm_config.instance_id), vllm_config.parallel_config
     launched = parallel.distributed_executor_backend == "external_launcher"  # its world may hold others than workers
     if launched or not dist.is_initialized() or dist.get_world_size() == 1:
         return Place(instance=instance)
     store, rank, size = dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
-    mine = {**told(vllm_config.additional_config[KEY], options.policies), "place": here(), "instance": instance}
+    mine = {
+        **told(vllm_config.additional_config[KEY], options.policies),
+        "the share of shadow steps": f"{shadow:g}",
+        "place": here(),
+        "instance": instance,
+    }
     first = compare(store, rank, size, mine, PATIENCE)
     # with a server on every machine each of them tells its own engines only, as vLLM's own metrics do
     apart = parallel.data_parallel_hybrid_lb or parallel.data_parallel_external_lb

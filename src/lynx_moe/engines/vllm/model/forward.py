@@ -18,7 +18,7 @@ import torch
 from vllm.forward_context import get_forward_context
 
 from lynx_moe.engines.vllm.step.plan import Plan
-from lynx_moe.engines.vllm.step.shadows.passes import LAG, STAYS, Shadows
+from lynx_moe.engines.vllm.step.shadows.passes import IDLE, LAG, STAYS, Shadows
 from lynx_moe.engines.vllm.step.shadows.sample import TIMES, TOLD
 
 PLAN = "lynx_moe_plan"  # attribute of the model
@@ -33,9 +33,9 @@ def plan_of(runner: Any) -> Plan | None:
 
 def sampled_from(runner: Any, indices_N: torch.Tensor) -> None:
     """Of this step: the rows whose hidden states become logits."""
-    shadows = _due(runner)
-    if shadows is not None:
-        shadows.indices = indices_N
+    plan = plan_of(runner)
+    if plan is not None and plan.shadows is not None:
+        plan.shadows.indices = indices_N
 
 
 def gather(original: Callable[..., Any], runner: Any, num_tokens: int, tensors: Any, *args: Any, **given: Any) -> Any:
@@ -62,7 +62,9 @@ def forward(original: Callable[..., Any], runner: Any, *args: Any, **given: Any)
                 into = given["intermediate_tensors"][own]
                 into.copy_(tensor[: len(into)])
             output = _timed(shadows, name, original, runner, *args, **given)
-            _from_the_first_layer()
+            from_the_first_layer()
+            if name.startswith(IDLE):
+                continue
             if hasattr(output, "tensors"):  # an earlier stage's
                 beside |= {f"{BESIDE}{name}/{own}": tensor.clone() for own, tensor in output.tensors.items()}
             else:
@@ -126,8 +128,8 @@ def _given_back(given: dict[str, Any]) -> Iterator[None]:
         tensor.copy_(copy)
 
 
-def _from_the_first_layer() -> None:
-    """Compiled models find each MoE layer by counting them."""
+def from_the_first_layer() -> None:
+    """Another pass begins: compiled models find each MoE layer by counting them."""
     get_forward_context().moe_layer_index = 0
 
 

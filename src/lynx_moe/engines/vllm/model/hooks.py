@@ -18,7 +18,7 @@ from lynx_moe.engines.shared.wrap import wrap
 from lynx_moe.engines.vllm.front import worker
 from lynx_moe.engines.vllm.launch import acting, goals, ranks, twice
 from lynx_moe.engines.vllm.launch.options import Options, has_graphs
-from lynx_moe.engines.vllm.model import agreement, forward, lora, paging, reached
+from lynx_moe.engines.vllm.model import agreement, forward, lora, paging, reached, together
 from lynx_moe.engines.vllm.model.forward import PLAN, plan_of
 from lynx_moe.engines.vllm.model.placement import placement_of
 from lynx_moe.engines.vllm.model.router import LynxRouter
@@ -51,9 +51,9 @@ def build(make_model: Callable[[], Any], vllm_config: Any, options: Options) -> 
     install(vllm_config)
     with refusing():
         worker.extend(vllm_config.parallel_config.worker_extension_cls)
-        place = agreement.check(vllm_config, options)
-        num_drafts = getattr(vllm_config.speculative_config, "num_speculative_tokens", None) or 0
         shadow = twice.share(vllm_config, options.shadow, bounded=bool(options.twice))
+        place = agreement.check(vllm_config, options, shadow)
+        num_drafts = getattr(vllm_config.speculative_config, "num_speculative_tokens", None) or 0
         plan = Plan(options=options, num_drafts=num_drafts, shadow=shadow, **of_model(vllm_config))
         plan.unable = goals.unable(vllm_config, shadow)
     with paging.building(options, vllm_config) as plan.paged:
@@ -116,6 +116,10 @@ def install(vllm_config: Any) -> None:
         for name, around in forward.AROUND.items():
             wrap(RunnerV1, name, around)
         wrap(RunnerV1, "_dummy_run", _dummy_run)
+    if ranks.meet(vllm_config) and ranks.settle():
+        import vllm.v1.worker.dp_utils as dp_utils
+
+        wrap(dp_utils, ranks.TELL, together.settle)
 
 
 def _create_router(original: Callable[..., Any], **kwargs: Any) -> Any:
@@ -189,6 +193,7 @@ def _begin_step(
     choice_R = plan.requests.choices(req_ids)
     plan.rows.fill(past_prompt_R, scheduled_R, choice_R, plan.requests.asked, drafts_R, plan.verified.chances)
     plan.begin_step()
+    together.ask(plan)
     if plan.drafter is not None:
         exact_R = np.zeros_like(past_prompt_R) if choice_R is None else choice_R == EXACT_ROW
         plan.drafter.follow(past_prompt_R, scheduled_R, drafts_R, exact_R, _extra_rows(runner))
@@ -208,11 +213,14 @@ def _extra_rows(runner: Any) -> int:
 
 def _dummy_run(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
     plan = plan_of(runner)
-    if plan is not None:
-        reached.note_loaded(plan, runner.get_model())
-        plan.rows.idle()
-        plan.requests.step = []
-        plan.begin_step()
-        if plan.drafter is not None:
-            plan.drafter.idle()
-    return original(runner, *args, **kwargs)
+    if plan is None:
+        return original(runner, *args, **kwargs)
+    reached.note_loaded(plan, runner.get_model())
+    plan.rows.idle()
+    plan.requests.step = []
+    plan.begin_step()
+    together.ask(plan)
+    if plan.drafter is not None:
+        plan.drafter.idle()
+    with together.repeating(runner, plan):
+        return original(runner, *args, **kwargs)

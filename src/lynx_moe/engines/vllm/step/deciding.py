@@ -143,9 +143,9 @@ class Deciding(shared.Deciding):
                 elif self.watch is not None:
                     self.watch.hear(sample)
 
-    def shadow_step(self) -> tuple[Any, dict[str, Trial]] | None:
-        """The prices of this step, where a bound or an objective says them; what is tried in it, if it is a shadow
-        step."""
+    def shadow_step(self) -> None:
+        """The prices of this step, where a bound or an objective says them; what is tried in it, should it be a shadow
+        step, and whether it asks to be one."""
         rows, shadows, pace = self.rows, self.shadows, self.pace
         batch, acts = rows.num_decode_rows, self.acts and rows.num_decode_rows > 0
         kin_T, price_T = rows.first_T & self.requests.kin, rows.price_T
@@ -154,7 +154,7 @@ class Deciding(shared.Deciding):
         if acts and pace is not None:
             rows.ask(pace.prices(rows.price_T, kin_T, batch))
         if shadows is None:
-            return None
+            return
         at, trials, due = None, dict[str, Trial](), None
         if acts and self.bounded is not None:
             due = self.bounded.due(batch)
@@ -162,12 +162,21 @@ class Deciding(shared.Deciding):
             at, trials = self.bounded.trials(price_T, kin_T, batch, whole=whole)
         elif acts and self.watch is not None:
             at, trials = self.watch.trials()
-        changes = rows.asking and not all(policy.is_identity for policy in self.deciding)
-        if not shadows.begin_step(acts=acts and (changes or bool(trials)), batch=batch, due=due):
-            return None
-        if pace is not None:
-            pace.leave_out()
-        return at, ({EXACT: Trial()} if changes else {}) | trials
+        changes = acts and rows.asking and not all(policy.is_identity for policy in self.deciding)
+        shadows.begin_step(at, ({EXACT: Trial()} if changes else {}) | trials, batch=batch, due=due)
+
+    def settle(self, passes: int) -> None:
+        """So many passes of this step are made before the one that stays."""
+        if self.shadows is None or not passes:
+            return
+        if self.pace is not None:
+            self.pace.leave_out()
+        if not self.shadows.settle(passes):
+            return
+        if self.bounded is None:
+            self.shadows.turns.taken()
+        else:
+            self.bounded.taken(self.shadows.batch)
 
     @contextmanager
     def instead(self, trial: Trial) -> Iterator[None]:

@@ -143,14 +143,14 @@ class Plan(Switched):
         if self.graphs and kind.acts and not within:  # what they have recorded acts in every step
             self.rows.ask(np.zeros_like(self.rows.price_T))
         self.acts = within and self.could_act()
-        trials = self.shadow_step()
+        self.shadow_step()
         self.count_step()
         if self.store is not None:
             self.store.begin(kind.value)
         if self.watch is not None:
             self.watch.begin_step(acts=self.acts)
-        if trials is not None and self.shadows is not None:  # not before: what a trial asks is not counted
-            self.shadows.run(*trials)
+        if self.shadows is not None and not self.meets:  # not before: what a trial asks is not counted
+            self.settle(self.shadows.wish)
 
     def reroute(
         self, logits_TE: Tensor, weights_TK: Tensor, ids_TK: Tensor, layer: int, hidden_TH: Tensor | None = None

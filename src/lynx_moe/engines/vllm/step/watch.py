@@ -76,7 +76,7 @@ class Watch:
         if options.max_error is not None and plan.meets:
             raise ValueError(
                 "guard: max_error runs a layer's experts once more now and then, and data-parallel engines meet in "
-                "every layer; bound max_mass_lost instead"
+                "every layer, where they settle whole passes only; bound max_mass_lost or max_kl instead"
             )
         if options.max_kl is not None and plan.shadows is None:
             raise ValueError(

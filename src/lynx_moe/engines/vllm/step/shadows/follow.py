@@ -32,6 +32,10 @@ class Follow:
     def due(self, batch: int) -> bool:
         return self.bound.of(batch).due()
 
+    def taken(self, batch: int) -> None:
+        """A step that was not due is a shadow step."""
+        self.bound.of(batch).turns.taken()
+
     def trials(
         self, price_T: np.ndarray, kin_T: np.ndarray, batch: int, *, whole: bool = True
     ) -> tuple[Any, dict[str, Trial]]:

@@ -3,6 +3,9 @@
 The pass whose tokens and KV stay is the last one, and decides as in any other step. Before it the model runs with every
 row exact, and, where somebody asks for that, with another setting (a trial). A pass writes the KV of the step's own
 tokens, and the next one writes the same slots again before it reads them.
+
+Data-parallel engines wait for each other in every layer, so all of them make as many passes (`model/together.py`). Who
+has less to compare than another one asks for makes the rest exactly, and keeps nothing of them.
 """
 
 import time
@@ -14,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lynx_moe.control import sampling
+from lynx_moe.control.sampling import Turns
 from lynx_moe.engines.shared.late import Late
 from lynx_moe.engines.vllm.step.shadows.gain import Gains
 from lynx_moe.engines.vllm.step.shadows.sample import Effect, Sample, Sums, effects
 from lynx_moe.policies import Policy
 
 EXACT, ABOVE, STAYS = "exact", "above", "stays"
+IDLE = "idle/"  # before the number of a pass that is made for other engines
 LAG = 8  # steps that a sample may take from a GPU to the host
 
 
@@ -34,13 +38,15 @@ class Trial:
 
 
 class Shadows:
-    """Of one engine. share: of the steps in which the policy has rows to act on, by the number of the step, so that all
-    ranks and stages choose the same ones."""
+    """Of one engine. share: of the steps in which the policy has rows to act on, by counting them, so that all ranks
+    and stages choose the same ones."""
 
     def __init__(self, share: float) -> None:
-        self.share, self.step = share, 0
+        self.share, self.step, self.turns = share, 0, Turns()
         self.sums = Sums()
-        self.trials: dict[str, Trial] = {}  # of this step; empty: it is no shadow step
+        self.offered: dict[str, Trial] = {}  # what this step has to compare, whether it is a shadow step or not
+        self.wish = 0  # passes that it asks for before the one that stays
+        self.trials: dict[str, Trial] = {}  # what is made of them; empty: it is no shadow step
         self.at: Any = None
         self.batch = 0
         self.indices: Tensor | None = None  # [N], the rows that are sampled from, of this step
@@ -51,17 +57,23 @@ class Shadows:
         self.gains = Gains()
         self.travelling: deque[tuple[int, Late, dict[str, Any]]] = deque()
 
-    def begin_step(self, *, acts: bool, batch: int, due: bool | None = None) -> bool:
-        """A step comes, and with it is decided whether it is one; acts: some row may be remapped in it. due: who has a
-        share of their own says it."""
+    def begin_step(self, at: Any, passes: dict[str, Trial], *, batch: int, due: bool | None = None) -> None:
+        """A step comes. passes: what could be compared in it with the one that stays; at: what its sample is told by
+        then. due: who has a share of their own says it."""
         self.trials, self.logits, self.received, self.seconds, self.times = {}, {}, {}, 0.0, {}
-        self.batch = batch
-        self.step += acts
-        return acts and (sampling.due(self.step, self.share) > 0 if due is None else due)
+        self.batch, self.at, self.offered, self.wish = batch, at, passes, 0
+        if passes:
+            self.step += 1
+            asks = self.turns.due(self.share) if due is None else due
+            self.wish = len(passes) if asks else 0
 
-    def run(self, at: Any, trials: dict[str, Trial]) -> None:
-        """This step is a shadow step, of these passes."""
-        self.trials, self.at = trials, at
+    def settle(self, passes: int) -> bool:
+        """So many passes are made before the one that stays. Returns whether this engine takes a sample that it has not
+        asked for."""
+        names = list(self.offered)[:passes]
+        self.trials = {name: self.offered[name] for name in names}
+        self.trials |= {f"{IDLE}{number}": Trial() for number in range(passes - len(names))}
+        return bool(names) and not self.wish
 
     def compare(self, policy_NV: Tensor, remap_T: Tensor, server_T: Tensor | None, lag: int) -> None:
         """The passes are done; policy_NV: logits of the one that stays."""
