@@ -18,13 +18,13 @@ from parallel_worker import loads
 from tiny_vllm import prompts
 from vllm import LLM, SamplingParams
 
-from lynx_moe.control import bound
+from lynx_moe.control import bound, measured
 from lynx_moe.engines.shared.tell.collector import Workers
 from lynx_moe.engines.vllm.step.plan import active
 from lynx_moe.engines.vllm.step.shadows.sample import Sums
 from lynx_moe.engines.vllm.tell.relay import DIRECTORY
 
-bound.DENSE, bound.FEW = 1.0, 16  # runs are short
+bound.DENSE, bound.FEW, measured.GROUPS = 1.0, 16, 4  # runs are short
 METRICS = ("lynx_moe_rows", "lynx_moe_shadow_steps")
 
 

@@ -8,7 +8,7 @@ def due(step: int, share: float) -> int:
 
 
 class Turns:
-    """Steps that are due by a share of them which may change from step to step. credit: of a step; a whole one is due."""
+    """Steps that are due by a share of them, which may change under way. credit: of a step; a whole one is due."""
 
     def __init__(self, credit: float = 0.0) -> None:
         self.credit = credit

@@ -96,7 +96,7 @@ def test_engines_that_meet_in_every_layer_settle_how_many_passes_they_make(confi
     monkeypatch.setattr(dp_utils, "_run_ar", lambda tokens: tokens)  # as a vLLM that tells them in another way
     with caplog.at_level(logging.WARNING, logger="vllm.lynx_moe"):
         assert twice.share(config, None, bounded=False) == 0
-    assert "data_parallel_size=2 engines meet in every layer, and this vLLM has no `dp_utils._run_ar`" in ours(caplog)[-1]
+    assert "engines meet in every layer, and this vLLM has no `dp_utils._run_ar`" in ours(caplog)[-1]
     with pytest.raises(Refusal, match=r"^lynx_moe: max_kl runs the model twice on one step, and data_parallel_size=2"):
         configured("plain", {"max_kl": 0.01}, **two)
 
