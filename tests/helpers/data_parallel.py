@@ -35,7 +35,8 @@ def run(llm: Any, rank: int, scenario: dict[str, Any]) -> dict[str, Any]:
     llm.collective_rpc("lynx_set_policy", args=(policy or scenario["policy"], {"max_kl": most}))
     llm.collective_rpc("lynx_reset_stats")
     shadows = active().shadows
-    shadows.share, shadows.sums, earlier = scenario.get("shadow", [0, 0])[rank], Sums(), shadows.sums
+    shadows.share, shadows.sums, before = scenario.get("shadow", [0, 0])[rank], Sums(), shadows.sums.steps
+    shadows.sums.steps = before  # a counter, which does not fall
     loads.clear()
     for i, prompt in enumerate(prompts(scenario["requests"][rank], seed=5 + rank)):
         wish = {"lynx_moe": "exact"} if scenario.get("exact") == "odd" and i % 2 else None
@@ -52,7 +53,7 @@ def run(llm: Any, rank: int, scenario: dict[str, Any]) -> dict[str, Any]:
         if step == scenario.get("abort"):
             engine.abort_request(["0"])
     stats, probe = llm.collective_rpc("lynx_stats"), llm.collective_rpc("lynx_probe")
-    shadows.sums.steps += earlier.steps  # counters rise
+    stats[0]["shadows"]["steps"] -= before
     told = {"got": got, "dummies": dummies, "stats": stats[0], "probe": probe[0]}
     return {**told, "loads": sum(loads) / len(loads), "passes": len(loads) / len(active().layers)}
 

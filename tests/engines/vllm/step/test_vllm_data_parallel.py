@@ -129,10 +129,10 @@ def test_a_rank_spreads_its_own_rows_experts_over_all_ranks(ranks):
 def test_every_rank_tells_its_metrics_under_vllm_s_label(ranks):
     """Of two processes that share a directory, and of two that do not: there the second one is heard by the store."""
     (first, _), _ = ranks
-    assert set(first["metrics"]) == {"lynx_moe_rows", "lynx_moe_shadow_steps"}
-    for found in first["metrics"].values():
-        assert set(found) == {"0", "1"}
-        assert found["0"] > found["1"] > 0
+    rows, shadows = (first["metrics"][f"lynx_moe_{name}"] for name in ("rows", "shadow_steps"))
+    assert set(rows) == set(shadows) == {"0", "1"}
+    assert rows["0"] > rows["1"] > 0
+    assert all(shadows.values())
 
 
 def test_every_step_run_twice_on_both_ranks_leaves_every_answer(ranks, one_server):
