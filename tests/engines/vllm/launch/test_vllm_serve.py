@@ -211,6 +211,12 @@ def test_bad_options_are_refused_before_anything_is_loaded(refused, model: str, 
     assert says in refused(model, f"--additional-config={given}", "--port", "0", policy="")
 
 
+def test_what_is_no_number_is_said_to_be_none(refused, model: str) -> None:
+    """NaN is not equal to itself, and yet nobody has named two."""
+    says = refused(model, "--port", "0", policy="", max_kl=float("nan"))
+    assert "max_kl=nan must be a number of nats from 1e-05 to 1" in says
+
+
 def test_a_line_that_another_program_would_read_is_refused(refused, model: str) -> None:
     assert "--omni" in refused(model, "--omni", "--port", "0")
 

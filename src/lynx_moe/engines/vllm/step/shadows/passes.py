@@ -41,7 +41,7 @@ class Shadows:
         self.share, self.step = share, 0
         self.sums = Sums()
         self.trials: dict[str, Trial] = {}  # of this step; empty: it is no shadow step
-        self.at: Any = None
+        self.at: tuple[Any, ...] | None = None  # begins with the number of who asks: of `Deciding.searches`
         self.batch = 0
         self.indices: Tensor | None = None  # [N], the rows that are sampled from, of this step
         self.received: dict[str, dict[str, Tensor]] = {}  # from the stage before: what each pass goes on from
