@@ -1,5 +1,6 @@
 """The bound and the objective of a plan, changed while it runs: what is kept, what is refused, what is told."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -187,6 +188,27 @@ def test_a_guard_takes_the_place_of_backing_off_and_hears_what_is_measured() -> 
     assert plan.watch.guard.rung == 1
     plan.set_guard(None)
     assert plan.bounded is None
+
+
+def test_rows_that_ask_nothing_are_not_told_of_as_served_without_harm() -> None:
+    """While a bound seeks its first price one step in four is looked at, and all of these are exact."""
+    plan = made(shadow=1)
+    switch(plan, max_kl=0.01)
+    assert plan.bounded is not None
+    assert plan.shadows is not None
+    seen = {}
+    for level in (0, 9):
+        plan.bounded.bound.of(8).level = level
+        for _ in range(4):
+            told.step(plan, [True] * 8, [1] * 8)
+        seen[level] = plan.shadows.exact
+    assert seen == {0: True, 9: False}
+    sums = plan.shadows.sums
+    sums.add(replace(sampled(None, 0.0), exact=True, request=Effect(2, 0.5)))
+    assert [(one["policy"], one["rows"], one["kl"]) for one in sums.told()["batches"]] == [("request", 2, 0.25)]
+    sums.add(sampled(None, 0.5))
+    assert [(one["policy"], one["rows"]) for one in sums.told()["batches"]] == [("request", 2), ("server", 16)]
+    assert sums.steps == 2
 
 
 def test_late_samples_are_of_nobody_else() -> None:

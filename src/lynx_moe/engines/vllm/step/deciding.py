@@ -164,7 +164,9 @@ class Deciding(shared.Deciding):
         elif acts and self.watch is not None:
             at, trials = self.watch.trials()
         changes = rows.asking and not all(policy.is_identity for policy in self.deciding)
-        if not shadows.begin_step(acts=acts and (changes or bool(trials)), batch=batch, due=due):
+        server_T = rows.remap_T if rows.server_T is None else rows.server_T
+        exact = not bool(rows.price_T[server_T].any())
+        if not shadows.begin_step(acts=acts and (changes or bool(trials)), batch=batch, due=due, exact=exact):
             return None
         if pace is not None:
             pace.leave_out()

@@ -42,7 +42,7 @@ class Shadows:
         self.sums = Sums()
         self.trials: dict[str, Trial] = {}  # of this step; empty: it is no shadow step
         self.at: tuple[Any, ...] | None = None  # begins with the number of who asks: of `Deciding.searches`
-        self.batch = 0
+        self.batch, self.exact = 0, False  # of this step: `Sample`
         self.indices: Tensor | None = None  # [N], the rows that are sampled from, of this step
         self.received: dict[str, dict[str, Tensor]] = {}  # from the stage before: what each pass goes on from
         self.logits: dict[str, Tensor] = {}  # [N, V], of this step's passes
@@ -51,11 +51,11 @@ class Shadows:
         self.gains = Gains()
         self.travelling: deque[tuple[int, Late, dict[str, Any]]] = deque()
 
-    def begin_step(self, *, acts: bool, batch: int, due: bool | None = None) -> bool:
+    def begin_step(self, *, acts: bool, batch: int, due: bool | None = None, exact: bool = False) -> bool:
         """A step comes, and with it is decided whether it is one; acts: some row may be remapped in it. due: who has a
-        share of their own says it."""
+        share of their own says it. exact: as `Sample` has it."""
         self.trials, self.logits, self.received, self.seconds, self.times = {}, {}, {}, 0.0, {}
-        self.batch = batch
+        self.batch, self.exact = batch, exact
         self.step += acts
         return acts and (sampling.due(self.step, self.share) > 0 if due is None else due)
 
@@ -78,7 +78,7 @@ class Shadows:
         self.seconds += time.perf_counter() - start
         timed = EXACT in self.times and policy_NV.device.type == "cpu"
         passes = (self.times[EXACT], self.times[STAYS]) if timed else None
-        known = {"batch": self.batch, "at": self.at, "seconds": self.seconds, "passes": passes}
+        known = {"batch": self.batch, "at": self.at, "seconds": self.seconds, "passes": passes, "exact": self.exact}
         self.travelling.append((self.step + lag, late, known))
 
     def state(self) -> dict[str, Any]:
