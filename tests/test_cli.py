@@ -223,6 +223,28 @@ def test_measurements_refuse_bad_input(args: tuple[str, ...], says: str) -> None
     assert says in result.stderr.strip().splitlines()[-1]
 
 
+def test_where_nothing_can_be_kept_is_said_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for args, says in (
+        (("fidelity", "qwen3-moe", "--out", f"{file}/deep/down"), f"{file} is no folder that can be written to"),
+        (("bench", "--out", str(file)), f"{file} is no folder that can be written to"),
+        (("record", "qwen3-moe", "--out", f"{file}/one.safetensors"), f"{file} is no folder that can be written to"),
+        (("calibrate", "qwen3-moe", "-o", str(tmp_path)), f"--out {tmp_path} is a folder; name a file in it"),
+    ):
+        monkeypatch.setattr("sys.argv", ["lynx-moe", *args])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert says in line
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    outs = {name: option for name, one in commands.items() for option in one.params if option.name == "out"}
+    assert {name for name, out in outs.items() if out.callback is None} == {"evidence", "plot", "dashboard"}
+
+
 def test_every_command_that_is_told_no_policy_takes_the_default() -> None:
     """One meaning of "default": a command that compares takes vanilla and DEFAULT, one that acts takes DEFAULT."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
