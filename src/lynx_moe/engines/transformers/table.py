@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.transformers import layouts, specs
 from lynx_moe.engines.transformers.layouts import Layout
-from lynx_moe.engines.transformers.specs import Bypass, Reader
+from lynx_moe.engines.transformers.specs import Reader
 from lynx_moe.engines.transformers.wrappers import modules_of
 
 
