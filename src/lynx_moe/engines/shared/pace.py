@@ -51,8 +51,8 @@ class Pace:
         self.taken: list[Timed] = []
 
     def begin(self, decodes_R: np.ndarray, req_ids: Sequence[str]) -> None:
-        """A step of these requests begins, and the one before it has ended. decodes_R: bool [R], whose rows are its next
-        token, or that and a draft: not a prompt's, nor those of an answer that is computed again in bulk."""
+        """A step of these requests begins, and the one before it has ended. decodes_R: bool [R], whose rows are its
+        next token, or that and a draft: not a prompt's, nor those of an answer that is computed again in bulk."""
         now, before, requests = self.clock(), self.open, set(req_ids)
         if before is not None and before.timed and before.batch and before.requests & requests:
             self.taken.append(Timed(before.batch, before.level, now - before.start))

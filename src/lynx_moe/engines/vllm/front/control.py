@@ -45,8 +45,8 @@ def fits(answers: list[dict[str, Any]]) -> str:
 
 
 def told(answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the workers say of themselves, as one answer: the first worker's, and whether the others say the same but for
-    what each has COUNTED."""
+    """What the workers say of themselves, as one answer: the first worker's, and whether the others say the same, but
+    for what each has COUNTED."""
     found = list(flat(answers))
     same = [{name: value for name, value in answer.items() if name not in COUNTED} for answer in found]
     return {**found[0], "workers": len(found), "agree": all(each == same[0] for each in same)}
