@@ -61,7 +61,7 @@ def test_a_server_acts_as_it_was_tuned(url: str, monkeypatch: pytest.MonkeyPatch
 def test_each_run_is_counted_by_itself_and_all_requests_are_answered(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Switching the policy ends the tuned settings. An objective that stands is off meanwhile, and on again after it."""
+    """Switching the policy ends the tuned settings. An objective that stands is off meanwhile, then on again."""
     model, rows = str(path("qwen3-moe")), []
     for number in range(8):
         rows.append({"timestamp": 10 * number, "input_length": 512, "output_length": 1000, "hash_ids": [number]})

@@ -11,6 +11,7 @@ import told
 
 from lynx_moe.control.latency import WINDOW
 from lynx_moe.control.options import GuardOptions
+from lynx_moe.control.tuned import Tuned
 from lynx_moe.engines.shared.pace import Timed
 from lynx_moe.engines.shared.switching import Switch
 from lynx_moe.engines.shared.tell.exporter import DIRECTORY
@@ -165,6 +166,10 @@ def test_a_guard_is_refused_beside_what_moves_the_policy_already() -> None:
         switch(plan, "priced", **dict.fromkeys(goals))
     plan.set_guard(GuardOptions(max_mass_lost=0.1))
     assert plan.watch is not None
+    tuned = Tuned(model={}, max_kl=0.01, batches={"1": "vanilla", "2-4": "priced:price=0.3"})
+    with pytest.raises(ValueError, match="tuned says which policy acts, and guard would move it; leave out either"):
+        made(policy=None, tuned=tuned).set_guard(GuardOptions(max_mass_lost=0.1))
+    made(tuned=tuned).set_guard(GuardOptions(max_mass_lost=0.1))  # the operator's policy is on since
     with pytest.raises(ValueError, match="a guard watches the layers that verify='draft' leaves alone"):
         made(policy=None, verify="draft").set_guard(GuardOptions(max_mass_lost=0.1))
     with pytest.raises(ValueError, match="guard: max_kl is measured in shadow steps, and shadow=0"):
