@@ -5,6 +5,7 @@ import gc
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from lynx_moe.engines.disk.layout import BadFile
 from lynx_moe.engines.disk.making import Making, NoRoom
 from lynx_moe.engines.disk.reader import Reader
 from lynx_moe.engines.disk.slots import Slots, Sums
-from lynx_moe.engines.disk.source import ReadError
+from lynx_moe.engines.disk.source import Job, ReadError
 
 ALL = np.arange(E)
 
@@ -295,3 +296,24 @@ def test_files_and_threads_are_given_back_also_by_who_does_not_close(file: Path)
     with file.open("rb") as other:  # of the same number, perhaps
         reader.close()
         assert other.read(1)
+
+
+def test_no_read_goes_on_behind_an_interrupt(file: Path) -> None:
+    """Its buffer is an empty slot then, which another expert may get."""
+    ended = []
+
+    class Slow(Reader):
+        def _read(self, job: Job) -> int:
+            time.sleep(0.3)
+            ended.append(job.expert)
+            return super()._read(job)
+
+    reader = Slow(file, FROM)
+    jobs = [Job(0, expert, [memoryview(bytearray(part.bytes)) for part in reader.layers[0].parts]) for expert in (0, 1)]
+    main = threading.main_thread().ident
+    assert main is not None
+    threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        reader.read(jobs)
+    assert sorted(ended) == [0, 1]
+    reader.close()
