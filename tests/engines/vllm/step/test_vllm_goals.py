@@ -266,7 +266,7 @@ def test_what_an_engine_cannot_follow_is_refused_by_name(monkeypatch: pytest.Mon
     assert plan.pace is not None
 
 
-NESTED = b"[" * 100_000
+NESTED = pytest.param(b"[" * 100_000, id="nested")
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"policy": 3}', b'{"policy": null}', b"\xff", NESTED])
