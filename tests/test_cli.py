@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -18,6 +19,7 @@ from lynx_moe.cli import app, main
 from lynx_moe.cli.shared import errors, version
 from lynx_moe.engines.shared.options import FAST
 from lynx_moe.lab.demo import measure as demo
+from lynx_moe.lab.shared import engine
 from lynx_moe.policies import DEFAULT, POLICIES, make_policy
 
 
@@ -221,6 +223,14 @@ def test_measurements_refuse_bad_input(args: tuple[str, ...], says: str) -> None
     result = run(*args)
     assert result.returncode == 2
     assert says in result.stderr.strip().splitlines()[-1]
+
+
+def test_what_a_measurement_s_own_process_refuses_is_raised_here() -> None:
+    """So that the command ends in one line, and with the reason."""
+    with pytest.raises(ValueError, match="base must be"):
+        demo.apart(int, "x", 99)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="ended without a word"):
+        engine.in_own_process(signal.raise_signal, signal.SIGKILL)
 
 
 def test_where_nothing_can_be_kept_is_said_before_anything_is_measured(
