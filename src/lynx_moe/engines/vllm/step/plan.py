@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.disk.store import Store
+from lynx_moe.engines.shared.families import SHADOW
 from lynx_moe.engines.shared.metrics import Stats
 from lynx_moe.engines.shared.options import DRAFT
 from lynx_moe.engines.shared.step.tiers import text
@@ -28,7 +29,6 @@ from lynx_moe.engines.vllm.step.watch import Watch
 from lynx_moe.policies import ModelShape
 from lynx_moe.routing import Routing, Rows
 
-SHADOW = "shadow"  # as whose reads those of a pass count that does not stay
 _active: list["Plan"] = []
 
 
