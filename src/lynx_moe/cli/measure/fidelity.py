@@ -109,7 +109,7 @@ def fidelity(
     file = out / "fidelity.jsonl"
     if on_vllm:
         result = served.measure(
-            settings, policies.split(), file, max_gib=max_memory, engine_args=arguments.read(model_args)
+            settings, policies.split(), file, max_gib=max_memory, engine_args=arguments.read(model_args, served.GIVEN)
         )
     else:
         result = measurement.measure(settings, policies.split(), file, console.print, max_memory)
