@@ -93,6 +93,7 @@ def test_rows_alone_load_nothing_under_a_policy_that_leaves_them_alone(folder: P
     ("options", "says"),
     [
         (["--ranks", "1"], "one rank has all experts"),
+        (["--ranks", "2,a"], "--ranks '2,a' must be whole numbers between commas"),
         (["--ranks", "99"], "16 experts cannot live on 99 ranks"),
         (["--ranks", "2", "--tiers", "0.1 exact"], "give one of them"),
         (["--ranks", "2", "--engine", "vllm"], "deals experts out on transformers"),

@@ -98,7 +98,7 @@ def fidelity(
             raise ValueError(
                 "--ranks deals experts out on transformers; --engine vllm has them where --model-args says"
             )
-        for number in sizes(ranks):
+        for number in sizes(ranks, "--ranks"):
             file = out / f"{number}-ranks.jsonl"
             result = ranked.measure(settings, policies.split(), number, file, console.print, max_memory)
             for title, lines in tables.by_cache(result["results"]).items():
