@@ -198,7 +198,7 @@ def test_a_share_that_was_lifted_falls_again_where_it_is_not_needed():
 
 
 def test_nothing_is_told_of_steps_that_were_not_taken():
-    """A size that rises with a smaller one has no step time yet, and none of them has missed on the level it rose to."""
+    """A size that rises with a smaller one has no step time yet, and neither has missed on the level it rose to."""
     latency = Latency(GOAL_MS, knows_prices=False)
     smaller, larger = latency.of(4), latency.of(64)
     for _ in range(WINDOW):

@@ -159,7 +159,7 @@ def test_fewer_than_a_row_takes(given: object) -> None:
 def test_the_least_amount_that_an_error_names_is_enough(experts: int, top_k: int, expert_bytes: int) -> None:
     shape = (experts, top_k, 47, expert_bytes)
     for little in ("0.001%", "0.000001GiB"):
-        with pytest.raises(ValueError, match="fewer than the .* that one row takes; the least is") as caught:
+        with pytest.raises(ValueError, match=r"fewer than the .* that one row takes; the least is") as caught:
             Amount.of(little).slots(*shape)
         least = re.split(", | or ", str(caught.value).rpartition("the least is ")[2])
         assert [Amount.of(one).slots(*shape) for one in least] == [top_k] * 3, least

@@ -94,9 +94,7 @@ def replay(
     ] = None,
     batches: Annotated[int | None, typer.Option(help="Routes: batches to draw of each size (24).")] = None,
     seed: Annotated[int | None, typer.Option(help="Routes: draws who shares a batch (0).")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="JSONL file for the rows of the table.", callback=kept_as)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSONL file for the rows of the table.", callback=kept_as)] = None,
 ) -> None:
     """What policies would have decided on recorded router logits or published routes, without the model."""
     from lynx_moe.lab.replay import recording

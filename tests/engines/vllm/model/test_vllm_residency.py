@@ -90,7 +90,8 @@ def test_a_shadow_step_decides_by_what_was_there_before_its_passes(llm: Any, mon
 
     monkeypatch.setattr(type(plan), "settled", noted)
     plugin.reset_stats()
-    generate(llm, REQUESTS[:2])
+    for first in range(0, len(REQUESTS), 2):
+        generate(llm, REQUESTS[first : first + 2])
     stats = plugin.stats()
     assert stats.disk is not None
     assert stats.shadows is not None
