@@ -2,8 +2,10 @@
 
 import json
 import runpy
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from lynx_moe.cli import app, main
 from lynx_moe.cli.shared import errors, version
 from lynx_moe.engines.shared.options import FAST
 from lynx_moe.lab.demo import measure as demo
+from lynx_moe.lab.shared import engine
 from lynx_moe.policies import DEFAULT, POLICIES, make_policy
 
 
@@ -187,6 +190,21 @@ def test_traceback_is_an_option_before_every_command(monkeypatch: Any) -> None:
         cli.main()
 
 
+@pytest.fixture
+def refused(monkeypatch: Any, capsys: Any) -> Callable[..., str]:
+    """The one line that a command in this process ends with."""
+
+    def run(*args: str) -> str:
+        monkeypatch.setattr("sys.argv", ["lynx-moe", *args])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return str(line)
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -197,13 +215,8 @@ def test_traceback_is_an_option_before_every_command(monkeypatch: Any) -> None:
         (("eval", "qwen3-moe", "--include-path", "nowhere"), "--include-path nowhere is no folder"),
     ],
 )
-def test_options_that_are_no_json_are_refused(args: tuple[str, ...], says: str, monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr("sys.argv", ["lynx-moe", *args])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert says in line
+def test_options_that_are_no_json_are_refused(args: tuple[str, ...], says: str, refused: Any) -> None:
+    assert says in refused(*args)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +234,29 @@ def test_measurements_refuse_bad_input(args: tuple[str, ...], says: str) -> None
     result = run(*args)
     assert result.returncode == 2
     assert says in result.stderr.strip().splitlines()[-1]
+
+
+def test_what_a_measurement_s_own_process_refuses_is_raised_here() -> None:
+    """So that the command ends in one line, and with the reason."""
+    with pytest.raises(ValueError, match="base must be"):
+        demo.apart(int, "x", 99)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="ended without a word"):
+        engine.in_own_process(signal.raise_signal, signal.SIGKILL)
+
+
+def test_where_nothing_can_be_kept_is_said_before_anything_is_measured(tmp_path: Path, refused: Any) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for args, says in (
+        (("fidelity", "qwen3-moe", "--out", f"{file}/deep/down"), f"{file} is no folder that can be written to"),
+        (("bench", "--out", str(file)), f"{file} is no folder that can be written to"),
+        (("record", "qwen3-moe", "--out", f"{file}/one.safetensors"), f"{file} is no folder that can be written to"),
+        (("calibrate", "qwen3-moe", "-o", str(tmp_path)), f"--out {tmp_path} is a folder; name a file in it"),
+    ):
+        assert says in refused(*args)
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    outs = {name: option for name, one in commands.items() for option in one.params if option.name == "out"}
+    assert {name for name, out in outs.items() if out.callback is None} == {"evidence", "plot", "dashboard"}
 
 
 def test_every_command_that_is_told_no_policy_takes_the_default() -> None:

@@ -195,3 +195,17 @@ def test_a_share_that_was_lifted_falls_again_where_it_is_not_needed():
     assert (raised.batch, lifted.batch) == ("2-4", "33-64")
     assert larger.level == server.latency.of(4).level > 0
     assert server.run(64, 4000).level == 0
+
+
+def test_nothing_is_told_of_steps_that_were_not_taken():
+    """A size that rises with a smaller one has no step time yet, and neither has missed on the level it rose to."""
+    latency = Latency(GOAL_MS, knows_prices=False)
+    smaller, larger = latency.of(4), latency.of(64)
+    for _ in range(WINDOW):
+        latency.add(4, 0, 2 * GOAL_MS / 1e3)
+    assert (smaller.level, larger.level) == (1, 1)
+    assert (larger.state()["step_ms"], larger.missed, smaller.missed) == (None, False, False)
+    for _ in range(WINDOW):
+        latency.add(4, 1, 1.5 * GOAL_MS / 1e3)
+    assert smaller.missed
+    assert not larger.missed

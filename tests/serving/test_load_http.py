@@ -10,6 +10,7 @@ import running
 from openai import OpenAI
 
 from lynx_moe.control.tuned import Tuned
+from lynx_moe.engines.shared.switching import Switch
 from lynx_moe.lab.load import batches, measure
 from lynx_moe.lab.load.server import Server
 from lynx_moe.lab.shared import lines
@@ -60,7 +61,7 @@ def test_a_server_acts_as_it_was_tuned(url: str, monkeypatch: pytest.MonkeyPatch
 def test_each_run_is_counted_by_itself_and_all_requests_are_answered(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Switching the policy ends the tuned settings."""
+    """Switching the policy ends the tuned settings. An objective that stands is off meanwhile, then on again."""
     model, rows = str(path("qwen3-moe")), []
     for number in range(8):
         rows.append({"timestamp": 10 * number, "input_length": 512, "output_length": 1000, "hash_ids": [number]})
@@ -78,7 +79,12 @@ def test_each_run_is_counted_by_itself_and_all_requests_are_answered(
         answer_scale=0.03,
         url=url,
     )
+    server, mine = Server(url, settle=0), {"slo_tpot_ms": 500.0}  # an objective that asks for no price at all
+    server.switch(Switch(policy="priced:price=0.2", goals=mine))
     whole = measure.measure(settings, tmp_path / "out" / "load.jsonl", lambda text: None)
+    after = json.loads(server.ask("/lynx_moe/policy"))
+    assert (after["policy"], after["slo_tpot_ms"]) == ("priced:price=0.2", 500.0)
+    server.switch(Switch(goals={"slo_tpot_ms": None}))
     assert lines.load(tmp_path / "out" / "load.jsonl", "load")["results"] == whole["results"]
     assert [one["policy"] for one in whole["results"]] == list(settings.policies)
     for one in whole["results"]:

@@ -20,8 +20,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from lynx_moe.testbed.locate import HELD_OUT
 from lynx_moe.testbed.report import router
+from lynx_moe.testbed.tasks.split import HELD_OUT
 from lynx_moe.testbed.text import held_out
 from lynx_moe.testbed.text.card import checked
 from lynx_moe.testbed.text.documents import split_of

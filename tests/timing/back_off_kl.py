@@ -43,7 +43,8 @@ def run(model: str, batch: int) -> dict[str, Any]:
     from lynx_moe.engines.vllm.plugin import register
     from lynx_moe.engines.vllm.step.plan import active
     from lynx_moe.lab.shared.documents import from_testbed
-    from lynx_moe.testbed.locate import HELD_OUT, path
+    from lynx_moe.testbed.locate import path
+    from lynx_moe.testbed.tasks.split import HELD_OUT
 
     register()
     folder = path(model)

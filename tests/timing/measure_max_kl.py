@@ -80,7 +80,7 @@ def cell(family: str, batch: int, most: float) -> dict[str, Any]:
 
 
 def prompts_of(model: Path, tokenizer: Any, split: str) -> list[list[int]]:
-    from lynx_moe.testbed.locate import HELD_OUT
+    from lynx_moe.testbed.tasks.split import HELD_OUT
 
     held_out = model / HELD_OUT
     if not held_out.exists():

@@ -65,8 +65,8 @@ class Bucket:
 
     @property
     def missed(self) -> bool:
-        """Whether the objective is missed although nothing is left to give."""
-        return self.level == len(self.levels) - 1 and self.typical is not None and self.typical > self.goal
+        """Whether the objective is missed although nothing is left to give, by steps on the last level."""
+        return self.level == len(self.levels) - 1 and self.medians.get(self.level, 0.0) > self.goal
 
     def add(self, level: int, seconds: float) -> Change | None:
         """A step that was decided on a level took so long. Returns a change, if due. Steps that were under way while
@@ -80,13 +80,13 @@ class Bucket:
         self.medians[self.level] = self.typical
         ratio = self.typical / self.goal
         if ratio > 1:
-            return self._rise(ratio)
+            return self._rise(ratio, self.typical)
         if self.lasted is not None:
             self.lasted += 1
             if self.lasted > 2 * self.patience:
                 self.lasted, self.patience = None, max(self.patience // 2, LEAST_PATIENCE)
         self.quiet = self.quiet + 1 if ratio < LOW and self.level else 0
-        return self._to(self.level - 1, "lower") if self.quiet >= self.patience and self.level else None
+        return self._to(self.level - 1, "lower", self.typical) if self.quiet >= self.patience and self.level else None
 
     def aim(self, goal: float) -> Change | None:
         """The objective is another one, in seconds of a step. Returns a change if a lower level is known to meet it."""
@@ -95,29 +95,28 @@ class Bucket:
         if not meet:
             return None
         self.times, self.typical = [], self.medians[min(meet)]
-        return self._to(min(meet), "lower")
+        return self._to(min(meet), "lower", self.typical)
 
     def lift(self, level: int, seconds: float) -> Change | None:
         """Steps of fewer rows, which took so long, ask that level now. Returns a change where these asked less."""
         if self.level >= level:
             return None
-        self.times, self.typical = [], seconds
-        return self._to(level, "raise")
+        self.times, self.typical = [], None  # of a step like these nothing is known there
+        return self._to(level, "raise", seconds)
 
-    def _rise(self, ratio: float) -> Change | None:
+    def _rise(self, ratio: float, seconds: float) -> Change | None:
         self.quiet = 0
         if self.lasted is not None:
             self.lasted, self.patience = None, min(2 * self.patience, MOST_PATIENCE)
         levels = next(levels for beyond, levels in RISES if ratio > beyond)
         to = min(self.level + levels, len(self.levels) - 1)
-        return self._to(to, "raise") if to != self.level else None
+        return self._to(to, "raise", seconds) if to != self.level else None
 
-    def _to(self, level: int, direction: str) -> Change:
+    def _to(self, level: int, direction: str, seconds: float) -> Change:
         was, self.level = self.share, level
         self.quiet, self.lasted = 0, 0 if direction == "lower" else None
         self.changes[direction] += 1
-        assert self.typical is not None
-        return Change(batch=self.batch, was=was, share=self.share, seconds=self.typical)
+        return Change(batch=self.batch, was=was, share=self.share, seconds=seconds)
 
     def state(self) -> dict[str, Any]:
         """In plain numbers; step_ms: None while no window is full."""

@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 CARVED = "carved"
-HELD_OUT = "held_out.jsonl"  # in the folder of a model of text: documents that it was not trained on
 
 
 def cache_root() -> Path:

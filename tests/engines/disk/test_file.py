@@ -1,10 +1,15 @@
 """Expert files: whole or not there, and what is read is what was written."""
 
 import errno
+import gc
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +22,7 @@ from lynx_moe.engines.disk.layout import BadFile
 from lynx_moe.engines.disk.making import Making, NoRoom
 from lynx_moe.engines.disk.reader import Reader
 from lynx_moe.engines.disk.slots import Slots, Sums
-from lynx_moe.engines.disk.source import ReadError
+from lynx_moe.engines.disk.source import Job, ReadError
 
 ALL = np.arange(E)
 
@@ -256,3 +261,59 @@ def test_of_a_large_checkpoint_a_sample_counts_and_when_it_changed(
     before = origin.digest(tmp_path)
     os.utime(file, (1, 1))
     assert origin.digest(tmp_path) != before
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_no_file(tmp_path: Path) -> None:
+    """The end is short, and a disk with room for a part of it takes that part without an error."""
+    making, target = Making(tmp_path), tmp_path / "f"
+    for number, layer in enumerate(weights()):
+        making.add(f"layers.{number}", layer, SHAPES).pack(packed)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (making.end + 10, before[1]))
+    try:
+        with pytest.raises(NoRoom, match="make room, or choose another folder"):
+            making.finish(target, FROM)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not target.exists()
+
+
+def test_files_and_threads_are_given_back_also_by_who_does_not_close(file: Path) -> None:
+    def count() -> tuple[int, int]:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    before = count()
+    for _ in range(3):
+        held(Reader(file, FROM), 0)
+    for _ in range(100):  # threads end a moment later
+        if count() == before:
+            break
+        time.sleep(0.02)
+    assert count() == before
+    reader = Reader(file, FROM)
+    reader.close()
+    with file.open("rb") as other:  # of the same number, perhaps
+        reader.close()
+        assert other.read(1)
+
+
+def test_no_read_goes_on_behind_an_interrupt(file: Path) -> None:
+    """Its buffer is an empty slot then, which another expert may get."""
+    ended = []
+
+    class Slow(Reader):
+        def _read(self, job: Job) -> int:
+            time.sleep(0.3)
+            ended.append(job.expert)
+            return super()._read(job)
+
+    reader = Slow(file, FROM)
+    jobs = [Job(0, expert, [memoryview(bytearray(part.bytes)) for part in reader.layers[0].parts]) for expert in (0, 1)]
+    main = threading.main_thread().ident
+    assert main is not None
+    threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        reader.read(jobs)
+    assert sorted(ended) == [0, 1]
+    reader.close()

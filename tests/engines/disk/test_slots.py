@@ -1,5 +1,7 @@
 """Slots: the least recently used goes, turns give the sums of all, and counts are those of a replay."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -150,3 +152,18 @@ def test_amounts_that_are_none(given: object) -> None:
 def test_fewer_than_a_row_takes(given: object) -> None:
     with pytest.raises(ValueError, match=r"fewer than the 8 that one row takes; the least is 8, 6.25% or 0.125GiB"):
         Amount.of(given).slots(128, 8, layers=4, expert_bytes=2**22)
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(60, 8), (60, 4), (12, 7), (64, 8), (160, 6), (384, 8), (3, 1), (8, 8)])
+@pytest.mark.parametrize("expert_bytes", [3 * 128 * 32 * 2, 3 * 2048 * 768 * 2, 12_345_677])
+def test_the_least_amount_that_an_error_names_is_enough(experts: int, top_k: int, expert_bytes: int) -> None:
+    shape = (experts, top_k, 47, expert_bytes)
+    for little in ("0.001%", "0.000001GiB"):
+        with pytest.raises(ValueError, match=r"fewer than the .* that one row takes; the least is") as caught:
+            Amount.of(little).slots(*shape)
+        least = re.split(", | or ", str(caught.value).rpartition("the least is ")[2])
+        assert [Amount.of(one).slots(*shape) for one in least] == [top_k] * 3, least
+
+
+def test_a_share_that_comes_out_even_is_that_many() -> None:
+    assert [Amount.of(f"{percent}%").slots(100, 1, 1, 1) for percent in range(1, 101)] == list(range(1, 101))

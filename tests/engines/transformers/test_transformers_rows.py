@@ -84,6 +84,11 @@ def test_masks_of_the_user_must_fit_the_forward(mask):
         given(Rows(remap=mask), 3)
 
 
+def test_what_loads_cost_is_of_a_layer_and_no_row_s():
+    with pytest.raises(ValueError, match=r"run\.rows: load_cost_E is of one layer's experts, .*; leave it out"):
+        given(Rows(load_cost_E=torch.ones(8)), 3)
+
+
 @pytest.mark.parametrize(
     ("step", "kind", "counts"),
     [

@@ -78,12 +78,22 @@ def test_counts_are_those_of_each_step() -> None:
     count.add(layer, Routing(torch.tensor([[0, 1], [0, 2]]), weights), Routing(torch.tensor([[0, 2], [0, 2]]), weights))
     count.add(layer, Routing(torch.tensor([[0, 2], [0, 2]]), weights), Routing(torch.tensor([[0, 2], [0, 2]]), weights))
     assert count.means() == [1.5, 1.0]
+    assert Fullest().means() == [0.0, 0.0]
+
+
+def test_rows_alone_load_nothing_under_a_policy_that_leaves_them_alone(folder: Path, tmp_path: Path) -> None:
+    given = ["--ranks", "2", "--batch-sizes", "1", "--mixes", "mixed", "--sequences", "1", "--policies", "lynx"]
+    shown = CliRunner().invoke(app, ["fidelity", str(folder), *given, "--out", str(tmp_path)])
+    assert shown.exit_code == 0, shown.exception
+    (line,) = lines.load(tmp_path / "2-ranks.jsonl", "fidelity")["results"]
+    assert [line[name] for name in ("before", "after", "fullest_before", "fullest_after")] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (["--ranks", "1"], "one rank has all experts"),
+        (["--ranks", "2,a"], "--ranks '2,a' must be whole numbers between commas"),
         (["--ranks", "99"], "16 experts cannot live on 99 ranks"),
         (["--ranks", "2", "--tiers", "0.1 exact"], "give one of them"),
         (["--ranks", "2", "--engine", "vllm"], "deals experts out on transformers"),

@@ -85,3 +85,11 @@ def test_what_vllm_cannot_do_is_one_clear_line(change: dict[str, Any], says: str
 def test_options_of_the_other_engine_are_refused(args: tuple[str, ...]) -> None:
     result = CliRunner().invoke(app, ["fidelity", str(MODELS / "qwen3-moe"), *args])
     assert "--tiers is measured on transformers alone" in str(result.exception)
+
+
+@pytest.mark.parametrize("command", [("fidelity", "--engine", "vllm"), ("tune",)])
+def test_what_a_measurement_sets_itself_is_not_lost_in_silence(command: tuple[str, ...]) -> None:
+    given = '{"additional_config": {"lynx_moe": {"experts_resident": 16}}}'
+    done = CliRunner().invoke(app, [command[0], "qwen3-moe", *command[1:], "--model-args", given])
+    assert done.exit_code
+    assert "--model-args cannot set additional_config: it is set here" in str(done.exception)

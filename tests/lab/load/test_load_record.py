@@ -104,7 +104,7 @@ class FakeServer:
     """In place of a real one: notes what it is asked."""
 
     def __init__(self, notes):
-        self.url, self.notes = "http://x", notes
+        self.url, self.notes, self.goals = "http://x", notes, ()
 
     def model(self):
         return "m", 4096

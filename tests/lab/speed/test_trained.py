@@ -56,7 +56,15 @@ def test_prompts_are_the_beginnings_of_different_documents(tmp_path: Path) -> No
     assert all(tasks(16, random.Random(0)))
 
 
-def test_drafts_are_timed_on_a_shape() -> None:
-    done = CliRunner().invoke(app, ["bench", "--drafts", "0.5", "--model", "text"])
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--drafts", "0.5", "--model", "text"], "--drafts are timed on a published shape; leave out --model"),
+        (["--layers", "2", "--model", "text"], "--layers is for published shapes; 'text' has its own"),
+        (["--data", "my.jsonl"], "--data 'my.jsonl' is for a trained model: a shape has random weights"),
+    ],
+)
+def test_what_a_model_or_a_shape_has_not_is_refused(args: list[str], says: str) -> None:
+    done = CliRunner().invoke(app, ["bench", *args])
     assert done.exit_code
-    assert "--drafts are timed on a published shape; leave out --model" in str(done.exception)
+    assert says in str(done.exception)

@@ -115,6 +115,18 @@ def test_a_frame_tells_which_tuned_setting_acts_at_which_size() -> None:
     assert "tuned" not in shown(Scrape(parse(metrics(100, 40, 30)), 20.0))
 
 
+def test_a_frame_tells_what_steps_read_and_not_what_shadow_steps_read_beside_it() -> None:
+    labels, numbers = 'model_name="m",engine="0",stage="0"', {"read": 25, "found": 75, "read_bytes": 2**21}
+    lines = [
+        f'lynx_moe_experts_{name}_total{{{labels},kind="{kind}"}} {value * times}'
+        for name, value in {**numbers, "wait_seconds": 1.5}.items()
+        for kind, times in (("decode", 1), ("shadow", 9))
+    ]
+    text = shown(Scrape(parse(metrics(100, 40, 30) + "\n".join(lines) + "\n"), 20.0))
+    assert "disk       75 % of 100 experts were in memory, 2 MiB read, 1.5 s waited" in text
+    assert "disk" not in shown(Scrape(parse(metrics(100, 40, 30)), 20.0))
+
+
 def test_every_engine_has_a_panel_of_its_own() -> None:
     other = metrics(300, 44, 24).replace('model_name="m"', 'model_name="n"')
     text = shown(Scrape(parse(metrics(100, 40, 30) + other), 20.0))

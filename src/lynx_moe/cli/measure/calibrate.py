@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from lynx_moe.cli.shared.options import Data, Dtype, MaxMemory, Model, Prefix, Seed, Sequences, Steps, Trust, found
+from lynx_moe.cli.shared.options import (
+    Data,
+    Dtype,
+    MaxMemory,
+    Model,
+    Prefix,
+    Seed,
+    Sequences,
+    Steps,
+    Trust,
+    found,
+    kept_as,
+)
 from lynx_moe.lab.shared import terminal
 
 app = typer.Typer()
@@ -27,7 +39,9 @@ def calibrate(
     dtype: Dtype = "auto",
     max_memory: MaxMemory = None,
     trust_remote_code: Trust = False,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file.")] = Path("out/calibration.safetensors"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file.", callback=kept_as)] = Path(
+        "out/calibration.safetensors"
+    ),
 ) -> None:
     """Measures what sere, exfold and reap need of a model's experts, and priced can use: their knob data=FILE."""
     from lynx_moe.lab.calibrate import measure as measurement

@@ -98,7 +98,7 @@ def fidelity(
             raise ValueError(
                 "--ranks deals experts out on transformers; --engine vllm has them where --model-args says"
             )
-        for number in sizes(ranks):
+        for number in sizes(ranks, "--ranks"):
             file = out / f"{number}-ranks.jsonl"
             result = ranked.measure(settings, policies.split(), number, file, console.print, max_memory)
             for title, lines in tables.by_cache(result["results"]).items():
@@ -109,7 +109,7 @@ def fidelity(
     file = out / "fidelity.jsonl"
     if on_vllm:
         result = served.measure(
-            settings, policies.split(), file, max_gib=max_memory, engine_args=arguments.read(model_args)
+            settings, policies.split(), file, max_gib=max_memory, engine_args=arguments.read(model_args, served.GIVEN)
         )
     else:
         result = measurement.measure(settings, policies.split(), file, console.print, max_memory)

@@ -77,6 +77,8 @@ def load(
     console.print(show.note(whole), highlight=False)
     console.print(f"Picture: {show.draw(whole, file.with_suffix('.png'))}")
     console.print(f"Record: {file}")
+    if timeline and not seconds.exists():
+        raise ValueError(f"{file} was measured without --timeline, and is finished; give another --out")
     if timeline:
         drawn = timelines.draw(lines.load(seconds, timelines.KIND), seconds.with_suffix(".png"))
         console.print(f"Second by second: {drawn}, {seconds}")

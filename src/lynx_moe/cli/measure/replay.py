@@ -16,6 +16,7 @@ from lynx_moe.cli.shared.options import (
     Steps,
     Trust,
     found,
+    kept_as,
     sizes,
 )
 from lynx_moe.lab.shared import terminal
@@ -38,7 +39,7 @@ def record(
     dtype: Dtype = "auto",
     trust_remote_code: Trust = False,
     max_mib: Annotated[float, typer.Option(help="Steps beyond this size are left out.")] = 64,
-    out: Annotated[Path, typer.Option(help="The recording.")] = Path("out/recording.safetensors"),
+    out: Annotated[Path, typer.Option(help="The recording.", callback=kept_as)] = Path("out/recording.safetensors"),
 ) -> None:
     """Records a model's router logits while it decodes, for `lynx-moe replay`."""
     from lynx_moe.lab.fidelity import measure as fidelity
@@ -93,7 +94,7 @@ def replay(
     ] = None,
     batches: Annotated[int | None, typer.Option(help="Routes: batches to draw of each size (24).")] = None,
     seed: Annotated[int | None, typer.Option(help="Routes: draws who shares a batch (0).")] = None,
-    out: Annotated[Path | None, typer.Option(help="JSONL file for the rows of the table.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSONL file for the rows of the table.", callback=kept_as)] = None,
 ) -> None:
     """What policies would have decided on recorded router logits or published routes, without the model."""
     from lynx_moe.lab.replay import recording

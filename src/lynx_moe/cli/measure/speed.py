@@ -60,6 +60,10 @@ def bench(
     path = out / "speed.json"
     options: dict[str, Any] = {"shape": shape, "layers": layers, "policies": specs, "batch_sizes": batches}
     options["rounds"] = rounds
+    if model is not None and layers is not None:
+        raise ValueError(f"--layers is for published shapes; {model!r} has its own")
+    if model is None and data != "testbed":
+        raise ValueError(f"--data {data!r} is for a trained model: a shape has random weights; say which by --model")
     if drafts and model is not None:
         raise ValueError("--drafts are timed on a published shape; leave out --model")
     if drafts and experts_resident is not None:

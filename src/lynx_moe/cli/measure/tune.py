@@ -46,6 +46,7 @@ def tune(
 ) -> None:
     """The cheapest setting that holds a bound on the KL, for each batch size; writes a file for serve --tuned."""
     from lynx_moe.lab.evaluation import arguments
+    from lynx_moe.lab.fidelity import served
     from lynx_moe.lab.fidelity.measure import Settings as Decoding
     from lynx_moe.lab.shared import tables
     from lynx_moe.lab.tune import measure, show
@@ -62,9 +63,10 @@ def tune(
         dtype=dtype,
         trust_remote_code=trust_remote_code or None,
     )
+    engine_args = arguments.read(model_args, served.GIVEN)
     settings = measure.Settings(decode=decode, policies=tuple(policies.split()), max_kl=max_kl)
     console, file = terminal.console(), out / "tune.jsonl"
-    whole = measure.measure(settings, file, max_gib=max_memory, engine_args=arguments.read(model_args))
+    whole = measure.measure(settings, file, max_gib=max_memory, engine_args=engine_args)
     tables.show(f"{model}: at most {max_kl:g} nats", show.HEAD, show.rows(whole), console, show.CAPTION)
     console.print(f"Record: {file}", highlight=False)
     tuned = show.write(whole, out / "tuned.json")

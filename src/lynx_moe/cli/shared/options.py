@@ -1,6 +1,7 @@
 """Options that several commands take, and how their text is read."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,8 +9,27 @@ import typer
 
 from lynx_moe.lab.shared.models import named
 
+
+def kept_in(folder: Path) -> Path:
+    """The folder that --out names. Raises ValueError where nothing can be kept there: before a measurement, which may
+    take hours, and not behind it."""
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {folder}: {there} is no folder that can be written to; name another")
+    return folder
+
+
+def kept_as(file: Path | None) -> Path | None:
+    """The file that --out names, if it does. Raises ValueError as `kept_in`."""
+    if file is not None and file.is_dir():
+        raise ValueError(f"--out {file} is a folder; name a file in it")
+    if file is not None:
+        kept_in(file.parent)
+    return file
+
+
 Model = Annotated[str, typer.Argument(help="Model folder, hub name, or the name of a testbed model.")]
-Out = Annotated[Path, typer.Option(help="Folder for records and pictures.")]
+Out = Annotated[Path, typer.Option(help="Folder for records and pictures.", callback=kept_in)]
 Policies = Annotated[str, typer.Option(help="Spec strings between spaces.")]
 Baseline = Annotated[str, typer.Option(help="Spec strings between spaces; the first is the baseline.")]
 BatchSizes = Annotated[str, typer.Option(help="Requests that decode together: sizes between commas.")]

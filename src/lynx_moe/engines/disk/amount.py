@@ -1,5 +1,6 @@
 """How many experts of each layer stay in memory: a count, a share of them, or GiB of the whole model."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Self
@@ -41,11 +42,17 @@ class Amount:
             "%": self.number / 100 * num_experts,
             "GiB": self.number * GIB / (layers * expert_bytes),
         }
-        slots = min(int(room[self.unit]), num_experts)
+        slots = min(int(room[self.unit] + 1e-9), num_experts)  # 29 % of 100 lies just below 29
         if slots < top_k:
-            least = f"{top_k}, {100 * top_k / num_experts:.3g}% or {top_k * layers * expert_bytes / GIB:.3g}GiB"
+            least = f"{top_k}, {_up(100 * top_k / num_experts)}% or {_up(top_k * layers * expert_bytes / GIB)}GiB"
             raise ValueError(
                 f"{self.name}={self} holds {slots} of {num_experts} experts a layer, fewer than the {top_k} that "
                 f"one row takes; the least is {least}"
             )
         return slots
+
+
+def _up(value: float) -> str:
+    """Three digits that are no less than the value, so that whoever follows an error gets no second one."""
+    digits = 2 - math.floor(math.log10(value))
+    return f"{math.ceil(value * 10**digits - 1e-9) / 10**digits:.9f}".rstrip("0").rstrip(".")

@@ -7,6 +7,7 @@ says of each tensor its type, shape and place in the bytes behind it.
 import json
 import os
 import struct
+import weakref
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ class File:
         except BaseException:
             os.close(self.fd)
             raise
+        self.close = weakref.finalize(self, os.close, self.fd)  # once: also when nobody has called it
 
     def fill(self, view: memoryview, offset: int, what: str) -> None:
         """The whole buffer, from this place on. Raises ReadError, also where the file is not what was opened."""
@@ -126,7 +128,7 @@ class Checkpoint:
     def close(self) -> None:
         """Nothing can be read any more."""
         while self.files:
-            os.close(self.files.pop().fd)
+            self.files.pop().close()
 
     def _listed(self) -> dict[str, Stored]:
         index, single = self.folder / INDEX, self.folder / SINGLE

@@ -111,9 +111,10 @@ class Making:
 
     def finish(self, target: Path | None, made_from: dict[str, Any]) -> None:
         """All layers are packed: the file is whole, and found at `target` from now on. Where another process was
-        faster, its file stays, and this one is used without a name."""
-        layers = [region.layout for region in self.regions]
-        os.pwrite(self.fd, ending(layers, made_from), self.end)
+        faster, its file stays, and this one is used without a name. Raises NoRoom where its end finds none."""
+        start, told = self.end, ending([region.layout for region in self.regions], made_from)
+        self.reserve(start + len(told))  # else a full disk would take a part of it, without a word
+        os.pwrite(self.fd, told, start)
         os.fsync(self.fd)
         if self.part is not None:
             self.part.unlink() if target is None else self.part.replace(target)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class Reader(Source):
         except BaseException:
             os.close(self.fd)
             raise
+        self.close_file = weakref.finalize(self, os.close, self.fd)  # once: also when nobody has closed it
         self.checked: list[set[int]] = [set() for _ in self.layers]
         super().__init__(threads)
 
@@ -39,7 +41,7 @@ class Reader(Source):
     def close(self) -> None:
         """Waits for reads that run."""
         super().close()
-        os.close(self.fd)
+        self.close_file()
 
     def _read(self, job: Job) -> int:
         region = self.layers[job.layer]

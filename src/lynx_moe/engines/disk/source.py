@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -78,7 +78,10 @@ class Source(ABC):
         if len(jobs) == 1:
             return self._read(jobs[0])
         futures = [self.pool.submit(self._read, job) for job in jobs]
-        errors = [error for error in (future.exception() for future in futures) if error is not None]
+        try:
+            errors = [error for error in (future.exception() for future in futures) if error is not None]
+        finally:  # also at Ctrl-C: no read may go on into a buffer that another expert gets next
+            wait(futures)
         if errors:
             raise errors[0]
         return sum(future.result() for future in futures)

@@ -25,6 +25,10 @@ class Store:
         """float32 [E]: what loading each expert of the layer of this name costs now, as `Slots.load_cost`."""
         return self.by_name[name].load_cost()
 
+    def load_costs(self) -> dict[str, Tensor]:
+        """The same of every layer, by name."""
+        return {name: slots.load_cost() for name, slots in self.by_name.items()}
+
     def begin(self, kind: str) -> None:
         """A step of this kind begins."""
         self.kind = kind

@@ -5,6 +5,7 @@ number or as a list of one number per modality or layer.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,13 +31,32 @@ Router = tuple[int, int | None]  # experts, and experts per token where that is 
 
 def folder_of(model: str) -> Path | None:
     """The folder (or file) that `model` names; None where it lies elsewhere, for an engine to find. Raises ValueError
-    for a path that leads nowhere."""
+    for a path that leads nowhere; without a hub also for a name beside folders of models."""
     folder = Path(model).expanduser()
     if folder.exists():
         return folder
     if re.fullmatch(A_PATH, model):
         raise ValueError(f"model folder {model} does not exist; give a folder with a config.json, or a hub name")
+    beside = sorted(config.parent.name for config in folder.parent.glob("*/config.json")) if "/" in model else []
+    if beside and _is_offline() and not _is_cached(model):
+        raise ValueError(
+            f"model {model} does not exist: {folder.parent} has {', '.join(beside)}, and HF_HUB_OFFLINE keeps hubs away"
+        )
     return None
+
+
+def _is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _is_cached(model: str) -> bool:
+    """Whether the hub's cache on this machine has it, or nobody can tell."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        return isinstance(try_to_load_from_cache(model, "config.json"), str)
+    except (ImportError, ValueError):
+        return True
 
 
 def read(folder: Path) -> dict[str, Any]:

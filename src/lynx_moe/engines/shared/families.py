@@ -10,6 +10,7 @@ from typing import Literal
 
 GROUPS = 8
 COMMON = ("model_name", "engine", "stage")
+SHADOW = "shadow"  # beside the kinds of steps, of what is read from a disk: passes that do not stay
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,13 @@ class Pace:
         self.open: Open | None = None
         self.taken: list[Timed] = []
 
-    def begin(self, past_prompt_R: np.ndarray, req_ids: Sequence[str]) -> None:
-        """A step of these requests begins, and the one before it has ended. past_prompt_R: bool, who decodes."""
+    def begin(self, decodes_R: np.ndarray, req_ids: Sequence[str]) -> None:
+        """A step of these requests begins, and the one before it has ended. decodes_R: bool [R], whose rows are its
+        next token, or that and a draft: not a prompt's, nor those of an answer that is computed again in bulk."""
         now, before, requests = self.clock(), self.open, set(req_ids)
         if before is not None and before.timed and before.batch and before.requests & requests:
             self.taken.append(Timed(before.batch, before.level, now - before.start))
-        self.open = Open(now, requests, bool(past_prompt_R.all()))
+        self.open = Open(now, requests, bool(decodes_R.all()))
 
     def prices(self, price_T: np.ndarray, kin_T: np.ndarray, batch: int) -> np.ndarray:
         """What the rows of the step ask, float32, of what they would; kin_T: bool, who is decided with rows of the

@@ -9,6 +9,7 @@ from lynx_moe.engines.shared.options import KEY
 
 PATH = f"/{KEY}/policy"
 GOALS = ("max_kl", "slo_tpot_ms")
+LONGEST = 16  # digits of a whole number
 EXAMPLE = '{"policy": "SPEC"}, {"slo_tpot_ms": 25} or {"max_kl": 0.01, "slo_tpot_ms": null} (null: off)'
 
 
@@ -30,8 +31,8 @@ class Switch:
     def of(cls, body: bytes) -> Self:
         """What the body of a POST asks. Raises ValueError that says what is allowed."""
         try:
-            given = json.loads(body)
-        except ValueError:
+            given = json.loads(body, parse_int=_whole)
+        except (ValueError, RecursionError):
             given = None
         if not isinstance(given, dict) or not given or not isinstance(given.get("policy", ""), str):
             raise ValueError(f"the body must be a JSON object {EXAMPLE}")
@@ -42,3 +43,8 @@ class Switch:
     def body(self) -> dict[str, Any]:
         """As `of` takes it."""
         return ({} if self.policy is None else {"policy": self.policy}) | dict(self.goals)
+
+
+def _whole(text: str) -> float:
+    """A number of JSON without a point; no larger ones than messages between processes can hold."""
+    return int(text) if len(text) < LONGEST else float(text)

@@ -86,6 +86,8 @@ def of_forward(
 
 def given(rows: Rows, num_rows: int) -> StepRows:
     """The user's own rows: masks, prices, drafts. Raises ValueError if they are not of this forward."""
+    if rows.load_cost_E is not None:
+        raise ValueError("run.rows: load_cost_E is of one layer's experts, and rows are of all layers; leave it out")
     parts = {name: getattr(rows, name) for name in DTYPES}
     for name, part_T in parts.items():
         dtype = DTYPES[name]

@@ -6,13 +6,10 @@ Every function takes the module that picks the experts and the module around it,
 from collections.abc import Callable
 from typing import Any
 
+from lynx_moe.engines.shared.layers import Bypass
 from lynx_moe.routing import RouterSpec
 
 Reader = Callable[[Any, Any], RouterSpec]
-
-
-class Bypass(Exception):
-    """This layer keeps the model's own routing; the message says why."""
 
 
 def _spec(router: Any, **rule: Any) -> RouterSpec:

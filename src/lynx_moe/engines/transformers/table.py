@@ -5,10 +5,10 @@ Read from transformers 5.19; the families that it had are the same in 5.17 and 5
 
 from typing import Any, NamedTuple
 
-from lynx_moe.engines.shared.layers import Layer
+from lynx_moe.engines.shared.layers import Bypass, Layer
 from lynx_moe.engines.transformers import layouts, specs
 from lynx_moe.engines.transformers.layouts import Layout
-from lynx_moe.engines.transformers.specs import Bypass, Reader
+from lynx_moe.engines.transformers.specs import Reader
 from lynx_moe.engines.transformers.wrappers import modules_of
 
 

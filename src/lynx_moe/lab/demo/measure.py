@@ -4,7 +4,6 @@ Each half runs in a process of its own, because a vLLM engine does not leave a p
 """
 
 import json
-import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lynx_moe.lab.demo import quality
 from lynx_moe.lab.shared import plots, record, tables, terminal
-from lynx_moe.lab.shared.engine import THREADS, prepare
+from lynx_moe.lab.shared.engine import THREADS, in_own_process, prepare
 from lynx_moe.lab.speed import guard_cost, verification
 from lynx_moe.lab.speed import measure as speed
 from lynx_moe.policies import DEFAULT
@@ -73,16 +72,14 @@ def _run(measure: Any, path: Path, options: dict[str, Any], total: int, first: s
 
 
 def apart(target: Any, path: Path, options: dict[str, Any], threads: int | None = None) -> dict[str, Any]:
-    """Runs a half in a process of its own and returns its record. Raises RuntimeError if it failed."""
+    """Runs a half in a process of its own and returns its record. What it raises is raised here."""
     ours = [name for name in THREADS if name not in os.environ]
     prepare(threads)
-    process = multiprocessing.get_context("spawn").Process(target=target, args=(path, options))
-    process.start()
-    for name in ours:
-        del os.environ[name]  # the next one may want another number
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"the measurement ended with exit code {process.exitcode}; its messages stand above")
+    try:
+        in_own_process(target, path, options)
+    finally:
+        for name in ours:
+            del os.environ[name]  # the next one may want another number
     return record.load(path)
 
 

@@ -2,15 +2,23 @@
 
 import json
 import re
+from collections.abc import Collection
 from typing import Any
 
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 OPEN, CLOSE = "[{(", "]})"
 
 
-def read(text: str) -> dict[str, Any]:
-    """`{"name": value}`, or name=value between commas, where a value may be JSON too. Raises ValueError for neither."""
-    text = text.strip()
+def read(text: str, set_here: Collection[str] = ()) -> dict[str, Any]:
+    """`{"name": value}`, or name=value between commas, where a value may be JSON too. Raises ValueError for neither,
+    and for what a measurement sets itself."""
+    found = _read(text.strip())
+    if taken := sorted(found.keys() & set(set_here)):
+        raise ValueError(f"--model-args cannot set {', '.join(taken)}: it is set here")
+    return found
+
+
+def _read(text: str) -> dict[str, Any]:
     if text.startswith("{"):
         try:
             found: dict[str, Any] = json.loads(text)

@@ -67,8 +67,7 @@ class Settings:
             if self.engine != "vllm":
                 raise ValueError("--guard needs --engine vllm: the transformers engine has no quality guard")
             GuardOptions.of(self.guard)
-        if taken := sorted(arguments.read(self.model_args).keys() & set(GIVEN)):
-            raise ValueError(f"--model-args cannot set {', '.join(taken)}: it is set here")
+        arguments.read(self.model_args, GIVEN)
         if self.include_path is not None and not Path(self.include_path).is_dir():
             raise ValueError(f"--include-path {self.include_path} is no folder; name one that holds task files (.yaml)")
 

@@ -64,5 +64,6 @@ class Fullest:
         self.sums += torch.tensor([*(int(layer.placement.count(each).amax()) for each in flags), 1])
 
     def means(self) -> list[float]:
+        """Of a layer and step; 0 where the policy had nothing to act on, as all ranks' loads together are then."""
         before, after, times = self.sums.tolist()
-        return [before / times, after / times]
+        return [before / max(times, 1), after / max(times, 1)]

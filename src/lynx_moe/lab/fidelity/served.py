@@ -24,6 +24,7 @@ Line = dict[str, Any]
 EXACT = "vanilla"
 DECODE = ("decode", "single")
 PROCESSOR = "lynx_moe.lab.fidelity.forced:Forced"
+GIVEN = ("model", "additional_config", "async_scheduling", "enable_prefix_caching", "logits_processors")
 
 
 def measure(

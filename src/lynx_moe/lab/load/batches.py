@@ -20,7 +20,7 @@ import typer
 
 from lynx_moe.engines.shared.switching import Switch
 from lynx_moe.lab.load.measure import counted
-from lynx_moe.lab.load.server import Server, running
+from lynx_moe.lab.load.server import Server, borrowed
 from lynx_moe.lab.shared import record, tables, terminal
 from lynx_moe.lab.shared.scores import paired
 from lynx_moe.lab.speed.measure import PROMPT_TOKENS, draw_prompts, summarise
@@ -74,7 +74,7 @@ def _turn(
     server: Server, policy: str, at_once: int, ask: Callable[[Any], Found], items: Sequence[Any]
 ) -> tuple[list[Found], dict[str, Any]]:
     """What was found of all items under the policy, and the distinct experts that steps of several rows loaded."""
-    server.switch(Switch(policy=policy))
+    server.switch(Switch(policy=policy, goals=dict.fromkeys(server.goals)))
     before = server.counted()
     with ThreadPoolExecutor(at_once) as pool:
         found = list(pool.map(ask, items))
@@ -113,14 +113,18 @@ def main(
 ) -> None:
     """Exact match of a trained model, and time per output token, on a server that runs."""
     console, named = terminal.console(), policies.split()
-    server = replace(running(url), settle=settle)
     whole: dict[str, Any] = {"kind": "batches", "environment": record.environment(), "url": url, "policies": named}
+    with borrowed(url) as found:
+        server = replace(found, settle=settle)
+        if items:
+            whole["quality"] = quality(server, named, items, concurrency, console.print)
+        if batch_sizes:
+            whole["speed"] = speed(
+                server, named, [int(size) for size in batch_sizes.split(",")], rounds, tokens, console.print
+            )
     if items:
-        whole["quality"] = quality(server, named, items, concurrency, console.print)
         tables.show("Quality", *tables.quality_table(whole["quality"]["summary"]), console)
     if batch_sizes:
-        sizes = [int(size) for size in batch_sizes.split(",")]
-        whole["speed"] = speed(server, named, sizes, rounds, tokens, console.print)
         tables.show("Speed", tables.SPEED_HEAD, tables.speed_rows(whole["speed"]["summary"]), console)
     console.print(f"Record: {record.save(whole, out)}")
 

@@ -15,7 +15,7 @@ from typing import Any
 from lynx_moe.lab.load import client, timeline
 from lynx_moe.lab.load import trace as traces
 from lynx_moe.lab.load.arm import Arm, arms_of
-from lynx_moe.lab.load.server import Server, running, started
+from lynx_moe.lab.load.server import Server, borrowed, started
 from lynx_moe.lab.load.show import KIND
 from lynx_moe.lab.shared import lines
 from lynx_moe.lab.shared.engine import import_vllm
@@ -134,7 +134,7 @@ def measure(
                 wish = "exact" if bound is not None and policy == settings.policies[0] else None
                 last, arm = arm, Arm.of(policy)
                 if bound is None:
-                    server.switch(arm.switch(settings.goals, last))
+                    server.switch(arm.switch([*settings.goals, *server.goals], last))
                 for _ in range(settings.warm_rounds if arm.goals and arm.begins_anew(last) else 0):
                     client.send(target, sources.at(rate), settings.seed)
                 which = {"server": name, "round": number, "rate": rate, "policy": policy}
@@ -182,7 +182,8 @@ class Sources:
 @contextmanager
 def _server(settings: Settings, bound: float | None, log: Path) -> Iterator[Server]:
     if settings.url is not None:
-        yield running(settings.url)
+        with borrowed(settings.url) as server:
+            yield server
         return
     flags = shlex.split(settings.serve) + ([] if bound is None else ["--max-kl", repr(bound)])
     first = make_policy(DEFAULT).spec if bound is not None else settings.arms[0].spec

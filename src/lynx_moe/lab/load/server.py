@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lynx_moe.engines.shared.switching import Switch
+from lynx_moe.engines.shared.switching import GOALS, Switch
 from lynx_moe.lab.watch import control
 from lynx_moe.lab.watch.fetch import base_of
 from lynx_moe.lab.watch.scrape import Scrape, scrape
@@ -24,10 +24,12 @@ METRICS_EVERY = 1.0
 
 @dataclass(frozen=True)
 class Server:
-    """url: its base. settle: seconds until what a step did can be read from /metrics."""
+    """url: its base. settle: seconds until what a step did can be read from /metrics. goals: those that it followed
+    when it was found, which would move the prices of what is measured."""
 
     url: str
     settle: float
+    goals: tuple[str, ...] = ()
 
     def switch(self, asked: Switch) -> None:
         """Puts a policy and its goals on. Raises ValueError with the server's reason."""
@@ -67,12 +69,26 @@ def running(url: str) -> Server:
     """A server that runs already. Raises ValueError if it has no metrics of ours, or no path that switches policies."""
     base = base_of(url)
     scrape(base)
-    server = Server(base, settle=6.0)
     try:
-        control.told(base)
+        told = control.told(base)
     except ValueError as error:
         raise ValueError(f"{error}; only a server that `lynx-moe serve` started can be switched") from None
-    return server
+    return Server(base, settle=6.0, goals=tuple(name for name in GOALS if told.get(name) is not None))
+
+
+@contextmanager
+def borrowed(url: str) -> Iterator[Server]:
+    """A server that runs already. Afterwards it has its policy and its goals again, also where the block ends by an
+    error or by Ctrl-C. Tuned settings and backing off end with the first switch, and nothing brings them back. Raises
+    ValueError as `running` does."""
+    server = running(url)
+    told = control.told(server.url)
+    goals = {name: told[name] for name in GOALS if name in told}
+    try:
+        yield server
+    finally:
+        with suppress(ValueError):  # it is gone, or it was tuned
+            server.switch(Switch(policy=told["policy"], goals=goals))
 
 
 @contextmanager

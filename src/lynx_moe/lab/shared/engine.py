@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -45,10 +46,15 @@ def prepare(threads: int | None = None) -> None:
 
 def in_own_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """What `function` returns, run in a new process: vLLM reads its environment at the start, and does not leave a
-    process as it found it. What the function raises is raised here."""
+    process as it found it. What the function raises is raised here; RuntimeError where its process is killed."""
     prepare()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *args, **kwargs).result()
+        try:
+            return pool.submit(function, *args, **kwargs).result()
+        except BrokenProcessPool:
+            raise RuntimeError(
+                "the measurement's process ended without a word; what it said stands above (was it killed for memory?)"
+            ) from None
 
 
 def import_vllm() -> Any:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lynx_moe.control.sampling import in_order
+from lynx_moe.engines.shared.families import SHADOW
 from lynx_moe.lab.watch.scrape import PREFIX, Scrape
 
 WIDTH = 32  # characters of the longest bar
@@ -85,10 +86,11 @@ def _rates(new: Scrape, seconds: float | None) -> Iterator[Text]:
     if len(tiers) > 1:
         asked = sorted(tiers, key=lambda price: float("inf") if price == "other" else float(price))
         yield Text(f"prices     {', '.join(f'{amount(tiers[price])} at {price}' for price in asked)}")
-    if needed := new.total("experts_read_total") + new.total("experts_found_total"):
-        found = f"{100 * new.total('experts_found_total') / needed:.0f} % of {amount(needed)} experts were in memory"
-        read = amount(new.total("experts_read_bytes_total") / 2**20)
-        yield Text(f"disk       {found}, {read} MiB read, {new.total('experts_wait_seconds_total'):.1f} s waited")
+    names = ("experts_read_total", "experts_found_total", "experts_read_bytes_total", "experts_wait_seconds_total")
+    read, found, size, waited = (new.total(name) - new.total(name, kind=SHADOW) for name in names)
+    if needed := read + found:
+        share = f"{100 * found / needed:.0f} % of {amount(needed)} experts were in memory"
+        yield Text(f"disk       {share}, {amount(size / 2**20)} MiB read, {waited:.1f} s waited")
     decisions = new.total("decision_seconds_count")
     if decisions:
         yield Text(f"decision   {1e6 * new.total('decision_seconds_sum') / decisions:.0f} µs per layer and step")

@@ -13,7 +13,7 @@ from pathlib import Path
 from lynx_moe.testbed.carve import check, source, texts, write
 from lynx_moe.testbed.carve.card import RECORD, card
 from lynx_moe.testbed.carve.walk import SMOLLM, Sizes, carve_layers
-from lynx_moe.testbed.locate import HELD_OUT
+from lynx_moe.testbed.tasks.split import HELD_OUT
 
 WINDOWS, HELD_OUT_WINDOWS = 128, 48
 TEXT_CHARACTERS = 1000  # of a document, of which there are two hundred: many short ones say more than a few long ones

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lynx_moe.testbed.carve import source
-from lynx_moe.testbed.locate import HELD_OUT
+from lynx_moe.testbed.tasks.split import HELD_OUT
 
 RECORD = "carve.json"
 

@@ -7,6 +7,7 @@ known without the other.
 import hashlib
 
 SPLITS = ("calibrate", "tune", "test")
+HELD_OUT = "held_out.jsonl"  # in the folder of a model of text: documents that it was not trained on
 
 
 def is_held_out(document: str) -> bool:

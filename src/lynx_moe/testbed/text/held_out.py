@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from lynx_moe.testbed.locate import HELD_OUT
+from lynx_moe.testbed.tasks.split import HELD_OUT
 from lynx_moe.testbed.text.documents import documents, split_of
 from lynx_moe.testbed.text.sources import KINDS
 

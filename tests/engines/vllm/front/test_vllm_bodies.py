@@ -167,3 +167,8 @@ def test_a_line_of_a_batch_whose_wish_would_be_lost_becomes_an_error() -> None:
         answer(**WISH)
     with pytest.raises(Unwelcome, match="'vllm_xarg' is not read"):
         answer(vllm_xarg=WISH)
+
+
+def test_a_body_that_nobody_can_parse_is_the_server_s_to_refuse() -> None:
+    for body in (b'{"lynx_moe": ', b'{"lynx_moe": ' + b"[" * 100_000, b"[1, \xffmoe"):
+        assert bodies._object(body) is None

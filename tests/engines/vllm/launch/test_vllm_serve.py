@@ -212,6 +212,26 @@ def test_bad_options_are_refused_before_anything_is_loaded(refused, model: str, 
     assert says in refused(model, f"--additional-config={given}", "--port", "0", policy="")
 
 
+def test_a_name_beside_models_is_no_hub_s_where_there_is_none(
+    served, refused, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slip in the first command of the guide."""
+    monkeypatch.chdir(Path(model).parent.parent)
+    name = f"{Path(model).parent.name}/modle"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert f"model {name} does not exist: {Path(name).parent} has model, and HF_HUB_OFFLINE" in refused(
+        name, "--port", "0"
+    )
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert served(name, "--port", "0").model_tag == name
+
+
+def test_what_is_no_number_is_said_to_be_none(refused, model: str) -> None:
+    """NaN is not equal to itself, and yet nobody has named two."""
+    says = refused(model, "--port", "0", policy="", max_kl=float("nan"))
+    assert "max_kl=nan must be a number of nats from 1e-05 to 1" in says
+
+
 def test_a_line_that_another_program_would_read_is_refused(refused, model: str) -> None:
     assert "--omni" in refused(model, "--omni", "--port", "0")
 

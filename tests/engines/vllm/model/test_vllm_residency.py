@@ -11,6 +11,7 @@ from lynx_moe.engines import vllm as plugin
 from lynx_moe.engines.disk.slots import HELD
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step.plan import active
+from lynx_moe.engines.vllm.step.shadows.passes import Shadows
 from lynx_moe.lab.fidelity.served import Served
 from lynx_moe.testbed import path
 
@@ -72,6 +73,35 @@ def test_knowing_it_more_is_kept_and_less_is_read(llm: Any, monkeypatch: pytest.
     assert aware["priced:price=0.1"][0] > blind[0]
     assert aware["priced:price=0.1"][1] < blind[1]
     assert all(read < exact[1] for _, read in aware.values())
+
+
+def test_a_shadow_step_decides_by_what_was_there_before_its_passes(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exact pass leaves the model's own experts in memory: by these the next one would find nothing to do without,
+    and measure no harm. What a pass reads that does not stay counts apart."""
+    plan, seen = active(), []
+    plugin.set_policy("cache-prior:weight=1")
+    monkeypatch.setattr(plan, "shadows", Shadows(1))
+    settled = type(plan).settled
+
+    def noted(plan: Any, layer: int, logits: Any, own: Any) -> Any:
+        final = settled(plan, layer, logits, own)
+        seen.append(len(final.ids.unique()))
+        return final
+
+    monkeypatch.setattr(type(plan), "settled", noted)
+    plugin.reset_stats()
+    for first in range(0, len(REQUESTS), 2):
+        generate(llm, REQUESTS[first : first + 2])
+    stats = plugin.stats()
+    assert stats.disk is not None
+    assert stats.shadows is not None
+    (batch,) = (one for one in stats.shadows["batches"] if one["batch"] == "2-4")
+    assert batch["rows"] > 20
+    assert batch["kl"] > 1e-3
+    sums = stats.disk["steps"]
+    assert sums["shadow"]["loads"] > 0
+    asked = sum(sums[kind]["loads"] + sums[kind]["hits"] for kind in ("decode", "mixed", "single") if kind in sums)
+    assert asked == sum(seen)
 
 
 @pytest.mark.parametrize("policy", ["priced:price=0.3", "cache-prior:weight=1", "drop-on-miss:mass=0.5"])

@@ -1,20 +1,25 @@
 """The bound and the objective of a plan, changed while it runs: what is kept, what is refused, what is told."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import told
 
 from lynx_moe.control.latency import WINDOW
 from lynx_moe.control.options import GuardOptions
+from lynx_moe.control.tuned import Tuned
 from lynx_moe.engines.shared.pace import Timed
 from lynx_moe.engines.shared.switching import Switch
 from lynx_moe.engines.shared.tell.exporter import DIRECTORY
+from lynx_moe.engines.vllm.front import control
 from lynx_moe.engines.vllm.launch.goals import Unable, unable
 from lynx_moe.engines.vllm.step.plan import Plan
 from lynx_moe.engines.vllm.step.shadows.passes import Shadows
+from lynx_moe.engines.vllm.step.shadows.sample import Effect, Sample
 
 
 def made(policy: str | None = "priced", **options: Any) -> Plan:
@@ -148,6 +153,99 @@ def test_what_else_moves_the_policy_excludes_them() -> None:
         switch(plan, max_kl=0.01)
 
 
+def test_a_guard_is_refused_beside_what_moves_the_policy_already() -> None:
+    """Also where the goal is at rest under `vanilla`: with the next policy both would move it."""
+    plan = made()
+    for goals, reason in (({"max_kl": 0.01}, "max_kl=0.01 bounds"), ({"slo_tpot_ms": 50}, "slo_tpot_ms=50 moves")):
+        switch(plan, **goals)
+        for policy in ("priced", "vanilla"):
+            switch(plan, policy)
+            with pytest.raises(ValueError, match=f"{reason} .*, and a guard moves the policy too; leave out either"):
+                plan.set_guard(GuardOptions(max_mass_lost=0.1))
+        assert plan.watch is None
+        switch(plan, "priced", **dict.fromkeys(goals))
+    plan.set_guard(GuardOptions(max_mass_lost=0.1))
+    assert plan.watch is not None
+    tuned = Tuned(model={}, max_kl=0.01, batches={"1": "vanilla", "2-4": "priced:price=0.3"})
+    with pytest.raises(ValueError, match="tuned says which policy acts, and guard would move it; leave out either"):
+        made(policy=None, tuned=tuned).set_guard(GuardOptions(max_mass_lost=0.1))
+    made(tuned=tuned).set_guard(GuardOptions(max_mass_lost=0.1))  # the operator's policy is on since
+    with pytest.raises(ValueError, match="a guard watches the layers that verify='draft' leaves alone"):
+        made(policy=None, verify="draft").set_guard(GuardOptions(max_mass_lost=0.1))
+    with pytest.raises(ValueError, match="guard: max_kl is measured in shadow steps, and shadow=0"):
+        made(policy=None, shadow=0).set_guard(GuardOptions(max_kl=0.1))
+
+
+def sampled(at: Any, kl: float) -> Sample:
+    """16 rows that follow the server's policy."""
+    return Sample(batch=16, at=at, server=Effect(16, 16 * kl), request=Effect(), above=None, seconds=0.0)
+
+
+def test_a_guard_takes_the_place_of_backing_off_and_hears_what_is_measured() -> None:
+    plan = made(policy=None, back_off_kl=0.02)
+    plan.aim(anew=True)
+    plan.set_guard(GuardOptions(max_kl=0.1, window=16))
+    assert plan.bounded is None
+    assert plan.describe()["back_off_kl"] is None
+    assert plan.watch is not None
+    at, _ = plan.watch.trials()
+    plan.hear(SimpleNamespace(lynx_moe_shadows=[sampled(at, 0.5)]))
+    assert plan.watch.guard.rung == 1
+    plan.set_guard(None)
+    assert plan.bounded is None
+
+
+def test_rows_that_ask_nothing_are_not_told_of_as_served_without_harm() -> None:
+    """While a bound seeks its first price one step in four is looked at, and all of these are exact."""
+    plan = made(shadow=1)
+    switch(plan, max_kl=0.01)
+    assert plan.bounded is not None
+    assert plan.shadows is not None
+    seen = {}
+    for level in (0, 9):
+        plan.bounded.bound.of(8).level = level
+        for _ in range(4):
+            told.step(plan, [True] * 8, [1] * 8)
+        seen[level] = plan.shadows.exact
+    assert seen == {0: True, 9: False}
+    sums = plan.shadows.sums
+    sums.add(replace(sampled(None, 0.0), exact=True, request=Effect(2, 0.5)))
+    assert [(one["policy"], one["rows"], one["kl"]) for one in sums.told()["batches"]] == [("request", 2, 0.25)]
+    sums.add(sampled(None, 0.5))
+    assert [(one["policy"], one["rows"]) for one in sums.told()["batches"]] == [("request", 2), ("server", 16)]
+    assert sums.steps == 2
+
+
+def test_late_samples_are_of_nobody_else() -> None:
+    """A shadow step's sample is heard with the next step, before which the policy, the guard and the bound may change:
+    whoever asks then neither takes it for its own nor stumbles over it."""
+    plan = made()
+    guard = GuardOptions(max_kl=0.1, window=16, ladder=())
+    plan.set_guard(guard)
+    assert plan.watch is not None
+    first, _ = plan.watch.trials()
+    plan.set_policy("priced:price=0.1")
+    plan.watch.hear(sampled(first, 0.5))
+    assert plan.watch.guard.samples == {"kl": 0}
+    own, _ = plan.watch.trials()
+    plan.watch.hear(sampled(own, 0.5))
+    changed, _ = plan.watch.trials()
+    assert len({first, own, changed}) == 3
+    plan.set_guard(guard)
+    plan.watch.hear(sampled(own, 0.5))
+    assert plan.watch.guard.samples == {"kl": 0}
+    plan.set_guard(None)
+    switch(plan, max_kl=0.01)
+    assert plan.bounded is not None
+    bucket = plan.bounded.bound.of(16)
+    for at in (first, own, changed, None):
+        plan.bounded.hear(sampled(at, 0.5))
+    assert (bucket.now.rows, bucket.spike) == (0, 0)
+    mine, _ = plan.bounded.trials(np.ones(16, np.float32), np.ones(16, bool), 16)
+    plan.bounded.hear(sampled(mine, 0.5))
+    assert bucket.spike > 0
+
+
 def test_what_an_engine_cannot_follow_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     from lynx_moe.engines.vllm.launch import twice
 
@@ -168,7 +266,10 @@ def test_what_an_engine_cannot_follow_is_refused_by_name(monkeypatch: pytest.Mon
     assert plan.pace is not None
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"policy": 3}', b'{"policy": null}', b"\xff"])
+NESTED = pytest.param(b"[" * 100_000, id="nested")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"policy": 3}', b'{"policy": null}', b"\xff", NESTED])
 def test_a_body_that_is_none(body: bytes) -> None:
     with pytest.raises(ValueError, match=r'^the body must be a JSON object {"policy": "SPEC"}, {"slo_tpot_ms": 25}'):
         Switch.of(body)
@@ -179,3 +280,20 @@ def test_a_body_says_what_changes() -> None:
     assert asked == Switch(policy="lynx", goals={"max_kl": None, "slo_tpot_ms": 25})
     assert Switch.of(b'{"slo_tpot_ms": 25}') == Switch(goals={"slo_tpot_ms": 25})
     assert asked.body == {"policy": "lynx", "max_kl": None, "slo_tpot_ms": 25}
+
+
+def test_numbers_that_no_message_between_processes_can_hold_are_as_good_as_any_large_one() -> None:
+    goals = Switch.of(b'{"slo_tpot_ms": %s, "max_kl": %s}' % (b"9" * 30, b"9" * 400)).goals
+    assert goals == {"slo_tpot_ms": 1e30, "max_kl": float("inf")}
+    plan = made()
+    switch(plan, slo_tpot_ms=goals["slo_tpot_ms"])
+    with pytest.raises(ValueError, match="max_kl=inf must be a number of nats"):
+        switch(plan, max_kl=goals["max_kl"])
+
+
+def test_workers_agree_whatever_each_has_counted() -> None:
+    """Data-parallel ranks have requests of their own."""
+    first = made().describe() | {"prices": {"1": 8}}
+    second = first | {"prices": {}}
+    assert control.told([first, second]) == {**first, "workers": 2, "agree": True}
+    assert control.told([[first], [second | {"max_kl": 0.01}]])["agree"] is False

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import told
 from tiny_vllm import engine, generate, prompts, save_model, tokens
 
 from lynx_moe.control.latency import WINDOW
@@ -144,6 +145,25 @@ def test_what_is_timed():
     pace.told()
     step(decode, ["d"])
     assert pace.told() == []  # exact rows alone
+
+
+def test_an_answer_that_is_computed_again_in_bulk_is_no_step_of_decoding():
+    """A preempted request comes back with a part of its answer in the prefix cache: past its prompt, with many rows."""
+    plan = told.make_plan(slo_tpot_ms=100)
+    plan.pace.clock = Clock(0.5)
+
+    def step(*scheduled, drafts=0):
+        count = len(scheduled)
+        given = (np.array(scheduled), np.array([drafts] * count), [str(number) for number in range(count)])
+        plan.begin_batch(np.ones(count, bool), *given)
+        plan.pace.prices(np.ones(count, np.float32), np.ones(count, bool), count)
+        return plan.pace.told()
+
+    step(1, 1)
+    assert step(1, 40) == [Timed(2, 0, 0.5)]
+    assert step(1, 1) == []
+    step(3, 3, drafts=2)
+    assert step(1, 1) == [Timed(2, 0, 0.5)]
 
 
 def test_times_are_heard_by_their_level():

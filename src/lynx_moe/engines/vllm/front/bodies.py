@@ -185,7 +185,7 @@ def _object(body: bytes) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):  # the server's own parser says so, as of any other body
         return None
     return found if isinstance(found, dict) else None
 

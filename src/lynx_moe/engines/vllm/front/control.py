@@ -7,6 +7,7 @@ if it does everywhere, to switch.
 from collections.abc import Iterator
 from typing import Any
 
+COUNTED = ("prices", "tuned")  # what a worker has met in its own steps: data-parallel ranks have others
 CONFLICT = 409
 BAD = 400
 
@@ -44,9 +45,11 @@ def fits(answers: list[dict[str, Any]]) -> str:
 
 
 def told(answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the workers say of themselves, as one answer: the first worker's, and whether the others say the same."""
+    """What the workers say of themselves, as one answer: the first worker's, and whether the others say the same, but
+    for what each has COUNTED."""
     found = list(flat(answers))
-    return {**found[0], "workers": len(found), "agree": all(answer == found[0] for answer in found)}
+    same = [{name: value for name, value in answer.items() if name not in COUNTED} for answer in found]
+    return {**found[0], "workers": len(found), "agree": all(each == same[0] for each in same)}
 
 
 def flat(answers: Any) -> Iterator[dict[str, Any]]:

@@ -42,6 +42,11 @@ def check(goals: Mapping[str, Any], options: Options, *, policy: str, guard: Gua
     replace(options, **{"guard": guard, "back_off_kl": None, **dict.fromkeys(GOALS), **named})
 
 
+def check_guard(guard: GuardOptions, options: Options, goals: Mapping[str, Any], *, tuned: bool) -> None:
+    """Raises ValueError where something else moves the policy already. goals: those in force; tuned: as in `check`."""
+    replace(options, **{"guard": guard, "back_off_kl": None, "tuned": options.tuned if tuned else None, **goals})
+
+
 def refuse(goals: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
     """Raises Unable for a goal that is to be followed, and cannot."""
     for name, reason in reasons.items():

@@ -114,7 +114,7 @@ def with_ours(given: Any, asked: Mapping[str, Any], default: str = DEFAULT) -> d
         moved = any(ours.get(key) is not None for key in ("max_kl", "guard")) or ours.get("verify") == DRAFT
         ours = {"policy": default, **({} if moved or ours.get("shadow") == 0 else {"back_off_kl": BACK_OFF}), **ours}
     for key, value in asked.items():
-        if ours[key] != value:
+        if key in options and options[key] != value:
             flag = f"--{key.replace('_', '-')}"
             raise ValueError(f"--additional-config names {key} {ours[key]!r}, {flag} {value!r}; leave one of them out")
     return {**given, KEY: ours}

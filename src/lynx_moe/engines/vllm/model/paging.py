@@ -85,4 +85,6 @@ def _named(paged: Any) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"the experts' file in {paged.folder} failed: {error}") from error
+        raise ValueError(
+            f"the experts' file in {paged.folder} failed: {error}; choose another folder (experts_folder)"
+        ) from error

@@ -53,7 +53,7 @@ class Deciding(shared.Deciding):
         self.pace: Pace | None = None  # where a latency objective says which share of the prices
         self.goals: dict[str, Any] = {name: getattr(options, name) for name in GOALS}  # what is asked of them now
         self.backs_off = options.back_off_kl
-        self.searches = 0  # for the prices of a bound, in this engine
+        self.searches = 0  # of bounds and of guards, in this engine, so that late samples find their own
         self.tuned: ByBatch | None = None  # where the size of the batch says the policy
         self.settings: dict[str, Fitted] = {}
         self.watch: Watch | None = None
@@ -95,7 +95,8 @@ class Deciding(shared.Deciding):
         """Before the rows of a step: what acts in it, where that is tuned. The batch: rows that the server's policy or
         their request's may remap."""
         if self.pace is not None:
-            self.pace.begin(past_prompt_R, req_ids)
+            decodes_R, _ = decoding(past_prompt_R, scheduled_R, drafts_R, True)
+            self.pace.begin(decodes_R, req_ids)
         if self.tuned is None:
             return
         may_R, _ = decoding(past_prompt_R, scheduled_R, drafts_R, self.requests.remaps_drafts(req_ids))
@@ -106,10 +107,10 @@ class Deciding(shared.Deciding):
     def aim(self, *, anew: bool) -> None:
         """The server's policy or its goals are others, from the next step on. anew: the policy is, so that nothing
         holds that was learnt of the one before. It backs off only from the policy that the server began with: one that
-        is switched to is as it was named."""
+        is switched to is as it was named, and a guard backs off by itself."""
         most, goal_ms = (None if self.policy.is_identity else self.goals[name] for name in GOALS)
         seeks = most is not None
-        if seeks or self.policy_changes["operator"]:
+        if seeks or self.policy_changes["operator"] or self.watch is not None:
             self.backs_off = None
         if most is None and not self.policy.is_identity:
             most = self.backs_off
@@ -163,7 +164,10 @@ class Deciding(shared.Deciding):
         elif acts and self.watch is not None:
             at, trials = self.watch.trials()
         changes = acts and rows.asking and not all(policy.is_identity for policy in self.deciding)
-        shadows.begin_step(at, ({EXACT: Trial()} if changes else {}) | trials, batch=batch, due=due)
+        server_T = rows.remap_T if rows.server_T is None else rows.server_T
+        exact = not bool(rows.price_T[server_T].any())
+        passes = ({EXACT: Trial()} if changes else {}) | trials
+        shadows.begin_step(at, passes, batch=batch, due=due, exact=exact)
 
     def settle(self, passes: int) -> None:
         """So many passes of this step are made before the one that stays."""

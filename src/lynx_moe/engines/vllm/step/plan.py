@@ -4,7 +4,8 @@ A plan is made while the model is built, and becomes the active one whenever its
 operator in the model's graph knows its layer only by number, so that compiled graphs are the same in every process.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from lynx_moe.control.options import GuardOptions
 from lynx_moe.engines.disk.store import Store
+from lynx_moe.engines.shared.families import SHADOW
 from lynx_moe.engines.shared.metrics import Stats
 from lynx_moe.engines.shared.options import DRAFT
 from lynx_moe.engines.shared.step.tiers import text
+from lynx_moe.engines.vllm.launch import goals
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step import cache
 from lynx_moe.engines.vllm.step.built import Model, routers_of
@@ -51,6 +54,7 @@ class Plan(Switched):
         self.runners: dict[int, Callable[[], Any]] = {}  # a layer's number -> vLLM's runner of it, while it lives
         self.figures: Figures | None = None
         self.paged: Any = None  # the experts on a disk (`model/paged.py`), whose store is there once weights are loaded
+        self.costs: dict[str, Tensor] | None = None  # by layer, what loads cost when a shadow step began
         self.drafter: Any = None  # a DrafterPlan, whose class is made of this one
         self.attached: Any = None  # the scheduler's output as it came, where a runner passes on a copy of it
         self.seal()
@@ -92,12 +96,16 @@ class Plan(Switched):
 
     def set_guard(self, options: GuardOptions | None) -> None:
         """Guards the policy from the next step on; None ends it. Raises ValueError for a ladder that does not fit the
-        layers, and for what CUDA graphs have not recorded."""
+        layers, for what CUDA graphs have not recorded, and where a goal or a tuned file moves the policy."""
+        if options is not None:
+            goals.check_guard(options, self.options, self.goals, tuned=self.tuned is not None)
         asked = self.policy if self.watch is None else self.watch.ladder[0][0]
         watch = Watch(options, self, asked) if options is not None and self.layers else None
         if self.watch is not None:
             self.put(*self.watch.ladder[0])
         self.watch = watch
+        if watch is not None:
+            self.aim(anew=False)
 
     def describe(self) -> dict[str, Any]:
         """The server's policy, what requests may ask for by name, and whether the policy can be switched."""
@@ -128,7 +136,22 @@ class Plan(Switched):
     def with_costs(self, layer: int, masks: Rows | None) -> Rows | None:
         if self.store is None or not self.tells_residency:
             return masks
-        return replace(masks or Rows(), load_cost_E=self.store.load_cost(self.layers[layer].name))
+        name = self.layers[layer].name
+        cost_E = self.store.load_cost(name) if self.costs is None else self.costs[name]
+        return replace(masks or Rows(), load_cost_E=cost_E)
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """What such a pass reads from a disk counts apart."""
+        store, kind = self.store, self.rows.kind.value
+        if store is not None:
+            store.begin(SHADOW)
+        try:
+            with super().uncounted():
+                yield
+        finally:
+            if store is not None:
+                store.begin(kind)
 
     def model(self) -> Model:
         """What the front end may know of the layers."""
@@ -151,6 +174,9 @@ class Plan(Switched):
             self.watch.begin_step(acts=self.acts)
         if self.shadows is not None and not self.meets:  # not before: what a trial asks is not counted
             self.settle(self.shadows.wish)
+        sampled = self.shadows is not None and bool(self.shadows.trials)
+        # a pass before the last leaves others in memory
+        self.costs = self.store.load_costs() if sampled and self.store is not None and self.tells_residency else None
 
     def reroute(
         self, logits_TE: Tensor, weights_TK: Tensor, ids_TK: Tensor, layer: int, hidden_TH: Tensor | None = None

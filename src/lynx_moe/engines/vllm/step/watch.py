@@ -9,9 +9,8 @@ the host waits for nothing that is not done long since. Under CUDA graphs sample
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,45 +21,17 @@ from lynx_moe.control.loss import mass_lost, output_error
 from lynx_moe.control.options import GuardOptions
 from lynx_moe.control.sampling import due
 from lynx_moe.engines.shared.late import Late
-from lynx_moe.engines.shared.layers import Layer
-from lynx_moe.engines.shared.step.requests import Requests
-from lynx_moe.engines.shared.step.rows import StepRows
 from lynx_moe.engines.shared.step.tiers import follows, reach
 from lynx_moe.engines.vllm.step.figures import Figures, check_graphs
+from lynx_moe.engines.vllm.step.guarded import Guarded
 from lynx_moe.engines.vllm.step.shadow import block_output, same_on_all_ranks
-from lynx_moe.engines.vllm.step.shadows.passes import ABOVE, Shadows, Trial
+from lynx_moe.engines.vllm.step.shadows.passes import ABOVE, Trial
 from lynx_moe.engines.vllm.step.shadows.sample import Sample
-from lynx_moe.policies import ModelShape, Policy
+from lynx_moe.policies import Policy
 from lynx_moe.routing import Routing, Rows
 
 logger = logging.getLogger("vllm.lynx_moe")
 LAG = 8  # steps that a figure may take from the device to the host
-
-
-class Guarded(Protocol):
-    """What a guard sees of an engine's plan (`plan.py`); of this it changes the policy, and counts the change."""
-
-    graphs: bool
-    meets: bool
-    recorded: Policy | None
-    figures: Figures | None
-    device: torch.device
-    shape: ModelShape
-    layers: list[Layer]
-    bypassed: dict[str, str]
-    runners: dict[int, Callable[[], Any]]
-    rows: StepRows
-    requests: Requests
-    policy: Policy
-    by_layer: list[Policy]
-    policy_changes: dict[str, int]
-    shadows: Shadows | None
-
-    def put(self, policy: Policy, by_layer: list[Policy]) -> None: ...
-
-    def fitted(self, policy: Policy) -> list[Policy]: ...
-
-    def with_costs(self, layer: int, masks: Rows | None) -> Rows | None: ...
 
 
 class Watch:
@@ -102,6 +73,7 @@ class Watch:
             reach(plan.recorded, rung, rung.spec)
         self.ladder = [(rung, plan.fitted(rung)) for rung in rungs]
         self.guard.climb(len(self.ladder))
+        self.number = plan.searches = plan.searches + 1
         self._forget()
 
     def state(self) -> dict[str, Any]:
@@ -153,9 +125,14 @@ class Watch:
         number = due(self.step, self.options.shadow_steps)
         self.shadow = number % count if number and self.options.max_error is not None else -1
 
+    @property
+    def at(self) -> tuple[int, ...]:
+        """What stands, as samples of it are known by: this ladder, and how often its rung has changed."""
+        return self.number, *self.guard.changes.values()
+
     def trials(self) -> tuple[Any, dict[str, Trial]]:
         """What a shadow step tries, the rung above, and what its sample is then told by."""
-        at, rows = sum(self.guard.changes.values()), self.plan.rows
+        at, rows = self.at, self.plan.rows
         server_T = rows.remap_T if rows.server_T is None and not rows.groups else rows.server_T
         if self.options.max_kl is None or not self.guard.rung or server_T is None or not server_T.any():
             return at, {}
@@ -164,8 +141,8 @@ class Watch:
         return at, {ABOVE: Trial(price_T, None if self.plan.graphs else by_layer)}
 
     def hear(self, sample: Sample) -> None:
-        """What a shadow step has measured, unless another rung was in force then."""
-        if self.options.max_kl is None or sample.at != sum(self.guard.changes.values()) or not sample.server.rows:
+        """What a shadow step has measured, unless another rung or ladder was in force then."""
+        if self.options.max_kl is None or sample.at != self.at or not sample.server.rows:
             return
         above = None if sample.above is None else sample.above.kl / sample.above.rows
         change = self.guard.add("kl", sample.server.kl / sample.server.rows, above)

@@ -49,9 +49,9 @@ class Follow:
 
     def hear(self, sample: Sample) -> None:
         """One sample; a change of a price is logged."""
-        of, level, trial, whole = sample.at or (None, 0, 0, True)  # None: taken before prices were sought
-        if of != self.number:
+        if sample.at is None or sample.at[0] != self.number:  # before prices were sought, or of a guard's ladder
             return
+        _, level, trial, whole = sample.at
         above = None if sample.above is None else (sample.above.rows, sample.above.kl)
         now = (sample.server.rows, sample.server.kl) if whole else (0.0, 0.0)  # a share says nothing of the level
         change = self.bound.of(sample.batch).add(level, now, trial, above)

@@ -47,8 +47,8 @@ class Shadows:
         self.offered: dict[str, Trial] = {}  # what this step has to compare, whether it is a shadow step or not
         self.wish = 0  # passes that it asks for before the one that stays
         self.trials: dict[str, Trial] = {}  # what is made of them; empty: it is no shadow step
-        self.at: Any = None
-        self.batch = 0
+        self.at: tuple[Any, ...] | None = None  # begins with the number of who asks: of `Deciding.searches`
+        self.batch, self.exact = 0, False  # of this step: `Sample`
         self.indices: Tensor | None = None  # [N], the rows that are sampled from, of this step
         self.received: dict[str, dict[str, Tensor]] = {}  # from the stage before: what each pass goes on from
         self.logits: dict[str, Tensor] = {}  # [N, V], of this step's passes
@@ -57,11 +57,19 @@ class Shadows:
         self.gains = Gains()
         self.travelling: deque[tuple[int, Late, dict[str, Any]]] = deque()
 
-    def begin_step(self, at: Any, passes: dict[str, Trial], *, batch: int, due: bool | None = None) -> None:
+    def begin_step(
+        self,
+        at: tuple[Any, ...] | None,
+        passes: dict[str, Trial],
+        *,
+        batch: int,
+        due: bool | None = None,
+        exact: bool = False,
+    ) -> None:
         """A step comes. passes: what could be compared in it with the one that stays; at: what its sample is told by
-        then. due: who has a share of their own says it."""
+        then. due: who has a share of their own says it. exact: as `Sample` has it."""
         self.trials, self.logits, self.received, self.seconds, self.times = {}, {}, {}, 0.0, {}
-        self.batch, self.at, self.offered, self.wish = batch, at, passes, 0
+        self.batch, self.exact, self.at, self.offered, self.wish = batch, exact, at, passes, 0
         if passes:
             self.step += 1
             asks = self.turns.due(self.share) if due is None else due
@@ -90,7 +98,7 @@ class Shadows:
         self.seconds += time.perf_counter() - start
         timed = EXACT in self.times and policy_NV.device.type == "cpu"
         passes = (self.times[EXACT], self.times[STAYS]) if timed else None
-        known = {"batch": self.batch, "at": self.at, "seconds": self.seconds, "passes": passes}
+        known = {"batch": self.batch, "at": self.at, "seconds": self.seconds, "passes": passes, "exact": self.exact}
         self.travelling.append((self.step + lag, late, known))
 
     def state(self) -> dict[str, Any]:

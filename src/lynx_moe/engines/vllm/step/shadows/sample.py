@@ -51,7 +51,8 @@ class Sample:
     """One shadow step. batch: its rows that may be remapped. at: what stood when it ran, as who asked for the trial
     knows it. server: rows that follow the server's policy; request: those that bring their own; above: the former
     again, in a trial of another setting. seconds: what it cost the host. passes: seconds of the exact forward pass and
-    of the one that stayed; None where the host does not wait for them."""
+    of the one that stayed; None where the host does not wait for them. exact: rows of the server's policy asked
+    nothing, so that only the trial tells of them."""
 
     batch: int
     at: Any
@@ -60,6 +61,7 @@ class Sample:
     above: Effect | None
     seconds: float
     passes: tuple[float, float] | None = None
+    exact: bool = False
 
 
 def effects(truth_NV: Tensor, policy_NV: Tensor, *rows: Tensor) -> Tensor:
@@ -83,7 +85,7 @@ class Sums:
         self.steps += 1
         self.seconds += sample.seconds
         for whose, effect in ((SERVER, sample.server), (REQUEST, sample.request)):
-            if effect.rows:
+            if effect.rows and not (sample.exact and whose == SERVER):
                 place = bucket(sample.batch), whose
                 self.effects[place] = self.effects.get(place, Effect()).plus(effect)
 
