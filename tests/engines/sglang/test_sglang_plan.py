@@ -214,7 +214,7 @@ def test_after_a_switch_from_vanilla_running_requests_count_as_remapped() -> Non
         (-1, "is no price"),
         ("oea:k0=9", "k0=9"),
         ({"lynx-moe": "exact"}, "asks for nothing"),
-        ({"lynx_moe_verify": "remap"}, "always verified exactly"),
+        ({"lynx_moe_verify": "draft"}, "must be 'exact' or 'remap'"),
     ],
 )
 def test_a_bad_wish_ends_its_request_alone(wish: Any, said: str) -> None:
