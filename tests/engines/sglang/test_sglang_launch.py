@@ -45,7 +45,10 @@ def test_ordinary_arguments_pass() -> None:
         ({"speculative_algorithm": "DSPARK"}, "another number of tokens for each request"),
         ({"speculative_algorithm": "DFLASH"}, "drafts a block at once"),
         ({"speculative_algorithm": "FROZEN_KV_MTP"}, "on the KV that the served model has written"),
-        ({"speculative_algorithm": "MINE"}, "MINE is not SGLang's own, and was never tried beside a policy; use NGRAM, "),
+        (
+            {"speculative_algorithm": "MINE"},
+            "MINE is not SGLang's own, and was never tried beside a policy; use NGRAM, ",
+        ),
         ({"radix_cache_backend": "mine"}, "--radix-cache-backend mine"),
     ],
 )
@@ -129,7 +132,9 @@ def test_the_command_hands_on_sglang_s_own_arguments(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
     CliRunner().invoke(app, ["serve", "MODEL", "--engine", "sglang", "--policy", "lynx", "--tp-size", "2"])
     assert ran == [["lynx_moe.engines.sglang.launch.serve", '{"policy": "lynx"}', "MODEL", "--tp-size", "2"]]
-    CliRunner().invoke(app, ["serve", "MODEL", "--engine", "sglang", "--verify", "remap", "--speculative-algorithm", "NGRAM"])
+    CliRunner().invoke(
+        app, ["serve", "MODEL", "--engine", "sglang", "--verify", "remap", "--speculative-algorithm", "NGRAM"]
+    )
     asked, *more = ran[1][1:]
     assert (asked, more) == ('{"verify": "remap"}', ["MODEL", "--speculative-algorithm", "NGRAM"])
 

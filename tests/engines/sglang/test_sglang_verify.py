@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_sglang_plan import E, K, SHAPE, SPEC, Req
+from test_sglang_plan import SHAPE, SPEC, E, K, Req
 
 from lynx_moe.engines.sglang.front.metrics import told
 from lynx_moe.engines.sglang.launch.options import Options
@@ -101,7 +101,7 @@ def test_a_graph_s_buffers_say_whose_rows_verify(verify: str) -> None:
     """A graph of 16 rows replays a step of 12: what it recorded reads these buffers, and nothing else of the step."""
     plan = make(verify=verify, graphs=True)
     buffers = {name: getattr(plan.rows, name) for name in ("valid", "remap", "request", "depth")}
-    own, final = step(plan, [None] * REQUESTS, rows=16)
+    step(plan, [None] * REQUESTS, rows=16)
     live = WIDTH * REQUESTS
     assert buffers["valid"].tolist() == [True] * live + [False] * (64 - live)
     assert buffers["remap"].any() == (verify == "remap")

@@ -27,7 +27,10 @@ def refusal(args: Any, verify: str) -> str | None:
     if algorithm is None:
         if verify == EXACT:
             return None
-        return f"verify={verify!r} is about drafts, and this server makes none; add --speculative-algorithm, or leave it out"
+        return (
+            f"verify={verify!r} is about drafts, and this server makes none; add --speculative-algorithm, or leave it "
+            "out"
+        )
     if algorithm.upper() in ALGORITHMS:
         return None
     why = WHY.get(algorithm.upper(), f"is not SGLang's own, and {TRIED}")

@@ -75,8 +75,9 @@ def change(*args: Any, **given: Any) -> Arguments | None:
     final = plan.reroute(layer, logits, own)
     if final is None:
         return None
-    given["topk_ids"] = torch.cat((final.ids.to(ids.dtype), ids[:, spec.top_k :]), -1)
-    given["topk_weights"] = torch.cat((final.weights.to(weights.dtype), weights[:, spec.top_k :]), -1)
+    for name, new, old in (("topk_ids", final.ids, ids), ("topk_weights", final.weights, weights)):
+        shared = old[:, spec.top_k :]
+        given[name] = torch.cat((new.to(old.dtype), shared), -1) if shared.shape[-1] else new.to(old.dtype)
     return args, given
 
 
@@ -145,8 +146,8 @@ def _without_layers(plan: Plan, model_config: Any) -> str:
 
 def _without_effect(drafting: str, policy: str) -> str:
     return (
-        f"with {drafting} a step that decodes verifies drafts, and rows that verify are exact, so {policy} acts only where "
-        f"nothing is drafted; let it act on them by verify={REMAP!r}"
+        f"with {drafting} a step that decodes verifies drafts, and rows that verify are exact, so {policy} acts only "
+        f"where nothing is drafted; let it act on them by verify={REMAP!r}"
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lynx_moe.engines.sglang.launch.options import Options
 from lynx_moe.engines.sglang.step import rows
-from lynx_moe.engines.shared.metrics import Stats
+from lynx_moe.engines.shared.metrics import Kind, Stats
 from lynx_moe.engines.shared.options import EXACT, KEY
 from lynx_moe.engines.shared.step import wishes
 from lynx_moe.engines.shared.step.deciding import Deciding
@@ -104,8 +104,15 @@ class Plan(Deciding):
     def begin_step(self) -> None:
         """The masks of `rows` are those of the step that comes next."""
         self.note_unasked()
+        if self.rows.kind is Kind.SINGLE:
+            self.rows.keep_own()
         self.acts = self.could_act()
         self.count_step()
+
+    def could_act(self) -> bool:
+        """Never for a row alone: what its slots hold are K experts whatever is decided (`fit_for_kernels`), so it would
+        lose some and load as many."""
+        return self.rows.kind is not Kind.SINGLE and super().could_act()
 
     def count(self, rows: StepRows, *, acts: bool, known: bool) -> None:
         super().count(rows, acts=acts, known=known)
@@ -143,6 +150,8 @@ class Plan(Deciding):
         """SGLang's torch-native experts end on an id that a row has twice; a step that loads fewer than K has some."""
         if final is own or not any(policy.drops_slots for policy in self.deciding):
             return final
+        if self.device.type == "cpu" and final.counts is not None and final.counts[1] >= own.ids.shape[-1]:
+            return final  # all slots were filled with different ones (`fillers.fill_slots`)
         return Routing(without_repeats(final.ids, final.weights, own.ids), final.weights)
 
     def describe(self) -> dict[str, Any]:
