@@ -7,6 +7,7 @@ n-grams and its radix cache run as they are.
 Shapes: B requests, N rows of each.
 """
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,14 @@ def fill_accept_out_cache_loc_cpu(accepted: Tensor, places: Tensor, out: Tensor)
     """out begins with the places of what was accepted; -1 in `accepted` is nothing."""
     found = accepted.flatten()[accepted.flatten() >= 0]
     out[: len(found)] = places[found.long()].to(out.dtype)
+
+
+def copy_all_layer_kv_cache_cpu(addresses: Tensor, strides: Tensor, new: Tensor, old: Tensor) -> None:
+    """In every buffer, rows of `stride` bytes: those at `old` are copied to `new`."""
+    for address, stride in zip(addresses.tolist(), strides.tolist(), strict=True):
+        rows = [ctypes.string_at(address + place * stride, stride) for place in old.tolist()]
+        for place, row in zip(new.tolist(), rows, strict=True):
+            ctypes.memmove(address + place * stride, row, stride)
 
 
 def reconstruct_indices_from_tree_mask(
@@ -94,6 +103,7 @@ KERNELS: tuple[Callable[..., None], ...] = (
     assign_req_to_token_pool_cpu,
     assign_extend_cache_locs_cpu,
     fill_accept_out_cache_loc_cpu,
+    copy_all_layer_kv_cache_cpu,
     verify_tree_greedy_cpu,
 )
 

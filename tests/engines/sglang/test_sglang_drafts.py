@@ -21,7 +21,6 @@ Ids = list[list[int]]
 def engine() -> Iterator[Any]:
     patch = pytest.MonkeyPatch()
     patch.setenv(VARIABLE, json.dumps({"policy": "lynx:alpha=3,beta=1"}))
-    patch.setenv("SGLANG_NATIVE_MOVE_KV_CACHE", "1")
     import sglang
 
     drafts = {"speculative_algorithm": "NGRAM", "speculative_num_draft_tokens": WIDTH}
