@@ -88,7 +88,7 @@ def started(model: str, policy: str, args: Sequence[str], log: Path) -> Iterator
     env = {**os.environ, "VLLM_SERVER_DEV_MODE": "1"}  # opens /reset_prefix_cache
     env.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as out:
+    with _left_in_order(), log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(line, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True)
         try:
             server = Server(f"http://127.0.0.1:{port}", settle=2.5 * METRICS_EVERY)
@@ -96,6 +96,21 @@ def started(model: str, policy: str, args: Sequence[str], log: Path) -> Iterator
             yield server
         finally:
             _end(process)
+
+
+@contextmanager
+def _left_in_order() -> Iterator[None]:
+    """SIGTERM, and SIGHUP of a terminal that is closed, leave the block as Ctrl-C does: else what it started stays."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {one: signal.signal(one, leave) for one in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _wait(server: Server, process: "subprocess.Popen[bytes]", log: Path) -> None:

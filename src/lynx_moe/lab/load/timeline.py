@@ -90,13 +90,15 @@ class Timeline:
         )
 
 
-def _price(now: Scrape, arm: Arm, batch: float) -> float:
+def _price(now: Scrape, arm: Arm, batch: float) -> float | None:
     """What rows of the server's policy ask in a step of so many: the whole price, or what a bound has come to; of that
-    the share that an objective needs."""
+    the share that an objective needs. None for a policy that knows no prices."""
     policy, size = make_policy(arm.spec), bucket(round(batch))
     if policy.is_identity:
         return 0.0
-    whole = policy.asks if policy.knows_prices else 1.0
+    if not policy.knows_prices:
+        return None
+    whole = policy.asks
     if size in now.values("max_kl_price", "batch"):
         whole = now.total("max_kl_price", batch=size)
     return float(whole * _share(now, size))
