@@ -1,4 +1,4 @@
-"""`python tests/timing/time_sglang_step.py SHAPE [BATCH]`: where a decode step of SGLang's goes under each policy, on a CPU.
+"""`python tests/timing/time_sglang_step.py SHAPE [BATCH]`: where a decode step of SGLang's goes, by policy, on a CPU.
 
 Milliseconds of a pass: whole, in its routers with what chooses experts, in its experts. Policies take turns. In the
 environment of `make sglang-setup`; SHAPE is a folder that `lynx-moe load qwen3-30b` writes.

@@ -34,17 +34,9 @@ class Plan(Deciding):
     configuration -> its number. remaps: whether the server's policy has remapped at some time. verified: of rows that
     verify drafts."""
 
-    def __init__(
-        self,
-        options: Options,
-        shape: ModelShape,
-        max_rows: int,
-        device: torch.device,
-        *,
-        graphs: bool = False,
-        speculates: bool = False,
-    ) -> None:
-        super().__init__(options, shape, max_rows, device, graphs=graphs, speculates=speculates)
+    def __init__(self, options: Options, shape: ModelShape, max_rows: int, device: torch.device, **kinds: bool) -> None:
+        """kinds: `graphs` and `speculates`, as `Deciding` has them."""
+        super().__init__(options, shape, max_rows, device, **{"graphs": False, **kinds})
         self.verified = VerifiedRows()
         self.known: WeakValueDictionary[str, Any] = WeakValueDictionary()
         self.numbers: dict[int, int] = {}
