@@ -1,6 +1,7 @@
 """SGLang's engine drafts by n-grams beside a policy, on a CPU. What verifies them there is in `tests/stubs_sglang`."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,11 @@ from lynx_moe.engines import sglang as ours
 from lynx_moe.engines.sglang.launch.options import VARIABLE
 from lynx_moe.testbed import path
 
-pytestmark = pytest.mark.skipif(not sglang_here.HAS_SGLANG, reason=sglang_here.WITHOUT)
+COMPILES = shutil.which("ninja") is not None and shutil.which("c++") is not None
+pytestmark = [
+    pytest.mark.skipif(not sglang_here.HAS_SGLANG, reason=sglang_here.WITHOUT),
+    pytest.mark.skipif(not COMPILES, reason="no c++ or no ninja: SGLang cannot compile its n-grams"),
+]
 WIDTH = 6  # rows of a request in a step
 Ids = list[list[int]]
 
