@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sglang_seam import SHAPE, SPEC, E, K, Req
 
 from lynx_moe import testbed
 from lynx_moe.engines.sglang.front import admission, control
@@ -18,14 +19,9 @@ from lynx_moe.engines.sglang.step.plan import Plan
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.vllm.launch.options import Options as VllmOptions
 from lynx_moe.engines.vllm.step import plan as vllm_plans
-from lynx_moe.policies import ModelShape
 from lynx_moe.policies.contract.fillers import without_repeats
 from lynx_moe.routing import RouterSpec, select
 from lynx_moe.testbed import tasks
-
-E, K = 64, 8
-SPEC = RouterSpec(num_experts=E, top_k=K)
-SHAPE = ModelShape(model_type="qwen3_moe", num_layers=1, num_experts=E, top_k=K, name="testbed")
 
 
 @pytest.fixture(autouse=True)
@@ -42,22 +38,6 @@ def make(policy: str = "lynx:alpha=3,beta=2", spec: RouterSpec = SPEC, *, graphs
     plan.seal()
     plans.activate(plan)
     return plan
-
-
-class Req:
-    """What is looked at of SGLang's."""
-
-    def __init__(self, rid: str, wish: Any = None, prompt: int = 4) -> None:
-        self.rid, self.origin_input_ids, self.to_finish = rid, list(range(prompt)), None
-        given = wish if isinstance(wish, dict) or wish is None else {"lynx_moe": wish}
-        self.sampling_params = SimpleNamespace(custom_params=given)
-        self.ended = False
-
-    def finished(self) -> bool:
-        return self.ended
-
-    def set_finish_with_abort(self, message: str) -> None:
-        self.to_finish = message
 
 
 def decode(plan: Plan, reqs: list[Req]) -> None:

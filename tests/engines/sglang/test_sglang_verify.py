@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_sglang_plan import SHAPE, SPEC, E, K, Req
+from sglang_seam import SHAPE, SPEC, E, K, Req
 
 from lynx_moe.engines.sglang.front.metrics import told
 from lynx_moe.engines.sglang.launch.options import Options
