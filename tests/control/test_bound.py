@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lynx_moe.control.bound import FEW, LEAST, RAISE, SPARSE, Bound, Bucket, price_list
+from lynx_moe.control.bound import FEW, FLATTEST, LEAST, RAISE, SPARSE, STEP, Bound, Bucket, price_list
 from lynx_moe.control.measured import ENOUGH, KEPT, LONG, Measured
 from lynx_moe.control.sampling import bucket, due, in_order
 
@@ -242,6 +242,36 @@ def test_it_falls_as_far_as_the_kl_is_above_the_bound():
         change = one.add(one.level, (16, 16 * 0.1), one.trial, None)
     assert change.price == pytest.approx(PRICES[-1] * RAISE / 10, rel=0.2)
     assert "0.1 nats in the last 64 rows" in change.why
+
+
+@pytest.mark.parametrize("power", [0.3, 0.4, 0.7, 1.0, 2.0])
+def test_a_second_fall_goes_by_how_the_kl_rose_between_the_first_two_levels(power):
+    one = Bucket("x", 0.01, price_list(knows_prices=True, last=0.03), seeks=False)
+    levels = [one.price]
+    while len(levels) < 3:
+        kl = 0.05 * (one.price / 0.03) ** power
+        if kl < 0.01:
+            break
+        if one.add(one.level, (16, 16 * kl), one.level, None):
+            levels.append(one.price)
+    first = 0.03 * RAISE * 0.01 / 0.05
+    assert first / STEP < levels[1] <= first
+    if power < 1:
+        fits = levels[1] * (RAISE * 0.01 / (0.05 * (levels[1] / 0.03) ** power)) ** (1 / max(power, FLATTEST))
+        assert fits / STEP < levels[2] <= fits * (1 + 1e-9)
+    else:
+        assert levels[2:] == []
+
+
+@pytest.mark.parametrize(("share", "steps"), [(2, 2_000), (4, 1_500)])
+def test_where_the_kl_rises_slower_than_the_price_two_falls_suffice(share, steps):
+    """As its root, in batches of 4: until the mean lies below the bound for good, median of seven runs."""
+    passed = []
+    for seed in range(7):
+        prices = price_list(knows_prices=True, last=0.03)
+        served = Served(0.01, "lognormal 1.5", share * 0.01 / 0.03**0.5, 0.5, 4, seed, prices, seeks=False).run(8_000)
+        passed.append(np.flatnonzero(np.array(served.means) > 0.0105)[-1] + 1)
+    assert np.median(passed) <= steps
 
 
 def test_one_row_alone_changes_no_price():

@@ -19,6 +19,10 @@ and, in a trial that nobody's tokens come from, a higher one. What the rules pro
 - From 1 + LOOK / sqrt(n) bounds on, the largest sample included and down to one sample, a window is a reason to look
   closer: steps are sampled densely until it is refuted or the level is left.
 
+- It falls to where the bound would hold if KL rose as the price. Measured powers of it lie between 0.4 and 2.6. So a
+  second fall, before anything was raised and before the level between was in force for long, goes by the power that was
+  measured from the first level to the second.
+
 Where the least price cannot be held, the bucket is exact, and the trials go on.
 
 Of another bound a bucket keeps what it has measured. Under a lower one a level stays only if its upper confidence bound
@@ -43,6 +47,7 @@ LEAST, STEP, MOST = 1e-4, 2**0.25, 2.0  # prices that are tried; a price of 2 lo
 RECENT, FEW = 64, 256  # rows
 RAISE = 0.9  # of the bound
 CUT, LOOK = 16.0, 2.0  # bounds above the bound, of a mean of one row; of n rows by their root less
+FLATTEST = 0.4  # the least power of the price that KL is taken to rise with
 # shares of the steps that are shadow steps: while a level is sought, while it is confirmed in force, while one that was
 # not tried is, and after
 DENSE, CONFIRMING, WATCHING, SPARSE = 1 / 4, 1 / 32, 1 / 128, 1 / 512
@@ -80,6 +85,7 @@ class Bucket:
         self.now, self.above = Measured(), Measured()
         self.settled, self.credit = not seeks, 1.0
         self.looks = False  # something in force asks to be looked at closely
+        self.fell: tuple[float, float] | None = None  # price and KL of the level that it fell from last
         self.spike = 0.0  # the largest sum of a sample in force, forgotten over some thousand samples
         self.changes = {"raise": 0, "lower": 0}
 
@@ -119,6 +125,8 @@ class Bucket:
         self.spike = max(self.spike * (1 - 1 / KEPT), now[1])
         if level and now[0]:
             self.now.add(*now)
+            if self.now.rows >= KEPT / 2:
+                self.fell = None
             found = self._judged()
             if found is not None:
                 return self._lower(found[0], f"{found[0]:.3g} nats in the last {found[1]:.0f} rows")
@@ -164,14 +172,18 @@ class Bucket:
 
     def _raise(self) -> Change:
         why = f"{self.above.upper(self.spike):.3g} nats at the most in {self.above.rows:.0f} rows of trials"
-        was, self.level = self.price, self.trial
+        was, self.level, self.fell = self.price, self.trial, None
         self.now, self.above = self.above, Measured()
         self.jump, self.settled = min(2 * self.jump, LONGEST), False
         return self._changed("raise", was, why)
 
     def _lower(self, found: float, why: str) -> Change:
-        """To where the bound would hold if KL rose as the price: it rises faster."""
-        was, reach = self.price, self.price * RAISE * self.most / found
+        """To where the bound would hold if KL rose as the price; on a second fall as it did between both, if slower."""
+        was, power = self.price, 1.0
+        if self.fell is not None:
+            price, kl = self.fell
+            power = min(max(math.log(kl / found) / math.log(price / was), FLATTEST), 1.0)
+        reach, self.fell = was * (RAISE * self.most / found) ** (1 / power), (was, found)
         self.level = max(place for place in range(self.level) if place == 0 or self.prices[place] <= reach)
         self.now, self.above = Measured(), Measured()
         self.jump, self.settled, self.looks = 1, False, False
