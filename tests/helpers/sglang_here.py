@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from lynx_moe.testbed import tasks
+
 STUBS = Path(__file__).parent.parent / "stubs_sglang"
 _sglang = importlib.util.find_spec("sglang")
 HAS_SGLANG = _sglang is not None and _sglang.origin is not None  # tests/engines/sglang has that name too
@@ -18,6 +20,8 @@ ARGUMENTS = {
     "mem_fraction_static": 0.8,
     "dtype": "float32",
 }
+PROMPTS = [item.prompt for task in tasks.TASKS for item in tasks.test_items(task, 1, seed=7)][:12]
+LENGTH = 24  # of answers to them
 ENV = {"SGLANG_USE_CPU_ENGINE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 

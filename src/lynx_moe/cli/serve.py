@@ -48,7 +48,7 @@ def serve(
     ] = None,
     act_from: Annotated[int | None, typer.Option(help="Batches of fewer requests are exact (default: 1).")] = None,
     act_to: Annotated[int | None, typer.Option(help="Batches of more requests are exact (default: no limit).")] = None,
-    engine: Annotated[str, typer.Option(help="vllm, or sglang, which takes no option above but the policy.")] = "vllm",
+    engine: Annotated[str, typer.Option(help="vllm, or sglang, which takes --policy and --verify alone.")] = "vllm",
 ) -> None:
     """`vllm serve MODEL` (`sglang serve MODEL`) with a policy on; all else on the line is the engine's own, see
     `vllm serve --help=all`, `sglang serve --help`."""
@@ -63,7 +63,7 @@ def serve(
     asked |= {"experts_residency": experts_residency}
     asked |= {"doctor": doctor, "act_from": act_from, "act_to": act_to}
     asked = {key: value for key, value in asked.items() if value is not None}
-    more = [f"--{key.replace('_', '-')}" for key in asked if key != "policy"]
+    more = [f"--{key.replace('_', '-')}" for key in asked if key not in ("policy", "verify")]
     if more and engine != "vllm":
         raise ValueError(f"{more[0]} is known on vLLM only; leave it out, or --engine {engine}")
     server = f"lynx_moe.engines.{engine}.launch.serve"

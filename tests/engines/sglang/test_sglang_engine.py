@@ -1,35 +1,19 @@
 """SGLang's engine with a policy, on a CPU: what stays as it was, what is loaded, what the radix cache hands on."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sglang_here
+from sglang_here import LENGTH, PROMPTS
 
 from lynx_moe.engines import sglang as ours
 from lynx_moe.engines.sglang.launch.options import VARIABLE
-from lynx_moe.testbed import path, tasks
+from lynx_moe.testbed import path
 
 pytestmark = pytest.mark.skipif(not sglang_here.HAS_SGLANG, reason=sglang_here.WITHOUT)
-PROMPTS = [item.prompt for task in tasks.TASKS for item in tasks.test_items(task, 1, seed=7)][:12]
-LENGTH = 24
 Ids = list[list[int]]
-
-
-@pytest.fixture(scope="module")
-def plain() -> Ids:
-    """What SGLang answers without us."""
-    script = Path(sglang_here.__file__).parent / "sglang_plain.py"
-    line = [sys.executable, str(script), str(path("qwen3-moe")), json.dumps(PROMPTS), str(LENGTH)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=600)
-    found = [text for text in done.stdout.splitlines() if text.startswith("ANSWERS ")]
-    assert found, done.stderr[-3000:]
-    answers: Ids = json.loads(found[0].removeprefix("ANSWERS "))
-    return answers
 
 
 @pytest.fixture(scope="module")
@@ -111,15 +95,22 @@ def test_the_radix_cache_hands_remapped_kv_to_nobody(engine: Any) -> None:
     prompt = list(range(20, 60))
     first = {"temperature": 0, "max_new_tokens": 40, "ignore_eos": True}
 
-    def answer(ids: list[int], wish: str) -> tuple[list[int], int]:
-        found = engine.generate(input_ids=[ids], sampling_params=[first | {"custom_params": {"lynx_moe": wish}}])[0]
-        return found["output_ids"], found["meta_info"]["cached_tokens"]
+    def answers(wish: str, *prompts: list[int]) -> list[tuple[list[int], int]]:
+        params = [first | {"custom_params": {"lynx_moe": wish}}] * len(prompts)
+        found = engine.generate(input_ids=list(prompts), sampling_params=params)
+        return [(one["output_ids"], one["meta_info"]["cached_tokens"]) for one in found]
 
-    remapped, _ = answer(prompt, "topk:k=1")
+    def answer(ids: list[int], wish: str) -> tuple[list[int], int]:
+        return answers(wish, ids)[0]
+
+    exact, _ = answer(prompt, "exact")
+    engine.flush_cache()
+    (remapped, _), _ = answers("topk:k=1", prompt, prompt[::-1])  # a row alone would keep its experts
+    assert remapped != exact
     expected, cached = answer(prompt + remapped, "exact")
     assert cached == len(prompt), "of the first answer nothing may be handed on; the prompt is shared"
     engine.flush_cache()
     assert answer(prompt + remapped, "exact") == (expected, 0)
-    again, cached = answer(prompt + remapped + expected, "fast")
+    longer, cached = answer(prompt + remapped + expected, "fast")
     assert cached >= len(prompt + remapped + expected) - 2, "what exact requests generate is shared"
-    assert len(again) == 40
+    assert len(longer) == 40

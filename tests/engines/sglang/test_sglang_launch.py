@@ -41,7 +41,14 @@ def test_ordinary_arguments_pass() -> None:
         ({"moe_runner_backend": "flashinfer_trtllm"}, "use triton"),
         ({"moe_runner_backend": "triton_kernel"}, "use triton"),
         ({"disaggregation_mode": "decode"}, "--disaggregation-mode decode"),
-        ({"speculative_algorithm": "EAGLE"}, "--speculative-algorithm EAGLE"),
+        ({"speculative_algorithm": "UNO"}, "--speculative-algorithm UNO drafts with the served model itself"),
+        ({"speculative_algorithm": "DSPARK"}, "another number of tokens for each request"),
+        ({"speculative_algorithm": "DFLASH"}, "drafts a block at once"),
+        ({"speculative_algorithm": "FROZEN_KV_MTP"}, "on the KV that the served model has written"),
+        (
+            {"speculative_algorithm": "MINE"},
+            "MINE is not SGLang's own, and was never tried beside a policy; use NGRAM, ",
+        ),
         ({"radix_cache_backend": "mine"}, "--radix-cache-backend mine"),
     ],
 )
@@ -50,9 +57,25 @@ def test_what_cannot_serve_with_a_policy_is_refused_by_name(given: dict[str, Any
     assert said in refused(**given)
 
 
+@pytest.mark.parametrize("verify", ["exact", "remap"])
+@pytest.mark.parametrize("algorithm", ["NGRAM", "EAGLE", "EAGLE3", "NEXTN", "STANDALONE", "eagle"])
+def test_drafts_pass_where_rows_tell_what_verifies_them(algorithm: str, verify: str) -> None:
+    args = SimpleNamespace(**{**GOOD, "speculative_algorithm": algorithm})
+    assert arguments.refusal(args, verify) is None
+
+
+def test_a_way_to_verify_without_drafts_is_refused() -> None:
+    reason = arguments.refusal(SimpleNamespace(**GOOD), "remap")
+    assert reason == (
+        "lynx_moe: verify='remap' is about drafts, and this server makes none; add --speculative-algorithm, or leave "
+        "it out"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ('{"policy": "lynx", "verify": "draft"}', "verify='draft' must be one of 'exact', 'remap'"),
         ("{", "no JSON"),
         ("[1]", "expected a dictionary"),
         ("{}", "no policy is named"),
@@ -109,6 +132,11 @@ def test_the_command_hands_on_sglang_s_own_arguments(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
     CliRunner().invoke(app, ["serve", "MODEL", "--engine", "sglang", "--policy", "lynx", "--tp-size", "2"])
     assert ran == [["lynx_moe.engines.sglang.launch.serve", '{"policy": "lynx"}', "MODEL", "--tp-size", "2"]]
+    CliRunner().invoke(
+        app, ["serve", "MODEL", "--engine", "sglang", "--verify", "remap", "--speculative-algorithm", "NGRAM"]
+    )
+    asked, *more = ran[1][1:]
+    assert (asked, more) == ('{"verify": "remap"}', ["MODEL", "--speculative-algorithm", "NGRAM"])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sglang_seam import SHAPE, SPEC, E, K, Req
 
 from lynx_moe import testbed
 from lynx_moe.engines.sglang.front import admission, control
@@ -18,13 +19,9 @@ from lynx_moe.engines.sglang.step.plan import Plan
 from lynx_moe.engines.shared.layers import Layer
 from lynx_moe.engines.vllm.launch.options import Options as VllmOptions
 from lynx_moe.engines.vllm.step import plan as vllm_plans
-from lynx_moe.policies import ModelShape
+from lynx_moe.policies.contract.fillers import without_repeats
 from lynx_moe.routing import RouterSpec, select
 from lynx_moe.testbed import tasks
-
-E, K = 64, 8
-SPEC = RouterSpec(num_experts=E, top_k=K)
-SHAPE = ModelShape(model_type="qwen3_moe", num_layers=1, num_experts=E, top_k=K, name="testbed")
 
 
 @pytest.fixture(autouse=True)
@@ -35,28 +32,12 @@ def alone() -> Iterator[None]:
     plans._active[:], vllm_plans._active[:] = kept
 
 
-def make(policy: str = "lynx:alpha=3,beta=2", spec: RouterSpec = SPEC, **options: Any) -> Plan:
-    plan = Plan(Options(policy=policy, **options), SHAPE, 64, torch.device("cpu"))
+def make(policy: str = "lynx:alpha=3,beta=2", spec: RouterSpec = SPEC, *, graphs: bool = False, **options: Any) -> Plan:
+    plan = Plan(Options(policy=policy, **options), SHAPE, 64, torch.device("cpu"), graphs=graphs)
     plan.layers.append(Layer(name="model.layers.0.mlp", spec=spec))
     plan.seal()
     plans.activate(plan)
     return plan
-
-
-class Req:
-    """What is looked at of SGLang's."""
-
-    def __init__(self, rid: str, wish: Any = None, prompt: int = 4) -> None:
-        self.rid, self.origin_input_ids, self.to_finish = rid, list(range(prompt)), None
-        given = wish if isinstance(wish, dict) or wish is None else {"lynx_moe": wish}
-        self.sampling_params = SimpleNamespace(custom_params=given)
-        self.ended = False
-
-    def finished(self) -> bool:
-        return self.ended
-
-    def set_finish_with_abort(self, message: str) -> None:
-        self.to_finish = message
 
 
 def decode(plan: Plan, reqs: list[Req]) -> None:
@@ -104,7 +85,7 @@ def test_the_same_experts_as_on_vllm_for_the_same_logits(policy: str, recorded: 
         assert all(len(row.unique()) == K for row in found.ids), "an id twice in a row is miscounted"
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [2, 3])
 def test_no_id_comes_twice_where_a_step_loads_fewer_than_k(count: int) -> None:
     plan = make("topk:k=1")
     decode(plan, [Req(str(number)) for number in range(count)])
@@ -118,6 +99,44 @@ def test_no_id_comes_twice_where_a_step_loads_fewer_than_k(count: int) -> None:
     assert torch.equal(live, own.ids[:, 0])
     (stats,) = plan.stats().layers
     assert stats.alike.after == len(final.ids.unique()) <= stats.alike.before
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("policy", ["priced", "priced:price=1", "topk:k=1", "lynx"])
+def test_a_row_alone_keeps_its_own_since_it_would_load_as_many(policy: str, graphs: bool) -> None:
+    """Also in a graph, where only the mask tells."""
+    plan = make(policy, graphs=graphs)
+    decode(plan, [Req("0")])
+    logits = 2 * torch.randn(1, E)
+    own = select(logits, SPEC)
+    assert (plan.reroute(0, logits, own) or own).ids.tolist() == own.ids.tolist()
+    masks = plan.rows.masks(1)
+    assert masks is not None
+    decided = plan.by_layer[0].decide(logits, SPEC, masks, own)
+    assert torch.equal(decided.ids, own.ids)
+    assert torch.equal(decided.weights, own.weights)
+    assert plan.steps["single"] == 1
+    decode(plan, [Req("0"), Req("1")])
+    assert plan.acts
+    assert plan.rows.remap[:2].all()
+
+
+def test_where_nothing_repeats_nobody_looks_for_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search costs more than the decision, and a step that loads K or more has none."""
+    searched: list[int] = []
+
+    def counted(*given: Any) -> torch.Tensor:
+        searched.append(len(given[0]))
+        return without_repeats(*given)
+
+    monkeypatch.setattr(plans, "without_repeats", counted)
+    for count, policy in ((16, "priced"), (2, "priced:price=1e9")):
+        plan, logits = make(policy), 2 * torch.randn(count, E, generator=torch.Generator().manual_seed(1))
+        decode(plan, [Req(str(number)) for number in range(count)])
+        final = plan.reroute(0, logits, select(logits, SPEC))
+        assert final is not None
+        assert [len(row.unique()) for row in final.ids] == [K] * count
+    assert searched == [2]
 
 
 def test_each_request_has_what_it_asks_for() -> None:
@@ -214,7 +233,7 @@ def test_after_a_switch_from_vanilla_running_requests_count_as_remapped() -> Non
         (-1, "is no price"),
         ("oea:k0=9", "k0=9"),
         ({"lynx-moe": "exact"}, "asks for nothing"),
-        ({"lynx_moe_verify": "remap"}, "always verified exactly"),
+        ({"lynx_moe_verify": "draft"}, "must be 'exact' or 'remap'"),
     ],
 )
 def test_a_bad_wish_ends_its_request_alone(wish: Any, said: str) -> None:

@@ -166,7 +166,7 @@ def test_metrics_have_their_names_and_top_shows_them(server: str) -> None:
         (["--policy", "oea:k0=9"], "k0=9"),
         (["--policy", "lynx", "--max-kl", "0.01"], "--max-kl is known on vLLM only"),
         (["--policy", "lynx", "--dp-size", "2"], "--dp-size 2"),
-        (["--policy", "lynx", "--speculative-algorithm", "NGRAM"], "--speculative-algorithm NGRAM"),
+        (["--policy", "lynx", "--verify", "remap"], "verify='remap' is about drafts"),
     ],
 )
 def test_what_cannot_be_served_ends_in_one_line(given: list[str], said: str, tmp_path: Path) -> None:

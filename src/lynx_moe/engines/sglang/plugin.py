@@ -79,7 +79,7 @@ def check_server_args(original: Callable[..., Any], server_args: Any) -> Any:
 def _refusal(args: Any) -> str | None:
     """Why SGLang, its arguments (None: they are not known yet) or our options cannot be served with."""
     try:
-        Options.asked()
+        options = Options.asked()
     except ValueError as error:
         return str(error)
-    return versions.refusal() or (None if args is None else arguments.refusal(args))
+    return versions.refusal() or (None if args is None or options is None else arguments.refusal(args, options.verify))

@@ -6,7 +6,7 @@ Every error names what was given, what is allowed, what to do.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from lynx_moe.control.options import is_number
 from lynx_moe.policies import DEFAULT, POLICIES, Policy, make_policy
@@ -28,16 +28,20 @@ class Serving:
     metrics_every  seconds between the numbers for /metrics; 0: none.
     presets    name -> spec: what requests may ask for by name, besides "exact", "balanced" and "fast".
     max_policies  how many specs of their own the running requests may bring at a time; 0: names only.
+    verify     "exact": rows that verify a draft keep the model's routing; "remap": they may be remapped as rows that
+               decode.
 
     Raises ValueError for a bad value.
     """
 
+    ways: ClassVar[tuple[str, ...]] = (EXACT, REMAP)  # that `verify` may say
     policy: str
     stats: bool = True
     log_every: float = 60.0
     metrics_every: float = 1.0
     presets: Mapping[str, str] = field(default_factory=dict)
     max_policies: int = 4
+    verify: str = EXACT
 
     def __post_init__(self) -> None:
         if not isinstance(self.policy, str):
@@ -51,6 +55,8 @@ class Serving:
         most = self.max_policies
         if isinstance(most, bool) or not isinstance(most, int) or most < 0:
             raise ValueError(f"{KEY}: max_policies={most!r} must be a whole number, or 0 to allow named policies only")
+        if self.verify not in self.ways:
+            raise ValueError(f"{KEY}: verify={self.verify!r} must be one of {', '.join(map(repr, self.ways))}")
 
     def make_policy(self) -> Policy:
         return make_policy(self.policy)
@@ -63,7 +69,7 @@ class Serving:
     @property
     def remaps_drafts(self) -> bool:
         """Whether rows that verify a draft may be remapped where their request does not say."""
-        return False
+        return self.verify == REMAP
 
     @property
     def named(self) -> dict[str, str | None]:

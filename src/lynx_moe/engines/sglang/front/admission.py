@@ -25,8 +25,6 @@ def refusal(plan: Plan, req: Any) -> str | None:
     """Why a request may not have what it asks for; None: it may, or asks nothing."""
     params = req.sampling_params
     try:
-        if wishes.VERIFY_KEY in wishes.carried(params):
-            raise ValueError(f"{wishes.VERIFY_KEY}: drafts are always verified exactly here; leave it out")
         wishes.check_keys(params)
     except ValueError as error:
         return str(error).removeprefix(f"{KEY}: ")

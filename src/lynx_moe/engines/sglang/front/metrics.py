@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from lynx_moe.engines.sglang.step import cache
-from lynx_moe.engines.sglang.step.plan import active
+from lynx_moe.engines.sglang.step.plan import Plan, active
 from lynx_moe.engines.shared.refusals import refusing
 from lynx_moe.engines.shared.tell import collector
 from lynx_moe.engines.shared.tell.exporter import DIRECTORY, Teller, Writer, write_on
-from lynx_moe.engines.shared.tell.samples import samples
+from lynx_moe.engines.shared.tell.samples import Sample, samples, verified_rows
 
 
 def add_prometheus_middleware(original: Callable[..., Any], app: Any) -> Any:
@@ -49,7 +49,12 @@ def start(scheduler: Any, *_: Any, **__: Any) -> None:
     if every and DIRECTORY in os.environ and _is_first_rank():
         labels = {"model_name": _served_name(), "engine": "0", "stage": "0"}
         teller = Teller(labels=labels, instance=str(os.getpid()), since=time.time(), every=every)
-        write_on(Writer(plan, teller, samples), scheduler)
+        write_on(Writer(plan, teller, told), scheduler)
+
+
+def told(plan: Plan) -> list[Sample]:
+    """The numbers that every engine tells, and of drafts the rows that verify them."""
+    return samples(plan) + (verified_rows(plan.verified) if plan.rows.speculates else [])
 
 
 def _is_first_rank() -> bool:

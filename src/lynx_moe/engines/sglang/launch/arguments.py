@@ -3,7 +3,8 @@ is loaded. Every reason names what was given and what to do."""
 
 from typing import Any
 
-from lynx_moe.engines.shared.options import KEY
+from lynx_moe.engines.sglang.launch import speculation
+from lynx_moe.engines.shared.options import EXACT, KEY
 
 ONLY_ONE = {  # argument -> what it does
     "dp_size": "splits requests over schedulers",
@@ -37,8 +38,9 @@ DEVICES = ("cpu", "cuda")
 BYPASSING = ("flashinfer_trtllm", "flashinfer_mxfp4", "triton_kernel", "triton_kernels")  # they route by themselves
 
 
-def refusal(args: Any) -> str | None:
-    """Why SGLang's ServerArgs, as it has resolved them, cannot serve with a policy; None: they can."""
+def refusal(args: Any, verify: str = EXACT) -> str | None:
+    """Why SGLang's ServerArgs, as it has resolved them, cannot serve with a policy, or not verify drafts so
+    (`Serving.verify`); None: they can."""
     reasons = [
         f"--{name.replace('_', '-')} {size} {what}, which is not supported yet; use 1"
         for name, what in ONLY_ONE.items()
@@ -53,10 +55,9 @@ def refusal(args: Any) -> str | None:
         reasons.append(f"--moe-runner-backend {args.moe_runner_backend} routes by itself; use triton")
     if args.disaggregation_mode != "null":
         reasons.append(f"--disaggregation-mode {args.disaggregation_mode} hands on KV, never tried here; leave it out")
-    if args.speculative_algorithm is not None:
-        reasons.append(
-            f"--speculative-algorithm {args.speculative_algorithm} was never tried beside a policy; leave it out"
-        )
+    drafting = speculation.refusal(args, verify)
+    if drafting is not None:
+        reasons.append(drafting)
     if args.radix_cache_backend:
         reasons.append(f"--radix-cache-backend {args.radix_cache_backend} was never tried; leave it out")
     return f"{KEY}: {reasons[0]}" if reasons else None

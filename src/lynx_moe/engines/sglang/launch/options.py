@@ -17,8 +17,8 @@ VARIABLE = "LYNX_MOE_SGLANG"
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Serving):
-    """As `Serving` says; of what vLLM has besides (guard, drafts, shadow steps, prices that move) SGLang has nothing.
-    Raises ValueError."""
+    """As `Serving` says; of what vLLM has besides (guard, shadow steps, prices that move, a policy for the model that
+    drafts) SGLang has nothing. Raises ValueError."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,7 @@ from lynx_moe.engines.sglang.launch.versions import is_draft
 from lynx_moe.engines.sglang.model.specs import passes_by, spec_of
 from lynx_moe.engines.sglang.step.plan import Plan, activate, active
 from lynx_moe.engines.shared.layers import Bypass, Layer, built_shape, without_kernel
-from lynx_moe.engines.shared.options import KEY
+from lynx_moe.engines.shared.options import KEY, REMAP
 from lynx_moe.engines.shared.refusals import refusing
 from lynx_moe.engines.shared.tell.log import log_line
 from lynx_moe.policies import ONE_RANK, ModelShape, Placement
@@ -32,7 +32,9 @@ def build(original: Callable[..., Any], model_config: Any, *args: Any, **kwargs:
     with refusing():
         resolved = _arguments()
         device = torch.empty(0).device  # models are built under their target device
-        plan = Plan(options, _shape(model_config), _most_rows(resolved), device, graphs=_has_graphs(resolved))
+        drafting = resolved["speculative_algorithm"]
+        kinds = {"graphs": _has_graphs(resolved), "speculates": drafting is not None}
+        plan = Plan(options, _shape(model_config), _most_rows(resolved), device, **kinds)
         _take_layers(plan, model, _placement(resolved))
         if set(plan.bypassed) >= {layer.name for layer in plan.layers}:
             raise ValueError(_without_layers(plan, model_config))
@@ -41,6 +43,8 @@ def build(original: Callable[..., Any], model_config: Any, *args: Any, **kwargs:
     activate(plan)
     for reason in without_kernel(plan.layers, plan.by_layer, plan.device):
         logger.warning("%s: decisions in plain torch, many times slower than the GPU kernels: %s", KEY, reason)
+    if drafting is not None and not plan.policy.is_identity and not options.remaps_drafts:
+        logger.warning("%s: %s", KEY, _without_effect(drafting, plan.named))
     logger.info("%s: policy %s on %d MoE layers of %s", KEY, plan.named, len(plan.layers), plan.shape.name)
     return model
 
@@ -71,8 +75,9 @@ def change(*args: Any, **given: Any) -> Arguments | None:
     final = plan.reroute(layer, logits, own)
     if final is None:
         return None
-    given["topk_ids"] = torch.cat((final.ids.to(ids.dtype), ids[:, spec.top_k :]), -1)
-    given["topk_weights"] = torch.cat((final.weights.to(weights.dtype), weights[:, spec.top_k :]), -1)
+    for name, new, old in (("topk_ids", final.ids, ids), ("topk_weights", final.weights, weights)):
+        shared = old[:, spec.top_k :]
+        given[name] = torch.cat((new.to(old.dtype), shared), -1) if shared.shape[-1] else new.to(old.dtype)
     return args, given
 
 
@@ -136,6 +141,13 @@ def _without_layers(plan: Plan, model_config: Any) -> str:
     return (
         f"{plan.shape.name} ({kind}) has no MoE layer that SGLang routes, so there is nothing to remap; start it "
         "without a policy"
+    )
+
+
+def _without_effect(drafting: str, policy: str) -> str:
+    return (
+        f"with {drafting} a step that decodes verifies drafts, and rows that verify are exact, so {policy} acts only "
+        f"where nothing is drafted; let it act on them by verify={REMAP!r}"
     )
 
 

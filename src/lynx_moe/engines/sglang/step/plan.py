@@ -4,6 +4,7 @@ A plan is made while the model is built. It is the process's only one: SGLang ru
 """
 
 import logging
+from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -12,26 +13,31 @@ from torch import Tensor
 
 from lynx_moe.engines.sglang.launch.options import Options
 from lynx_moe.engines.sglang.step import rows
+from lynx_moe.engines.shared.metrics import Kind, Stats
 from lynx_moe.engines.shared.options import EXACT, KEY
 from lynx_moe.engines.shared.step import wishes
 from lynx_moe.engines.shared.step.deciding import Deciding
+from lynx_moe.engines.shared.step.rows import StepRows
+from lynx_moe.engines.shared.step.verified import VerifiedRows
 from lynx_moe.policies import ModelShape, make_policy
 from lynx_moe.policies.contract.fillers import without_repeats
 from lynx_moe.routing import Routing
 
 SPEC = "lynx_moe_spec"  # attribute of SGLang's Req: what it asks for, None: the server's policy
+REMAPS = "lynx_moe_remaps"  # of the same: whether rows that verify its drafts may be remapped
 logger = logging.getLogger(f"sglang.{KEY}")
 _active: list["Plan"] = []
 
 
 class Plan(Deciding):
     """requests that have arrived stand in `known` by their ids, while SGLang has them. numbers: id of a layer's TopK
-    configuration -> its number. remaps: whether the server's policy has remapped at some time."""
+    configuration -> its number. remaps: whether the server's policy has remapped at some time. verified: of rows that
+    verify drafts."""
 
-    def __init__(
-        self, options: Options, shape: ModelShape, max_rows: int, device: torch.device, *, graphs: bool = False
-    ) -> None:
-        super().__init__(options, shape, max_rows, device, graphs=graphs)
+    def __init__(self, options: Options, shape: ModelShape, max_rows: int, device: torch.device, **kinds: bool) -> None:
+        """kinds: `graphs` and `speculates`, as `Deciding` has them."""
+        super().__init__(options, shape, max_rows, device, **{"graphs": False, **kinds})
+        self.verified = VerifiedRows()
         self.known: WeakValueDictionary[str, Any] = WeakValueDictionary()
         self.numbers: dict[int, int] = {}
         self.asked_in_step: set[int] = set()
@@ -54,6 +60,7 @@ class Plan(Deciding):
         """A request of SGLang's (Req) is about to wait for its first step, or for the next one after a retraction."""
         if not hasattr(req, SPEC):
             setattr(req, SPEC, wishes.understood(req.sampling_params, self.options))
+            setattr(req, REMAPS, wishes.remaps_drafts(req.sampling_params, self.options))
         self.known[req.rid] = req
 
     def may_remap(self, req: Any) -> bool:
@@ -70,12 +77,14 @@ class Plan(Deciding):
         found = [req for name in names if (req := self.known.get(name)) is not None]
         prompts_R = [len(req.origin_input_ids) for req in found]
         step = rows.of(batch, prompts_R) if len(found) == len(names) else None
-        if step is None or step[1].sum() > len(self.rows.valid):
+        if step is None or step.scheduled_R.sum() > len(self.rows.valid):
             self.idle()
             return
         self.requests.specs = {req.rid: spec for req in found if (spec := getattr(req, SPEC, None)) is not None}
+        usual = self.options.remaps_drafts
+        self.requests.verify = {req.rid: not usual for req in found if getattr(req, REMAPS, usual) != usual}
         choice_R = self.requests.choices(names)
-        self.rows.fill(*step, choice_R, self.requests.asked)
+        self.rows.fill(step.past_prompt_R, step.scheduled_R, choice_R, self.requests.asked, step.drafts_R)
         self.begin_step()
 
     def idle(self) -> None:
@@ -87,8 +96,26 @@ class Plan(Deciding):
     def begin_step(self) -> None:
         """The masks of `rows` are those of the step that comes next."""
         self.note_unasked()
+        if self.rows.kind is Kind.SINGLE:
+            self.rows.keep_own()
         self.acts = self.could_act()
         self.count_step()
+
+    def could_act(self) -> bool:
+        """Never for a row alone: what its slots hold are K experts whatever is decided (`fit_for_kernels`), so it would
+        lose some and load as many."""
+        return self.rows.kind is not Kind.SINGLE and super().could_act()
+
+    def count(self, rows: StepRows, *, acts: bool, known: bool) -> None:
+        super().count(rows, acts=acts, known=known)
+        self.verified.count(rows)
+
+    def reset_sums(self) -> None:
+        super().reset_sums()
+        self.verified.reset()
+
+    def stats(self) -> Stats:
+        return replace(super().stats(), verified=self.verified.told() if self.rows.speculates else None)
 
     def note_unasked(self) -> None:
         """A layer whose router was not asked in a step that others were asked in routes by itself."""
@@ -115,6 +142,8 @@ class Plan(Deciding):
         """SGLang's torch-native experts end on an id that a row has twice; a step that loads fewer than K has some."""
         if final is own or not any(policy.drops_slots for policy in self.deciding):
             return final
+        if self.device.type == "cpu" and final.counts is not None and final.counts[1] >= own.ids.shape[-1]:
+            return final  # all slots were filled with different ones (`fillers.fill_slots`)
         return Routing(without_repeats(final.ids, final.weights, own.ids), final.weights)
 
     def describe(self) -> dict[str, Any]:

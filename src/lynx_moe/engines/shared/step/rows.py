@@ -126,6 +126,11 @@ class StepRows:
         self.price_T, self.asked_T = price_T, price_T[self.remap_T]
         self._write(price=price_T)
 
+    def keep_own(self) -> None:
+        """No row of this step may get other experts than its own."""
+        self._masks = {}
+        self._write(remap=self.remap_T[:0])
+
     @property
     def first_T(self) -> np.ndarray:
         """bool: rows that the first policy of the step decides for."""
@@ -136,8 +141,8 @@ class StepRows:
         """In here the rows ask other prices, or, with None, are all exact."""
         kept, mixed = self.price_T, self.mixed
         if price_T is None:
-            self._masks = {}
-            self._write(remap=self.remap_T[:0], price=kept[:0])
+            self.keep_own()
+            self._write(price=kept[:0])
         else:
             self.ask(price_T)
         try:

@@ -9,6 +9,7 @@ from lynx_moe.calibration.artifact import layer_number
 from lynx_moe.engines.shared.families import groups
 from lynx_moe.engines.shared.metrics import COLUMNS, KINDS
 from lynx_moe.engines.shared.step.deciding import Deciding
+from lynx_moe.engines.shared.step.verified import VerifiedRows
 
 SUMS = {
     "before": "lynx_moe_distinct_experts_before",
@@ -40,6 +41,13 @@ def _rows(plan: Deciding) -> list[Sample]:
     total, remappable, exact = (sum(sums[place] for sums in plan.row_sums.values()) for place in range(3))
     handled = {"remappable": remappable, "exact": exact, "bypassed": total - remappable - exact}
     return [("lynx_moe_rows", [name], count) for name, count in handled.items()]
+
+
+def verified_rows(verified: VerifiedRows) -> list[Sample]:
+    """Of an engine that drafts."""
+    exact = verified.rows - verified.remappable
+    handled = {"remappable": verified.remappable, "exact": exact}
+    return [("lynx_moe_verified_rows", [name], count) for name, count in handled.items()]
 
 
 def of_layers(plan: Deciding) -> list[Sample]:

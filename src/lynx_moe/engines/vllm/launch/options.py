@@ -5,7 +5,7 @@ Everything here is checked before any weight is loaded. Every error names what w
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from lynx_moe.control.options import GuardOptions, is_number
 from lynx_moe.control.tuned import Tuned
@@ -26,8 +26,7 @@ class Options(Serving):
     """What any engine may be asked (`Serving`), and:
 
     guard      the quality guard's options (`control/options.py`), a dictionary in JSON; None: no guard.
-    verify     "exact": rows that verify a draft keep the model's routing; "remap": they may be remapped as rows that
-               decode; "draft": the policy acts on the MoE layers of the model that drafts, and on no others.
+    verify     "draft" too: the policy acts on the MoE layers of the model that drafts, and on no others.
     shadow     share of the steps that the model runs twice, to measure the KL (`step/shadows/`); 0: none; None: as
                `launch/twice.py` says.
     max_kl     nats: the price of each step follows the KL that shadow steps measure (`control/bound.py`); None: it is
@@ -42,8 +41,8 @@ class Options(Serving):
     act_from, act_to  rows that may be remapped: steps of fewer, or of more, are exact. act_to=0: all steps are.
     """
 
+    ways: ClassVar[tuple[str, ...]] = VERIFY
     guard: GuardOptions | None = None
-    verify: str = EXACT
     shadow: float | None = None
     max_kl: float | None = None
     back_off_kl: float | None = None
@@ -57,8 +56,6 @@ class Options(Serving):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.verify not in VERIFY:
-            raise ValueError(f"{KEY}: verify={self.verify!r} must be one of {', '.join(map(repr, VERIFY))}")
         if self.verify == DRAFT and self.guard is not None:
             raise ValueError(f"{KEY}: a guard watches the layers that verify={DRAFT!r} leaves alone; leave out either")
         if self.shadow is not None and not (is_number(self.shadow) and 0 <= self.shadow <= 1):
@@ -98,10 +95,6 @@ class Options(Serving):
         policy = self.policy if self.verify == DRAFT else VANILLA
         unbound = replace(self, guard=None, max_kl=None, back_off_kl=None, slo_tpot_ms=None, tuned=None, presets={})
         return replace(unbound, policy=policy, verify=EXACT, experts_residency=BLIND)  # its experts stay in memory
-
-    @property
-    def remaps_drafts(self) -> bool:
-        return self.verify == REMAP
 
     @property
     def policies(self) -> list[Policy]:

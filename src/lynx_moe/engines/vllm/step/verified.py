@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lynx_moe.engines.shared.step.rows import CERTAIN, StepRows
+from lynx_moe.engines.shared.step.rows import CERTAIN
+from lynx_moe.engines.shared.step.verified import VerifiedRows
 from lynx_moe.engines.vllm.launch.options import Options
 from lynx_moe.engines.vllm.step.shadows import sample as shadows
 
@@ -40,23 +41,19 @@ def hand_over(original: Any, scheduler: Any, *args: Any, **given: Any) -> Any:
     return output
 
 
-class Verified:
+class Verified(VerifiedRows):
     """Of one server. num_drafts: the most tokens that a draft has, D; 0: nothing is ever drafted."""
 
     def __init__(self, num_drafts: int) -> None:
         self.num_drafts = num_drafts
         self.tried, self.kept = np.full(num_drafts, WEIGHT), np.full(num_drafts, WEIGHT * PRIOR)  # running, by depth
-        self.reset()
+        super().__init__()
 
     def reset(self) -> None:
         """The sums; what was learnt of the chances stays."""
-        self.rows = self.remappable = self.drafts = 0
+        super().reset()
+        self.drafts = 0
         self.drafted, self.accepted = np.zeros(self.num_drafts, dtype=int), np.zeros(self.num_drafts, dtype=int)
-
-    def count(self, rows: StepRows) -> None:
-        """The rows of a step that verify drafts, and those of them that may be remapped."""
-        self.rows += rows.num_verify_rows
-        self.remappable += rows.num_verify_remappable
 
     def add(self, scheduler_output: Any) -> None:
         """Takes up what `hand_over` gave along."""
@@ -84,8 +81,7 @@ class Verified:
         """The sums in plain numbers, depths from 1 on; accepted_length: committed tokens a verification, mean."""
         length = 1 + self.accepted.sum() / self.drafts if self.drafts else None
         return {
-            "rows": self.rows,
-            "remappable_rows": self.remappable,
+            **super().told(),
             "drafts": self.drafts,
             "drafted": self.drafted.tolist(),
             "accepted": self.accepted.tolist(),

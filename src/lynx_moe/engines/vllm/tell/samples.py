@@ -37,11 +37,7 @@ def samples(plan: Plan) -> list[Sample]:
 
 
 def _verified(verified: Verified) -> list[Sample]:
-    found: list[Sample] = [
-        ("lynx_moe_verified_rows", ["remappable"], verified.remappable),
-        ("lynx_moe_verified_rows", ["exact"], verified.rows - verified.remappable),
-        ("lynx_moe_drafts", [], verified.drafts),
-    ]
+    found = [*shared.verified_rows(verified), ("lynx_moe_drafts", [], verified.drafts)]
     sums = {"lynx_moe_draft_tokens": verified.drafted, "lynx_moe_draft_tokens_accepted": verified.accepted}
     for name, by_depth in sums.items():
         found += [(name, [str(depth)], int(count)) for depth, count in enumerate(by_depth[:DEPTHS], 1)]
