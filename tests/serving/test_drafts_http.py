@@ -51,7 +51,8 @@ def test_requests_choose_beside_each_other_and_the_metrics_tell(url: str) -> Non
         r'^lynx_moe_verified_rows_total\{.*handling="(\w+)".*\} (\S+)$', page, re.M)}  # fmt: skip
     assert rows["exact"] > 0
     assert rows["remappable"] > 0
-    drafted, accepted = (scrape(url).total(f"draft_tokens_{name}total") for name in ("", "accepted_"))
+    once = scrape(url)  # both of one moment
+    drafted, accepted = (once.total(f"draft_tokens_{name}total") for name in ("", "accepted_"))
     assert 0 < accepted < drafted
 
 

@@ -13,6 +13,7 @@ from lynx_moe.testbed import path as model_path
 from lynx_moe.testbed.carve import build, card, check, fit, groups, source, texts, walk, write
 from lynx_moe.testbed.cli import app as commands
 from lynx_moe.testbed.locate import CARVED, cache_root
+from lynx_moe.testbed.tasks.split import HELD_OUT
 
 SIZES = walk.Sizes(num_shared=16, num_groups=8, top_k=4)
 
@@ -163,7 +164,7 @@ def test_a_build_is_found_described_and_put_in_place_at_once(
     assert record["held_out"]["perplexity"].keys() == texts.SHARES.keys()
     for part in (str(small_build), "rm -r", "perplexity of held-out text, dense -> carved"):
         assert part in card.summary(small_build)
-    lines = [json.loads(line) for line in (small_build / card.TEXT).read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in (small_build / HELD_OUT).read_text(encoding="utf-8").splitlines()]
     assert {line["group"] for line in lines} == texts.SHARES.keys()
     assert all(texts.is_held_out(line["text"]) for line in lines)
 
@@ -204,7 +205,7 @@ def test_the_built_model_is_as_its_record_says() -> None:
     model = check.reload(BUILT)
     assert (model.config.model_type, model.config.num_experts, model.config.num_experts_per_tok) == ("qwen2_moe", 32, 8)
     assert 1.2 < record["held_out"]["perplexity_ratio"] < 2.2
-    lines = [json.loads(line) for line in (BUILT / card.TEXT).read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in (BUILT / HELD_OUT).read_text(encoding="utf-8").splitlines()]
     prose = [line["text"] for line in lines if line["group"] == "prose"][:6]
     for ids, loss in carved_vllm.losses(BUILT, prose, 256):
         assert loss == pytest.approx(float(check.losses(model, torch.tensor([ids]))), abs=0.1)  # bfloat16

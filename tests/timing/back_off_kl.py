@@ -19,7 +19,8 @@ from lynx_moe.lab.shared import engine, intervals
 from lynx_moe.policies import DEFAULT
 
 OUT = Path("out/back-off-kl.jsonl")
-MODELS, BATCHES = ("text", "qwen3-moe", "mixtral", "deepseek-v3"), (4, 16)
+MODELS = ("text", "carved", "qwen3-moe", "olmoe", "mixtral", "gpt-oss", "deepseek-v3")
+BATCHES = (4, 16)
 MOST, BEGINS = 0.01, 24
 STEPS = {4: 4000, 16: 2000}
 
