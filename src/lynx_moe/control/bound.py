@@ -18,7 +18,6 @@ and, in a trial that nobody's tokens come from, a higher one. What the rules pro
   3 of 64 rows, 2 of 256, 1.25 of 4096. So the shorter it is the less is believed, and one row alone changes nothing.
 - From 1 + LOOK / sqrt(n) bounds on, the largest sample included and down to one sample, a window is a reason to look
   closer: steps are sampled densely until it is refuted or the level is left.
-
 - It falls to where the bound would hold if KL rose as the price. Measured powers of it lie between 0.4 and 2.6. So a
   second fall, before anything was raised and before the level between was in force for long, goes by the power that was
   measured from the first level to the second.

@@ -155,8 +155,10 @@ def steps() -> list[Step]:
                 f"lynx-moe table {{out}}/text/bakeoff-{name}/bakeoff.jsonl > {{out}}/text/bakeoff-{name}.md",
             )
         ), "models/text/model.safetensors"),
-        Step("what max_kl keeps", "max-kl.md", 150, (
+        Step("what max_kl keeps", "max-kl.md", 210, (
             "python tests/timing/measure_max_kl.py",
+            "python tests/timing/measure_max_kl.py carved 4 16",
+            "python tests/timing/back_off_kl.py",
             *(f"python tests/timing/follow_max_kl.py qwen3-moe priced 16{way}" for way in ("", " back")),
             "python tests/timing/follow_max_kl.py qwen3-moe random:num_keep=16 16",
         )),
